@@ -1,0 +1,108 @@
+"""The command line `torchrec-archiver`; option names follow torch-model-archiver's."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from torchrec_handler.errors import TorchRecServeError
+
+from torchrec_archiver.mar import ArchiveFormat
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, or 1 with one ERROR line on standard error.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return _build(options)
+    except TorchRecServeError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+
+
+def _build(options: argparse.Namespace) -> int:
+    from torchrec_archiver.build import build_archive  # noqa: PLC0415  --help need not load torch
+
+    archive = build_archive(
+        model_name=options.model_name,
+        version=options.version,
+        factory=options.factory,
+        configs={name: Path(path) for name, path in options.config},
+        weights=options.weights,
+        extra_files={Path(path).name: Path(path) for path in options.extra_files},
+        packager=options.packager,
+        export_path=options.export_path,
+        config_file=options.config_file,
+        requirements_file=options.requirements_file,
+        archive_format=options.archive_format,
+        force=options.force,
+        progress=sys.stderr.isatty(),
+    )
+    print(archive)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchrec-archiver",
+        description="Build TorchServe model archives from TorchRec predict factories.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="package a factory and its weights as an archive")
+    build.add_argument("--model-name", required=True, help="TorchServe's name of the model")
+    build.add_argument("--version", required=True, help="TorchServe's version of the model")
+    build.add_argument(
+        "--factory", required=True, metavar="MODULE:CLASS", help="the PredictFactory to package"
+    )
+    build.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        type=_name_and_path,
+        metavar="NAME=PATH",
+        help="a config of the package, repeatable; a .pkl is packed as an object, others as text",
+    )
+    build.add_argument("--weights", metavar="PATH", help="a torch.save checkpoint")
+    build.add_argument(
+        "--extra-files",
+        default=[],
+        type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
+        metavar="PATH[,PATH]",
+        help="files that the factory finds as the package's extra_files",
+    )
+    build.add_argument(
+        "--packager",
+        default="torchrec_archiver.package:DefaultPackager",
+        metavar="MODULE:CLASS",
+        help="a PredictFactoryPackager subclass with your own externs and mocks",
+    )
+    build.add_argument("--export-path", default=".", metavar="FOLDER", help="the model store")
+    build.add_argument("--config-file", metavar="PATH", help="model-config.yaml")
+    build.add_argument("--requirements-file", metavar="PATH", help="the model's requirements.txt")
+    build.add_argument(
+        "--archive-format",
+        choices=get_args(ArchiveFormat),
+        default="default",
+        help="as torch-model-archiver's",
+    )
+    build.add_argument("-f", "--force", action="store_true", help="replace an archive")
+    return parser
+
+
+def _name_and_path(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        message = f"received {text!r}, expected NAME=PATH"
+        raise argparse.ArgumentTypeError(message)
+    return name, path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

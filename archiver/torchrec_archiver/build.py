@@ -1,0 +1,227 @@
+"""From a factory and its checkpoint to a model archive: the steps of building, in order."""
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torchrec.inference.model_packager import PredictFactoryPackager
+from torchrec.inference.modules import PredictFactory
+from torchrec_handler.archive import (
+    DENSE,
+    FORMAT_VERSION,
+    INDEX,
+    MODEL_CONFIG,
+    PACKAGE,
+    TABLES,
+    Index,
+    TableEntry,
+    sha256,
+)
+from torchrec_handler.errors import BuildError
+from torchrec_handler.load.factory import FactoryOutput, import_factory, run_factory
+from torchrec_handler.load.loader import Predictor, Quantized, load_weights, make_ready
+from torchrec_handler.load.process_group import init_process_group
+from torchrec_handler.load.tables import TableStore, gather, is_sharded, layout
+from torchrec_handler.load.weights import dense_state
+from torchrec_handler.options import Options, read_options
+
+from torchrec_archiver.checkpoint import fit, read_checkpoint
+from torchrec_archiver.factory import find_factory, find_packager
+from torchrec_archiver.mar import ArchiveFormat, check_target, staging, write_archive
+from torchrec_archiver.package import DefaultPackager, read_config, save_package
+from torchrec_archiver.tables import write_tables
+
+DEFAULT_MODEL_CONFIG: Mapping[str, Any] = {
+    "minWorkers": 1,
+    "maxWorkers": 1,
+    "batchSize": 64,
+    "maxBatchDelay": 2,
+}
+"""TorchServe's settings of an archive that is built without a --config-file."""
+
+DISTRIBUTIONS = ("torchrec-serve", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
+
+
+def build_archive(  # noqa: PLR0913  the command line's options
+    *,
+    model_name: str,
+    version: str,
+    factory: str | type[PredictFactory],
+    export_path: str | Path,
+    configs: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    extra_files: Mapping[str, str | bytes | Path] | None = None,
+    packager: str | type[PredictFactoryPackager] = DefaultPackager,
+    config_file: str | Path | None = None,
+    requirements_file: str | Path | None = None,
+    archive_format: ArchiveFormat = "default",
+    force: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Build a model archive.
+
+    Args:
+        model_name: TorchServe's name of the model.
+        version: TorchServe's version of the model.
+        factory: a PredictFactory class, or its `module:Class`.
+        export_path: the model store.
+        configs: name -> object; a `Path` is read, unpickled where it ends in `.pkl`, as text else.
+        weights: a `torch.save` checkpoint by the model's own names; None when the factory brings
+            its weights itself.
+        extra_files: name -> content, for the package's `extra_files`; a `Path` is read as bytes.
+        packager: a PredictFactoryPackager subclass, or its `module:Class`.
+        config_file: model-config.yaml: TorchServe's settings, and ours under `torchrec:`.
+        requirements_file: Python requirements that TorchServe installs for the model.
+        archive_format: default (zip, deflated), zip-store, no-archive or tgz.
+        force: whether to replace an archive of the same name.
+        progress: whether to show progress bars.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        BuildError: an argument is wrong or a step failed; nothing is left in the model store.
+        LoadError: the factory cannot be served; the build runs the code that will serve.
+    """
+    export_path = Path(export_path)
+    target = check_target(model_name, export_path, archive_format, force=force)
+    factory = find_factory(factory) if isinstance(factory, str) else factory
+    packager = find_packager(packager) if isinstance(packager, str) else packager
+    model_config = _read_model_config(config_file)
+    options = read_options(model_config)
+    packed = {
+        name: _read_bytes("extra file", value) if isinstance(value, Path) else value
+        for name, value in (extra_files or {}).items()
+    }
+    with staging(export_path) as folder:
+        content = folder / model_name
+        content.mkdir()
+        save_package(packager, factory, _read_configs(configs), packed, content / PACKAGE)
+        (content / MODEL_CONFIG).write_text(yaml.safe_dump(model_config, sort_keys=False))
+        requirements = None
+        if requirements_file is not None:
+            requirements = Path(requirements_file).name
+            (content / requirements).write_bytes(
+                _read_bytes("requirements file", Path(requirements_file))
+            )
+        predictor = _write_weights(content, weights, options, progress=progress)
+        _write_index(content, predictor, tuple(packed))
+        write_archive(
+            content,
+            target,
+            model_name=model_name,
+            version=version,
+            archive_format=archive_format,
+            requirements_file=requirements,
+        )
+    return target
+
+
+def _write_weights(
+    content: Path, weights: str | Path | None, options: Options, *, progress: bool
+) -> Predictor:
+    """Write the dense weights and the tables, then make the model ready from what was written."""
+    init_process_group()
+    device = torch.device("cpu")
+    output = run_factory(import_factory(content / PACKAGE), device, options.sharding.world_size)
+    if weights is not None:
+        if is_sharded(output.module):
+            message = (
+                "weights: the factory returns a sharded module, which keeps its own weights; "
+                "leave --weights out, or let the factory return the module unsharded"
+            )
+            raise BuildError(message)
+        fitted = fit(read_checkpoint(Path(weights)), output.module)
+        quantized = load_weights(output, fitted.dense, options)
+        dense, rows = fitted.dense, fitted.rows
+    else:
+        quantized = load_weights(output, None, options)
+        dense, rows = dense_state(quantized.module), quantized.own_rows
+    if is_sharded(quantized.module):
+        return make_ready(output, quantized, None, None, options, device)
+    _save_dense(dense, content / DENSE)
+    store = _save_tables(content / TABLES, output, quantized, rows, progress=progress)
+    return make_ready(output, quantized, store, None, options, device)
+
+
+def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
+    if absent := [name for name, value in dense.items() if value.is_meta]:
+        message = f"weights: the factory leaves {', '.join(absent)} on meta; give --weights"
+        raise BuildError(message)
+    save_file({name: value.detach().clone().contiguous() for name, value in dense.items()}, path)
+
+
+def _save_tables(
+    path: Path,
+    output: FactoryOutput,
+    quantized: Quantized,
+    rows: Mapping[tuple[str, str], torch.Tensor],
+    *,
+    progress: bool,
+) -> TableStore | None:
+    own = None if rows else gather(quantized.module)
+    entries: list[TableEntry] = layout(quantized.module)
+    if not entries:
+        return None
+    if own is not None:
+        path.write_bytes(memoryview(own.buffer.numpy()))
+    else:
+        write_tables(path, entries, rows, progress=progress)
+    return TableStore.map(path, entries)
+
+
+def _write_index(content: Path, predictor: Predictor, extra_files: tuple[str, ...]) -> None:
+    tables = tuple(predictor.tables.entries.values()) if predictor.tables else ()
+    index = Index(
+        format_version=FORMAT_VERSION,
+        versions=_versions(),
+        signature=predictor.signature,
+        tables=tables,
+        extra_files=extra_files,
+        sha256={path.name: sha256(path) for path in sorted(content.iterdir())},
+    )
+    (content / INDEX).write_text(index.dumps(), encoding="utf-8")
+
+
+def _read_model_config(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return dict(DEFAULT_MODEL_CONFIG)
+    try:
+        document = yaml.safe_load(_read_bytes("config file", Path(path)))
+    except yaml.YAMLError as error:
+        message = f"config file: {path} is not YAML: {error}"
+        raise BuildError(message) from error
+    if not isinstance(document, dict):
+        message = f"config file: {path} holds {type(document).__name__}, expected a mapping"
+        raise BuildError(message)
+    return document
+
+
+def _read_configs(configs: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        name: read_config(name, value) if isinstance(value, Path) else value
+        for name, value in (configs or {}).items()
+    }
+
+
+def _read_bytes(what: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        message = f"{what}: {path} cannot be read: {error.strerror}"
+        raise BuildError(message) from error
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,88 @@
+"""Third step of building: read a trained checkpoint and fit it to the predict module."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchrec_handler.errors import BuildError
+from torchrec_handler.load.quantize import float_tables
+from torchrec_handler.load.weights import checkpoint_root, dense_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A checkpoint, told apart by where it goes."""
+
+    dense: Mapping[str, torch.Tensor]
+    """Checkpoint name -> tensor."""
+    rows: Mapping[tuple[str, str], torch.Tensor]
+    """(collection, table name) -> float rows [rows, D]."""
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Read a `torch.save` file, mapped, so that tables are paged in as they are quantized.
+
+    Raises:
+        BuildError: not a checkpoint that loads with weights_only, or not a dict of tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        message = f"weights: {path} cannot be read as a torch.save checkpoint: {reason}"
+        raise BuildError(message) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        message = f"weights: {path} holds {_describe(state)}, expected a state_dict of tensors"
+        raise BuildError(message)
+    return dict(state)
+
+
+def fit(state: Mapping[str, torch.Tensor], module: torch.nn.Module) -> Weights:
+    """Find every weight of the module in a checkpoint.
+
+    Args:
+        state: checkpoint name -> tensor.
+        module: the predict module, its tables still float or on `meta`.
+
+    Raises:
+        BuildError: lists every missing, unexpected and wrongly shaped entry at once.
+    """
+    prefix, _ = checkpoint_root(module)
+    dense = dense_state(module)
+    tables = {table.parameter.removeprefix(prefix): table for table in float_tables(module)}
+    expected = {name: tuple(value.shape) for name, value in dense.items()}
+    expected |= {name: tuple(table.weight.shape) for name, table in tables.items()}
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    faults = [f"missing: {name}{_nearest(name, unexpected)}" for name in missing]
+    faults += [f"unexpected: {name}{_nearest(name, missing)}" for name in unexpected]
+    faults += [
+        f"{name}: received shape {tuple(state[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    if faults:
+        message = "weights: the checkpoint does not fit the predict module\n  " + "\n  ".join(
+            sorted(faults)
+        )
+        raise BuildError(message)
+    return Weights(
+        dense={name: state[name] for name in dense},
+        rows={(table.collection, table.name): state[name] for name, table in tables.items()},
+    )
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(candidates), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _describe(state: object) -> str:
+    if isinstance(state, Mapping):
+        odd = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
+        return f"a dict whose {', '.join(odd[:5])} are no tensors"
+    return type(state).__name__

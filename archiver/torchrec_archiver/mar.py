@@ -1,0 +1,130 @@
+"""Last step of building: the archive file, by torch-model-archiver's own code."""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from model_archiver.model_archiver_config import ModelArchiverConfig
+from model_archiver.model_archiver_error import ModelArchiverError
+from model_archiver.model_packaging_utils import ModelExportUtils
+from torchrec_handler.archive import HANDLER, MODEL_CONFIG, PACKAGE
+from torchrec_handler.errors import BuildError
+
+ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
+
+STAGING_PREFIX = ".torchrec-archiver-"
+
+
+def check_target(
+    model_name: str, export_path: Path, archive_format: ArchiveFormat, *, force: bool
+) -> Path:
+    """Where the archive will be, checked before any work is done.
+
+    Raises:
+        BuildError: the name or folder is wrong, or an archive is there and `force` is not set.
+    """
+    try:
+        ModelExportUtils.validate_inputs(model_name, str(export_path))
+    except ModelArchiverError as error:
+        raise BuildError(str(error)) from error
+    target = Path(
+        ModelExportUtils.get_archive_export_path(str(export_path), model_name, archive_format)
+    )
+    if target.exists() and not force:
+        message = f"{target} already exists; replace it with --force"
+        raise BuildError(message)
+    return target
+
+
+@contextmanager
+def staging(export_path: Path) -> Iterator[Path]:
+    """A folder outside the model store, on its file system, gone again whatever happens.
+
+    A model store must never hold half an archive, not even after a kill, so the work is done
+    elsewhere and renamed into it.
+    """
+    device = export_path.stat().st_dev
+    outside = [Path(tempfile.gettempdir()), export_path.resolve().parent]
+    parent = next(
+        (
+            path
+            for path in outside
+            if path.stat().st_dev == device and os.access(path, os.W_OK | os.X_OK)
+        ),
+        export_path,
+    )
+    _remove_stale(parent)
+    with _terminating(), tempfile.TemporaryDirectory(
+        prefix=f"{STAGING_PREFIX}{os.getpid()}-", dir=parent
+    ) as folder:
+        yield Path(folder)
+
+
+def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
+    content: Path,
+    target: Path,
+    *,
+    model_name: str,
+    version: str,
+    archive_format: ArchiveFormat,
+    requirements_file: str | None,
+) -> None:
+    """Write the staged members as an archive and rename it into the model store.
+
+    Args:
+        content: the staged folder; the archive is made beside it.
+        target: the archive's final path; one that is there is replaced.
+        model_name: TorchServe's name of the model.
+        version: TorchServe's version of the model.
+        archive_format: as torch-model-archiver names them.
+        requirements_file: name of a staged requirements file.
+    """
+    manifest = ModelExportUtils.generate_manifest_json(
+        ModelArchiverConfig(
+            model_name=model_name,
+            handler=HANDLER,
+            version=version,
+            serialized_file=PACKAGE,
+            requirements_file=requirements_file,
+            config_file=MODEL_CONFIG,
+        )
+    )
+    ModelExportUtils.archive(
+        str(content.parent), model_name, str(content), manifest, archive_format
+    )
+    staged = content.parent / target.name
+    if target.is_dir():
+        target.rename(content.parent / "replaced")
+    staged.replace(target)
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Let a SIGTERM unwind like Ctrl-C does, so that the staging folder is removed."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: the application decides about signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Remove what builds that were killed outright left behind."""
+    for folder in parent.glob(f"{STAGING_PREFIX}*-*"):
+        pid = folder.name.removeprefix(STAGING_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,140 @@
+"""From an archive's folder to a predictor: the steps of loading, in order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torchrec.distributed.types import ShardingPlan
+from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
+
+from torchrec_handler.archive import DENSE, TABLES, Signature
+from torchrec_handler.load.factory import (
+    FactoryOutput,
+    import_factory,
+    run_factory,
+    run_weights_dependent,
+)
+from torchrec_handler.load.lower import lower
+from torchrec_handler.load.process_group import init_process_group
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
+from torchrec_handler.load.shard import shard
+from torchrec_handler.load.signature import feature_rows, observe_signature
+from torchrec_handler.load.tables import TableStore, attach, gather, is_sharded, layout
+from torchrec_handler.load.verify import verify
+from torchrec_handler.load.weights import load_dense
+from torchrec_handler.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A model that is ready to serve."""
+
+    module: torch.nn.Module
+    signature: Signature
+    batching: Mapping[str, BatchingMetadata]
+    qualnames: Mapping[str, QualNameMetadata]
+    result_metadata: str
+    device: torch.device
+    tables: TableStore | None
+    """None for a module that its factory sharded, and for one without tables."""
+    plan: ShardingPlan | None
+    """None when nothing was left to shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A module that has its dense weights and whose collections are quantized."""
+
+    module: torch.nn.Module
+    own_rows: Mapping[tuple[str, str], torch.Tensor]
+    """(collection, table name) -> float rows that the factory itself brought."""
+    feature_rows: Mapping[str, int]
+    """Feature name -> rows of its table."""
+
+
+def load(folder: Path, options: Options, device: torch.device) -> Predictor:
+    """Load an archive's folder.
+
+    Args:
+        folder: where TorchServe extracted the archive, or a `no-archive` folder.
+        options: from the archive's model-config.yaml.
+        device: where to serve.
+
+    Raises:
+        LoadError: see the steps.
+    """
+    archive = verify(folder)
+    init_process_group()
+    output = run_factory(import_factory(archive.package), device, options.sharding.world_size)
+    index = archive.index
+    dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
+    quantized = load_weights(output, dense, options)
+    if index and index.tables:
+        store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
+    elif is_sharded(quantized.module):
+        store = None
+    else:
+        store = gather(quantized.module) or TableStore.encode(
+            layout(quantized.module), quantized.own_rows
+        )
+    signature = index.signature if index else None
+    return make_ready(output, quantized, store, signature, options, device)
+
+
+def load_weights(
+    output: FactoryOutput, dense: Mapping[str, torch.Tensor] | None, options: Options
+) -> Quantized:
+    """Give the module its dense weights, transform and quantize it; rows are left to `tables`.
+
+    Args:
+        output: what the factory gave.
+        dense: checkpoint name -> tensor; None when the factory brought its own weights, tables
+            included.
+        options: all options.
+    """
+    if dense is not None:
+        to_meta(float_tables(output.module))
+        load_dense(output.module, dense)
+    module = run_weights_dependent(output)
+    rows = feature_rows(module)
+    tables = float_tables(module)
+    own_rows = to_meta(tables)
+    quantize(module, tables, options.tables)
+    return Quantized(module=module, own_rows=own_rows, feature_rows=rows)
+
+
+def make_ready(  # noqa: PLR0913  the results of all earlier steps
+    output: FactoryOutput,
+    quantized: Quantized,
+    store: TableStore | None,
+    signature: Signature | None,
+    options: Options,
+    device: torch.device,
+) -> Predictor:
+    """Shard, give the lookups their rows, fit to the machine.
+
+    Args:
+        output: what the factory gave.
+        quantized: what `load_weights` made of it.
+        store: the tables; None for a module that its factory sharded.
+        signature: as recorded; None to observe it.
+        options: all options.
+        device: where to serve.
+    """
+    module, plan = shard(quantized.module, options.sharding, device)
+    if store is not None:
+        attach(module, store, device)
+    lower(module, options.dense, options.threads, device)
+    return Predictor(
+        module=module,
+        signature=signature
+        or observe_signature(output, module, quantized.feature_rows, device),
+        batching=output.batching,
+        qualnames=output.qualnames,
+        result_metadata=output.result_metadata,
+        device=device,
+        tables=store,
+        plan=plan,
+    )

@@ -1,0 +1,24 @@
+"""Second step of loading: the process group that a PredictFactory may rely on."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def init_process_group() -> None:
+    """Start the default process group, once a process.
+
+    Under torchrun (TorchServe's `parallelType`), rank, world size and rendezvous come from the
+    environment. Otherwise it has one rank and needs no rendezvous, so no port is chosen or shared;
+    gloo's own listener is kept on the loopback interface. `PredictFactory.create_predict_module`
+    assumes that this was called (torchrec.inference.modules).
+    """
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend)
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -1,0 +1,139 @@
+"""Fourth step of loading: swap float embedding collections for TorchRec's quantized ones.
+
+The float rows are set aside first and the swap runs on the `meta` device, so that no table is
+ever held twice; `tables` encodes the rows, or maps rows that the archiver encoded.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torchrec.inference.modules import (
+    DEFAULT_QUANT_MAPPING,
+    FEATURE_PROCESSED_EBC_TYPE,
+    quantize_inference_model,
+    trim_torch_package_prefix_from_typename,
+)
+
+from torchrec_handler.errors import FactoryError, OptionError
+from torchrec_handler.options import Tables
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int8": torch.int8,
+    "int4": torch.quint4x2,
+    "int2": torch.quint2x4,
+}
+"""Our names of table data types -> the dtypes that TorchRec's `QuantConfig` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatTable:
+    """One table of a float embedding collection."""
+
+    collection: str
+    """Path of its collection in the predict module; the quantized one takes the same place."""
+    name: str
+    parameter: str
+    """Its path in the predict module, which is its key in a checkpoint."""
+    owner: torch.nn.Module
+    """The module whose `weight` it is."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[rows, D], floating point."""
+        weight = self.owner.weight
+        assert isinstance(weight, torch.Tensor)  # noqa: S101  narrows nn.Module's attribute
+        return weight
+
+
+def float_tables(module: torch.nn.Module) -> list[FloatTable]:
+    """Every table that `quantize` will quantize, in the module's order.
+
+    Collections are found by type name, as `quantize_inference_model` finds them, so that classes
+    that came out of a torch.package count too.
+    """
+    return [
+        FloatTable(
+            collection=collection,
+            name=path.rsplit(".", 1)[-1],
+            parameter=f"{collection}.{path}.weight",
+            owner=owner,
+        )
+        for collection, found in _collections(module)
+        for path, owner in found.named_modules()
+        if _holds_table(path)
+    ]
+
+
+def to_meta(tables: list[FloatTable]) -> dict[tuple[str, str], torch.Tensor]:
+    """Take the rows out of their modules.
+
+    Returns:
+        (collection, table name) -> float rows [rows, D]; tables on `meta` already are left out.
+    """
+    taken = {}
+    for table in tables:
+        weight = table.weight.detach()
+        if not weight.is_meta:
+            taken[table.collection, table.name] = weight
+            table.owner.weight = torch.nn.Parameter(weight.to("meta"))
+    return taken
+
+
+def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -> None:
+    """Swap the collections of `tables` for quantized ones without rows, in place.
+
+    Raises:
+        OptionError: `per_table` names a table that the module lacks, or a width cannot be packed.
+    """
+    if not tables:
+        return
+    known = {table.name for table in tables}
+    if unknown := sorted(set(options.per_table) - known):
+        message = (
+            f"torchrec.tables.per_table: names {', '.join(unknown)}, "
+            f"but the tables are {', '.join(sorted(known))}"
+        )
+        raise OptionError(message)
+    for table in tables:
+        dtype = options.per_table.get(table.name, options.dtype)
+        multiple = {"int4": 2, "int2": 4}.get(dtype, 1)
+        if table.weight.shape[1] % multiple:
+            message = (
+                f"torchrec.tables: table {table.name!r} is {table.weight.shape[1]} wide, "
+                f"expected a multiple of {multiple} for {dtype}"
+            )
+            raise OptionError(message)
+    dtype = TORCH_DTYPES[options.dtype]
+    try:
+        quantize_inference_model(
+            module,
+            per_table_weight_dtype={
+                table.name: TORCH_DTYPES[options.per_table.get(table.name, options.dtype)]
+                for table in tables
+            },
+            fp_weight_dtype=dtype,
+            quantization_dtype=dtype,
+            output_dtype=TORCH_DTYPES[options.output_dtype],
+        )
+    except Exception as error:
+        message = f"quantize_inference_model raised {type(error).__name__}: {error}"
+        raise FactoryError(message) from error
+
+
+def _collections(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    inside: list[str] = []
+    for path, found in module.named_modules():
+        if any(path.startswith(prefix) for prefix in inside):
+            continue
+        typename = trim_torch_package_prefix_from_typename(torch.typename(found))
+        if typename == FEATURE_PROCESSED_EBC_TYPE or typename in DEFAULT_QUANT_MAPPING:
+            inside.append(f"{path}.")
+            yield path, found
+
+
+def _holds_table(path: str) -> bool:
+    parts = path.split(".")
+    return len(parts) >= 2 and parts[-2] in {"embedding_bags", "embeddings"}

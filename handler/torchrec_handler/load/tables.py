@@ -1,0 +1,246 @@
+"""Sixth step of loading: give the lookups their rows, without copying a table on the CPU.
+
+All tables lie in one buffer of bytes: `tables.bin`, mapped read-only and shared by every worker,
+or, for an archive without one, memory of this process. Row layout is FBGEMM's for its CPU
+inference lookup (`IntNBitTableBatchedEmbeddingBagsCodegen` with a row alignment of 1), which
+reads any table at any offset of a buffer, so one buffer serves every plan.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
+    IntNBitTableBatchedEmbeddingBagsCodegen,
+    rounded_row_size_in_bytes,
+)
+
+from torchrec_handler.archive import TableEntry, align
+from torchrec_handler.errors import ArchiveError, WeightsError
+
+DTYPE_NAMES: Mapping[str, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int4": "int4",
+    "int2": "int2",
+}
+"""FBGEMM's `SparseType` values -> our names."""
+
+BITS: Mapping[str, int] = {"int8": 8, "int4": 4, "int2": 2}
+SCALE_BIAS_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """One FBGEMM operator of a quantized or sharded collection."""
+
+    collection: str
+    """Path of the collection in the predict module."""
+    operator: IntNBitTableBatchedEmbeddingBagsCodegen
+    first_rows: tuple[int, ...]
+    """Per table of the operator, which row of the whole table its shard starts at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableStore:
+    """Encoded tables and where each lies."""
+
+    entries: Mapping[tuple[str, str], TableEntry]
+    """(collection, table name) -> entry."""
+    buffer: torch.Tensor
+    """[bytes] uint8, on the CPU."""
+
+    @classmethod
+    def map(cls, path: Path, entries: Sequence[TableEntry]) -> "TableStore":
+        """Map `tables.bin`; nothing is read until a lookup touches it."""
+        size = path.stat().st_size
+        return cls(
+            entries=_by_key(entries),
+            buffer=torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8),
+        )
+
+    @classmethod
+    def encode(
+        cls, entries: Sequence[TableEntry], weights: Mapping[tuple[str, str], torch.Tensor]
+    ) -> "TableStore":
+        """Encode float rows into memory of this process.
+
+        Raises:
+            WeightsError: an entry has no rows, or rows of another shape.
+        """
+        size = max((entry.offset + entry.nbytes for entry in entries), default=0)
+        store = cls(entries=_by_key(entries), buffer=torch.empty(size, dtype=torch.uint8))
+        for key, entry in store.entries.items():
+            if key not in weights:
+                message = (
+                    f"table {entry.name!r}: has no weights; the factory leaves it on the meta "
+                    "device, so build the archive with --weights"
+                )
+                raise WeightsError(message)
+            rows = weights[key]
+            if rows.shape[0] < entry.rows or rows.shape[1] != entry.width:
+                message = (
+                    f"table {entry.name!r}: received weights of shape {tuple(rows.shape)}, "
+                    f"expected ({entry.rows}, {entry.width})"
+                )
+                raise WeightsError(message)
+            store.rows(entry).copy_(encode_rows(rows[: entry.rows], entry.dtype))
+        return store
+
+    def rows(self, entry: TableEntry) -> torch.Tensor:
+        """One table's rows, [rows, row_bytes] uint8, a view."""
+        block = self.buffer[entry.offset : entry.offset + entry.nbytes]
+        return block.view(entry.rows, entry.row_bytes)
+
+
+def encode_rows(rows: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Encode float rows as the inference lookup reads them.
+
+    The same FBGEMM operator as in TorchRec's `quantize_state_dict`; each row is encoded on its
+    own, so a table may be encoded in pieces. The operator puts scale and bias behind the values,
+    the lookup reads them in front.
+
+    Args:
+        rows: [rows, D] float32 or float16.
+        dtype: float32, float16, int8, int4 or int2.
+
+    Returns:
+        [rows, row_bytes] uint8.
+    """
+    if dtype == "float32":
+        return rows.float().contiguous().view(torch.uint8)
+    if dtype == "float16":
+        return rows.half().contiguous().view(torch.uint8)
+    source = rows if rows.dtype in (torch.float32, torch.float16) else rows.float()
+    encoded = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(
+        source.contiguous(), BITS[dtype]
+    )
+    return torch.roll(encoded, SCALE_BIAS_BYTES, dims=1)
+
+
+def lookups(module: torch.nn.Module) -> Iterator[Lookup]:
+    """The lookups of every quantized collection, sharded or not."""
+    for path, found in module.named_modules():
+        if hasattr(found, "tbes_configs"):
+            for operator, config in found.tbes_configs().items():
+                shards = [table.local_metadata for table in config.embedding_tables]
+                for table, shard in zip(config.embedding_tables, shards, strict=True):
+                    if shard is not None and shard.shard_offsets[1]:
+                        message = (
+                            f"table {table.name!r}: the plan is column-wise, expected table_wise "
+                            "or row_wise; a quantized row has one scale and cannot be cut"
+                        )
+                        raise ArchiveError(message)
+                first_rows = tuple(shard.shard_offsets[0] if shard else 0 for shard in shards)
+                yield Lookup(collection=path, operator=operator, first_rows=first_rows)
+        elif isinstance(emb_modules := getattr(found, "_emb_modules", None), list):
+            for operator in emb_modules:
+                if isinstance(operator, IntNBitTableBatchedEmbeddingBagsCodegen):
+                    first_rows = (0,) * len(operator.embedding_specs)
+                    yield Lookup(collection=path, operator=operator, first_rows=first_rows)
+
+
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether the module holds a collection that is sharded already."""
+    return any(hasattr(found, "tbes_configs") for found in module.modules())
+
+
+def layout(module: torch.nn.Module) -> list[TableEntry]:
+    """Lay out the tables of a quantized, not yet sharded module, one block behind another."""
+    entries: list[TableEntry] = []
+    offset = 0
+    for lookup in lookups(module):
+        for name, rows, width, sparse_type, _ in lookup.operator.embedding_specs:
+            row_bytes = rounded_row_size_in_bytes(
+                width, sparse_type, 1, lookup.operator.scale_bias_size_in_bytes
+            )
+            entry = TableEntry(
+                collection=lookup.collection,
+                name=name,
+                rows=rows,
+                width=width,
+                dtype=DTYPE_NAMES[sparse_type.value],
+                row_bytes=row_bytes,
+                offset=offset,
+            )
+            entries.append(entry)
+            offset = align(offset + entry.nbytes)
+    return entries
+
+
+def gather(module: torch.nn.Module) -> TableStore | None:
+    """Copy the rows out of a module that a factory quantized itself; None where it has none."""
+    found = list(lookups(module))
+    if not found or any(
+        lookup.operator.weights_host.is_meta or not lookup.operator.weight_initialized
+        for lookup in found
+    ):
+        return None
+    entries = layout(module)
+    size = max(entry.offset + entry.nbytes for entry in entries)
+    store = TableStore(entries=_by_key(entries), buffer=torch.empty(size, dtype=torch.uint8))
+    for lookup in found:
+        specs = lookup.operator.embedding_specs
+        weights = lookup.operator.split_embedding_weights(split_scale_shifts=False)
+        for spec, (rows, _) in zip(specs, weights, strict=True):
+            entry = store.entries[lookup.collection, spec[0]]
+            store.rows(entry).copy_(rows[:, : entry.row_bytes])
+    return store
+
+
+def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> None:
+    """Point every lookup of the module at its rows.
+
+    On the CPU that is one buffer and an offset per table. On CUDA each shard's rows are copied to
+    the device the lookup was sharded to, whose rows are padded to 16 bytes.
+
+    Raises:
+        ArchiveError: the module has a table that the store lacks, or of another shape.
+    """
+    for lookup in lookups(module):
+        operator = lookup.operator
+        shards = []
+        for spec, first_row in zip(operator.embedding_specs, lookup.first_rows, strict=True):
+            name, rows, width, sparse_type, _ = spec
+            entry = store.entries.get((lookup.collection, name))
+            dtype = DTYPE_NAMES[sparse_type.value]
+            if entry is None:
+                message = f"table {name!r} of {lookup.collection}: the archive does not hold it"
+                raise ArchiveError(message)
+            if (entry.width, entry.dtype) != (width, dtype) or first_row + rows > entry.rows:
+                message = (
+                    f"table {name!r}: the archive holds {entry.rows} x {entry.width} {entry.dtype},"
+                    f" the module expects {first_row + rows} x {width} {dtype}"
+                )
+                raise ArchiveError(message)
+            shards.append((entry, first_row, rows))
+        if device.type == "cpu":
+            operator.reset_weights_placements_and_offsets(device, EmbeddingLocation.HOST.value)
+            operator.recompute_module_buffers()
+            _materialise_buffers(operator, device)
+            offsets = [entry.offset + first * entry.row_bytes for entry, first, _ in shards]
+            operator.weights_physical_offsets = offsets
+            operator.weights_offsets = torch.tensor(
+                [offsets[table] for table in operator.feature_table_map], dtype=torch.int64
+            )
+            operator.weights_host = store.buffer
+            operator.weight_initialized = True
+        else:
+            weights = operator.split_embedding_weights(split_scale_shifts=False)
+            for (entry, first, rows), (target, _) in zip(shards, weights, strict=True):
+                block = store.rows(entry)[first : first + rows]
+                target[:, : entry.row_bytes].copy_(block)
+
+
+def _materialise_buffers(operator: torch.nn.Module, device: torch.device) -> None:
+    # What recompute_module_buffers leaves on meta serves the cache on CUDA only; zeros will do.
+    for name, buffer in operator.named_buffers(recurse=False):
+        if buffer.is_meta:
+            setattr(operator, name, torch.zeros_like(buffer, device=device))
+
+
+def _by_key(entries: Sequence[TableEntry]) -> dict[tuple[str, str], TableEntry]:
+    return {(entry.collection, entry.name): entry for entry in entries}

@@ -1,0 +1,98 @@
+"""First step of loading: read what the archive says of itself, and check it before using it."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrec_handler.archive import (
+    CODE_MEMBERS,
+    FORMAT_VERSION,
+    INDEX,
+    MANIFEST,
+    TABLES,
+    Index,
+    sha256,
+)
+from torchrec_handler.errors import ArchiveError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """An archive's folder, checked."""
+
+    folder: Path
+    package: Path
+    """What `PredictFactoryPackager.save_predict_factory` wrote."""
+    index: Index | None
+    """None for an archive made with plain torch-model-archiver."""
+
+
+def verify(folder: Path) -> Archive:
+    """Check an extracted archive.
+
+    Members that hold code, and those that are unpickled, are checked against their digest before
+    anything reads them. `tables.bin` is only mapped, so its size is checked, not its content.
+
+    Raises:
+        ArchiveError: a member is missing, altered or truncated, or of another format version.
+    """
+    manifest = _read_manifest(folder)
+    name = manifest["model"].get("serializedFile")
+    if not name:
+        message = f"{MANIFEST}: no serializedFile; give the package with --serialized-file"
+        raise ArchiveError(message)
+    package = folder / str(name)
+    if not package.is_file():
+        message = f"{name}: the manifest names it as serializedFile, but it is not in {folder}"
+        raise ArchiveError(message)
+    if not (folder / INDEX).is_file():
+        return Archive(folder=folder, package=package, index=None)
+    index = Index.loads((folder / INDEX).read_text(encoding="utf-8"))
+    if index.is_newer:
+        logger.warning(
+            "%s: written in format %s, read as %s; newer fields are ignored",
+            INDEX,
+            index.format_version,
+            FORMAT_VERSION,
+        )
+    _check_members(folder, index)
+    return Archive(folder=folder, package=package, index=index)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{MANIFEST}: cannot be read ({error}); is {folder} a model archive?"
+        raise ArchiveError(message) from error
+    if not isinstance(manifest.get("model"), dict):
+        message = f"{MANIFEST}: has no model section; build the archive again"
+        raise ArchiveError(message)
+    return manifest
+
+
+def _check_members(folder: Path, index: Index) -> None:
+    for member, digest in index.sha256.items():
+        path = folder / member
+        if not path.is_file():
+            message = f"{member}: listed in {INDEX}, but missing from {folder}"
+            raise ArchiveError(message)
+        if member in CODE_MEMBERS and (found := sha256(path)) != digest:
+            message = (
+                f"{member}: its sha256 is {found[:16]}…, expected {digest[:16]}…; "
+                "the archive was altered or damaged, build or copy it again"
+            )
+            raise ArchiveError(message)
+    if index.tables:
+        expected = max(table.offset + table.nbytes for table in index.tables)
+        received = (folder / TABLES).stat().st_size if (folder / TABLES).is_file() else 0
+        if received < expected:
+            message = (
+                f"{TABLES}: received {received} bytes, expected {expected} for "
+                f"{len(index.tables)} tables; the archive is truncated, build or copy it again"
+            )
+            raise ArchiveError(message)

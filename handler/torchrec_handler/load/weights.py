@@ -1,0 +1,66 @@
+"""Dense weights: everything in a checkpoint that is not a table, loaded by the model's own names."""
+
+from collections.abc import Mapping
+
+import torch
+
+from torchrec_handler.errors import WeightsError
+from torchrec_handler.load.quantize import float_tables
+from torchrec_handler.load.tables import lookups
+
+TABLE_PARTS = frozenset({"embedding_bags", "embeddings", "tbes"})
+"""Children of embedding collections, float or quantized, that hold rows of tables."""
+
+
+def checkpoint_root(module: torch.nn.Module) -> tuple[str, torch.nn.Module]:
+    """The module whose names a checkpoint uses, and its prefix in the predict module.
+
+    `PredictModule.state_dict` gives the inner module's names (torchrec.inference.modules), so a
+    checkpoint of the trained model loads as it is.
+    """
+    inner = getattr(module, "predict_module", None)
+    for name, child in module.named_children():
+        if child is inner:
+            return f"{name}.", child
+    return "", module
+
+
+def dense_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The module's own dense weights: checkpoint name -> tensor."""
+    prefix, root = checkpoint_root(module)
+    collections = {table.collection for table in float_tables(module)}
+    collections |= {lookup.collection for lookup in lookups(module)}
+    roots = tuple(f"{collection.removeprefix(prefix)}." for collection in collections)
+    return {
+        name: value
+        for name, value in root.state_dict().items()
+        if not (name.startswith(roots) and TABLE_PARTS & set(name.split(".")))
+    }
+
+
+def load_dense(module: torch.nn.Module, dense: Mapping[str, torch.Tensor]) -> None:
+    """Load dense weights in place, keeping each parameter's device and data type.
+
+    Args:
+        module: the predict module.
+        dense: checkpoint name -> tensor; no tables.
+
+    Raises:
+        WeightsError: lists every missing, unexpected and wrongly shaped entry.
+    """
+    own = dense_state(module)
+    faults = [f"missing: {name}" for name in own if name not in dense]
+    faults += [f"unexpected: {name}" for name in dense if name not in own]
+    faults += [
+        f"{name}: received shape {tuple(dense[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in dense and dense[name].shape != value.shape
+    ]
+    if faults:
+        message = "the dense weights do not fit the module: " + "; ".join(sorted(faults))
+        raise WeightsError(message)
+    cast = {
+        name: dense[name].to("cpu" if value.is_meta else value.device, value.dtype)
+        for name, value in own.items()
+    }
+    checkpoint_root(module)[1].load_state_dict(cast, strict=False, assign=True)

@@ -1,0 +1,107 @@
+"""The `torchrec:` section of model-config.yaml, typed and checked once, when it is read."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from torchrec_handler.errors import OptionError
+
+SECTION = "torchrec"
+
+TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
+ShardingType = Literal["table_wise", "row_wise"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Tables(_Section):
+    """How embedding tables are stored."""
+
+    dtype: TableDtype = "int8"
+    """Data type of every table that `per_table` does not name."""
+    per_table: Mapping[str, TableDtype] = {}
+    """Table name -> data type."""
+    output_dtype: Literal["float32", "float16"] = "float32"
+    """What a lookup gives to the dense part."""
+
+
+class Dense(_Section):
+    """How everything that is not a table computes."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class Sharding(_Section):
+    """How tables are laid over devices; the worker drives all of them from one process."""
+
+    world_size: int = Field(default=1, ge=1, le=64)
+    type: ShardingType = "table_wise"
+    """For every table that `per_table` does not name."""
+    per_table: Mapping[str, ShardingType] = {}
+    """Table name -> sharding type, TorchRec's `ParameterConstraints.sharding_types`."""
+
+
+class Limits(_Section):
+    """What one request, and one forward call, may hold at most."""
+
+    rows_per_request: int = Field(default=65_536, ge=1)
+    ids_per_request: int = Field(default=4_194_304, ge=1)
+    rows_per_forward: int = Field(default=16_384, ge=1)
+    """A larger batch is cut at request boundaries, a larger request by rows."""
+
+
+class Options(_Section):
+    """All options; every one has a default, so the section may be left out."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU that TorchServe gave to the worker, else the CPU."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Threads of one forward call on the CPU. Workers multiply it."""
+    tables: Tables = Tables()
+    dense: Dense = Dense()
+    sharding: Sharding = Sharding()
+    limits: Limits = Limits()
+    out_of_range_ids: Literal["reject", "zero", "modulo"] = "reject"
+    """reject: answer 400; zero: look up row 0; modulo: the remainder by the table's rows."""
+
+
+def read_options(model_config: Mapping[str, Any] | None) -> Options:
+    """Take our section out of a parsed model-config.yaml.
+
+    Args:
+        model_config: the whole document; TorchServe's own settings in it are left to TorchServe.
+
+    Raises:
+        OptionError: an unknown key or a wrong value; the message names each with what is allowed.
+    """
+    section = (model_config or {}).get(SECTION)
+    if section is None:
+        return Options()
+    if not isinstance(section, Mapping):
+        message = f"{SECTION}: received {section!r}, expected a mapping of options"
+        raise OptionError(message)
+    try:
+        return Options.model_validate(section)
+    except ValidationError as error:
+        raise OptionError("; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(fault: Mapping[str, Any]) -> str:
+    path = [str(part) for part in fault["loc"]]
+    where = ".".join([SECTION, *path])
+    if fault["type"] == "extra_forbidden":
+        owner: type[BaseModel] = Options
+        for part in path[:-1]:
+            annotation = owner.model_fields[part].annotation
+            if annotation is None:
+                break
+            owner = annotation
+        return f"{where}: unknown option, expected one of {', '.join(sorted(owner.model_fields))}"
+    return f"{where}: received {fault['input']!r}, {_lower_first(fault['msg'])}"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,75 @@
+"""One call of the predict module, and its result as arrays on the host."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from torchrec_handler.errors import PredictError
+from torchrec_handler.serve.batch import Inputs
+
+HostArray = npt.NDArray[Any]
+HostResult = dict[str, tuple[HostArray, ...]]
+"""Output name -> its tensors: one for dict_of_tensor, value and mask for dict_with_mask_tensor."""
+
+
+def predict(
+    module: torch.nn.Module, qualname: str, inputs: Inputs, result_metadata: str
+) -> HostResult:
+    """Call a method that takes the batched input dict.
+
+    Raises:
+        PredictError: the method's result is not what `result_metadata` promises. What the method
+            itself raises passes through.
+    """
+    with torch.inference_mode():
+        result = getattr(module, qualname)(inputs)
+    if not isinstance(result, Mapping):
+        message = (
+            f"{qualname}: returned {type(result).__name__}, expected a dict ({result_metadata})"
+        )
+        raise PredictError(message)
+    return {
+        str(name): _tensors(f"{qualname}: output {name!r}", value, result_metadata)
+        for name, value in result.items()
+    }
+
+
+def to_host(value: Any) -> Any:
+    """Tensors inside any structure as arrays; half precision as float32, which JSON can hold."""
+    if isinstance(value, torch.Tensor):
+        return _host(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_host(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_host(part) for part in value]
+    return value
+
+
+def _tensors(where: str, value: Any, result_metadata: str) -> tuple[HostArray, ...]:
+    if result_metadata == "dict_of_tensor":
+        if isinstance(value, torch.Tensor):
+            return (_host(value),)
+        expected = "a tensor"
+    else:
+        expected = "a tuple of tensors"
+        pair = result_metadata == "dict_with_mask_tensor"
+        if pair:
+            expected = "a tuple of a value tensor and a mask tensor"
+        if (
+            isinstance(value, tuple | list)
+            and all(isinstance(part, torch.Tensor) for part in value)
+            and (not pair or len(value) == 2)
+        ):
+            return tuple(map(_host, value))
+    message = f"{where} is {type(value).__name__}, expected {expected} ({result_metadata})"
+    raise PredictError(message)
+
+
+def _host(tensor: torch.Tensor) -> HostArray:
+    host = tensor.detach().cpu()
+    if host.dtype in (torch.float16, torch.bfloat16):
+        host = host.float()
+    return np.ascontiguousarray(host.numpy())

@@ -1,0 +1,68 @@
+"""The types that travel from stage to stage: raw bytes, decoded columns, a valid request.
+
+Letters in shapes: B rows, F features, D width, N ids.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawRequest:
+    """A request as the server received it."""
+
+    body: bytes | bytearray
+    content_type: str = ""
+    """Without parameters, lower case; empty when the client named none."""
+    accept: str = ""
+    qualname: str = "forward"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """What a codec read: arrays by TorchRec's names, not checked against each other yet.
+
+    Sparse inputs have `NAME.lengths` and `NAME.values`, weighted ones `NAME.weights` too.
+    """
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sparse:
+    """A valid sparse input, feature by feature, as KeyedJaggedTensor holds it."""
+
+    lengths: Ids
+    """[F, B]"""
+    values: Ids
+    """[N]"""
+    weights: Floats | None
+    """[N], None for an input of type `sparse`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidRequest:
+    """A request that the model can take; nothing behind this type checks it again."""
+
+    rows: int
+    """B"""
+    inputs: Mapping[str, Floats | Sparse]
+    """Dense inputs are [B, F], embedding inputs [B, F, D]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """An answer, ready to send."""
+
+    status: int
+    phrase: str
+    content_type: str
+    body: bytes

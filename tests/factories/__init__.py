@@ -1,0 +1,1 @@
+"""Predict factories that tests package, written as users write them."""
