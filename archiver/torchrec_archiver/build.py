@@ -23,7 +23,7 @@ from torchrec_handler.archive import (
     sha256,
 )
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.factory import FactoryOutput, import_factory, run_factory
+from torchrec_handler.load.factory import open_package, run_factory
 from torchrec_handler.load.loader import Predictor, Quantized, load_weights, make_ready
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.tables import TableStore, gather, is_sharded, layout
@@ -128,7 +128,8 @@ def _write_weights(
     """Write the dense weights and the tables, then make the model ready from what was written."""
     init_process_group()
     device = torch.device("cpu")
-    output = run_factory(import_factory(content / PACKAGE), device, options.sharding.world_size)
+    package = open_package(content / PACKAGE)
+    output = run_factory(package.factory, device, options.sharding.world_size)
     if weights is not None:
         if is_sharded(output.module):
             message = (
@@ -143,10 +144,10 @@ def _write_weights(
         quantized = load_weights(output, None, options)
         dense, rows = dense_state(quantized.module), quantized.own_rows
     if is_sharded(quantized.module):
-        return make_ready(output, quantized, None, None, options, device)
+        return make_ready(package, output, quantized, None, None, options, device)
     _save_dense(dense, content / DENSE)
-    store = _save_tables(content / TABLES, output, quantized, rows, progress=progress)
-    return make_ready(output, quantized, store, None, options, device)
+    store = _save_tables(content / TABLES, quantized, rows, progress=progress)
+    return make_ready(package, output, quantized, store, None, options, device)
 
 
 def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -158,7 +159,6 @@ def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
 
 def _save_tables(
     path: Path,
-    output: FactoryOutput,
     quantized: Quantized,
     rows: Mapping[tuple[str, str], torch.Tensor],
     *,

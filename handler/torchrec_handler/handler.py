@@ -33,7 +33,7 @@ class TorchRecHandler(BaseHandler):  # type: ignore[misc]  # ts has no types
         self.device = _device(options.device, properties.get("gpu_id"))
         predictor = loader.load(Path(properties["model_dir"]), options, self.device)
         self.model = predictor.module
-        self.engine = engine.Engine(predictor, options)
+        self.engine = engine.Engine(context.model_name, predictor, options)
         self.initialized = True
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
@@ -69,6 +69,7 @@ def _raw(item: Mapping[str, Any], context: Any, index: int) -> RawRequest:
     qualname = item.get(QUALNAME) or context.get_request_header(index, QUALNAME_HEADER) or FORWARD
     return RawRequest(
         body=body.encode() if isinstance(body, str) else body,
+        accept=context.get_request_header(index, "Accept") or "",
         content_type=content_type.partition(";")[0].strip().lower(),
         qualname=bytes(qualname).decode("utf-8", "replace")
         if isinstance(qualname, bytes | bytearray)

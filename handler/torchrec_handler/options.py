@@ -26,6 +26,9 @@ class Tables(_Section):
     """Table name -> data type."""
     output_dtype: Literal["float32", "float16"] = "float32"
     """What a lookup gives to the dense part."""
+    quantization_mapping: Mapping[str, str] = {}
+    """More module types to quantize, beside TorchRec's collections: full type name -> MODULE:CLASS
+    of its quantized counterpart, for `quantize_inference_model`."""
 
 
 class Dense(_Section):
@@ -42,6 +45,9 @@ class Sharding(_Section):
     """For every table that `per_table` does not name."""
     per_table: Mapping[str, ShardingType] = {}
     """Table name -> sharding type, TorchRec's `ParameterConstraints.sharding_types`."""
+    plan: str | None = None
+    """Name of a config of the package that holds a pickled `ShardingPlan`; the rest of this
+    section, `world_size` apart, is then not looked at."""
 
 
 class Limits(_Section):

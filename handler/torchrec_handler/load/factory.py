@@ -1,18 +1,22 @@
 """Third step of loading: from the TorchRec package to a predict module and its metadata."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.package import PackageImporter
-from torchrec.inference.model_packager import LOADER_FACTORY, LOADER_MODULE
+from torchrec.inference.model_packager import CONFIG_MODULE, LOADER_FACTORY, LOADER_MODULE
 from torchrec.inference.modules import BatchingMetadata, PredictFactory, QualNameMetadata
 
 from torchrec_handler.archive import BATCHING_TYPES, RESULT_TYPES
 from torchrec_handler.errors import FactoryError
+
+logger = logging.getLogger(__name__)
 
 FORWARD = "forward"
 """The qualname of a request that names none."""
@@ -33,7 +37,27 @@ class FactoryOutput:
     model_inputs_data: Mapping[str, Any]
 
 
-def import_factory(package: Path) -> PredictFactory:
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """An opened package and its factory."""
+
+    importer: PackageImporter
+    factory: PredictFactory
+
+    def load_config(self, name: str) -> Any:
+        """Unpickle a config of the package.
+
+        Raises:
+            FactoryError: the package has no such config.
+        """
+        try:
+            return self.importer.load_pickle(CONFIG_MODULE, name)
+        except Exception as error:
+            message = f"package: config {name!r} cannot be loaded: {_describe(error)}"
+            raise FactoryError(message) from error
+
+
+def open_package(package: Path) -> Package:
     """Import the factory from what `PredictFactoryPackager.save_predict_factory` wrote.
 
     Raises:
@@ -47,7 +71,7 @@ def import_factory(package: Path) -> PredictFactory:
         raise FactoryError(message) from error
     try:
         make_factory = getattr(importer.import_module(LOADER_MODULE), LOADER_FACTORY)
-        factory: PredictFactory = make_factory()
+        return Package(importer=importer, factory=make_factory())
     except ModuleNotFoundError as error:
         missing = str(error.name)
         if missing.split(".")[0] in {name.split(".")[0] for name in importer.extern_modules}:
@@ -60,8 +84,12 @@ def import_factory(package: Path) -> PredictFactory:
         raise FactoryError(message) from error
     except Exception as error:
         message = f"{package.name}: the factory could not be made: {_describe(error)}"
+        if isinstance(error, AttributeError) and "'NoneType' object has no" in str(error):
+            message += (
+                "; a dataclass in the package cannot be in a module that says "
+                "`from __future__ import annotations`"
+            )
         raise FactoryError(message) from error
-    return factory
 
 
 def run_factory(factory: PredictFactory, device: torch.device, world_size: int) -> FactoryOutput:
@@ -111,23 +139,20 @@ def run_weights_dependent(output: FactoryOutput) -> torch.nn.Module:
 def _read_batching(factory: PredictFactory, device: torch.device) -> dict[str, BatchingMetadata]:
     where = f"{_name(factory)}.batching_metadata"
     batching = {}
-    for name, entry in _call(factory.batching_metadata).items():
+    for name, entry in _read_json(factory.batching_metadata_json, factory.batching_metadata):
         # TorchRec's own DLRM example gives plain type names instead of BatchingMetadata.
         known = (
             BatchingMetadata(type=entry, device=device.type, pinned=[])
             if isinstance(entry, str)
-            else BatchingMetadata(type=entry.type, device=entry.device, pinned=list(entry.pinned))
+            else BatchingMetadata(**entry)
         )
         if known.type not in BATCHING_TYPES:
             expected = ", ".join(BATCHING_TYPES)
             message = f"{where}[{name!r}]: received type {known.type!r}, expected one of {expected}"
             raise FactoryError(message)
         if torch.device(known.device).type == "cuda" and device.type != "cuda":
-            message = (
-                f"{where}[{name!r}]: asks for device {known.device!r}, but this worker runs on "
-                f"{device}; let the factory choose by torch.cuda.is_available()"
-            )
-            raise FactoryError(message)
+            logger.warning("%s[%r]: device cuda, served on %s", where, name, device)
+            known = BatchingMetadata(type=known.type, device=device.type, pinned=[])
         batching[name] = known
     if not batching:
         message = f"{where}: received no inputs, expected at least one"
@@ -139,15 +164,29 @@ def _read_qualnames(
     factory: PredictFactory, module: torch.nn.Module
 ) -> dict[str, QualNameMetadata]:
     qualnames = {FORWARD: QualNameMetadata(need_preproc=True)}
-    for name, entry in _call(factory.qualname_metadata).items():
+    for name, entry in _read_json(factory.qualname_metadata_json, factory.qualname_metadata):
         if not callable(getattr(module, name, None)):
             message = (
                 f"{_name(factory)}.qualname_metadata: names {name!r}, "
                 f"but {type(module).__name__} has no such method"
             )
             raise FactoryError(message)
-        qualnames[name] = QualNameMetadata(need_preproc=bool(entry.need_preproc))
+        qualnames[name] = QualNameMetadata(**entry)
     return qualnames
+
+
+def _read_json(
+    as_json: Callable[[], str], as_objects: Callable[[], Mapping[str, Any]]
+) -> Iterable[tuple[str, Any]]:
+    """Read metadata in its JSON form, as TorchRec's C++ server does.
+
+    The objects' classes may come out of the package, and a plain-string form has no JSON one.
+    """
+    objects = _call(as_objects)
+    if any(isinstance(entry, str) for entry in objects.values()):
+        return list(objects.items())
+    document: dict[str, Any] = json.loads(_call(as_json))
+    return list(document.items())
 
 
 def _read_result_metadata(factory: PredictFactory) -> str:

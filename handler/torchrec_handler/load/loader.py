@@ -12,7 +12,8 @@ from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 from torchrec_handler.archive import DENSE, TABLES, Signature
 from torchrec_handler.load.factory import (
     FactoryOutput,
-    import_factory,
+    Package,
+    open_package,
     run_factory,
     run_weights_dependent,
 )
@@ -67,7 +68,8 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     """
     archive = verify(folder)
     init_process_group()
-    output = run_factory(import_factory(archive.package), device, options.sharding.world_size)
+    package = open_package(archive.package)
+    output = run_factory(package.factory, device, options.sharding.world_size)
     index = archive.index
     dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
     quantized = load_weights(output, dense, options)
@@ -80,7 +82,7 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
             layout(quantized.module), quantized.own_rows
         )
     signature = index.signature if index else None
-    return make_ready(output, quantized, store, signature, options, device)
+    return make_ready(package, output, quantized, store, signature, options, device)
 
 
 def load_weights(
@@ -106,6 +108,7 @@ def load_weights(
 
 
 def make_ready(  # noqa: PLR0913  the results of all earlier steps
+    package: Package,
     output: FactoryOutput,
     quantized: Quantized,
     store: TableStore | None,
@@ -116,6 +119,7 @@ def make_ready(  # noqa: PLR0913  the results of all earlier steps
     """Shard, give the lookups their rows, fit to the machine.
 
     Args:
+        package: for a sharding plan in it.
         output: what the factory gave.
         quantized: what `load_weights` made of it.
         store: the tables; None for a module that its factory sharded.
@@ -123,7 +127,9 @@ def make_ready(  # noqa: PLR0913  the results of all earlier steps
         options: all options.
         device: where to serve.
     """
-    module, plan = shard(quantized.module, options.sharding, device)
+    name = options.sharding.plan
+    given = package.load_config(name) if name else None
+    module, plan = shard(quantized.module, options.sharding, given, device)
     if store is not None:
         attach(module, store, device)
     lower(module, options.dense, options.threads, device)

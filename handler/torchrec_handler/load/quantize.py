@@ -4,6 +4,7 @@ The float rows are set aside first and the swap runs on the `meta` device, so th
 ever held twice; `tables` encodes the rows, or maps rows that the archiver encoded.
 """
 
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -107,9 +108,11 @@ def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables)
             )
             raise OptionError(message)
     dtype = TORCH_DTYPES[options.dtype]
+    mapping = {name: _find_class(path) for name, path in options.quantization_mapping.items()}
     try:
         quantize_inference_model(
             module,
+            quantization_mapping={**DEFAULT_QUANT_MAPPING, **mapping},
             per_table_weight_dtype={
                 table.name: TORCH_DTYPES[options.per_table.get(table.name, options.dtype)]
                 for table in tables
@@ -121,6 +124,22 @@ def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables)
     except Exception as error:
         message = f"quantize_inference_model raised {type(error).__name__}: {error}"
         raise FactoryError(message) from error
+
+
+def _find_class(path: str) -> type[torch.nn.Module]:
+    module_name, _, class_name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"torchrec.tables.quantization_mapping: received {path!r}, {error}"
+        raise OptionError(message) from error
+    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+        message = (
+            f"torchrec.tables.quantization_mapping: received {path!r}, expected MODULE:CLASS of a "
+            "torch.nn.Module"
+        )
+        raise OptionError(message)
+    return found
 
 
 def _collections(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -19,12 +19,18 @@ UNBOUNDED_BYTES = 2**50
 
 
 def shard(
-    module: torch.nn.Module, options: Sharding, device: torch.device
+    module: torch.nn.Module, options: Sharding, plan: ShardingPlan | None, device: torch.device
 ) -> tuple[torch.nn.Module, ShardingPlan | None]:
     """Shard every quantized collection that is not sharded yet.
 
     On the CPU the sharded lookups are made on `meta`, so that no table is allocated; `tables`
     points them at their rows. On CUDA they are allocated on their devices, as TorchRec does it.
+
+    Args:
+        module: with quantized collections.
+        options: constraints for the planner.
+        plan: a plan to follow instead of planning.
+        device: where to serve; on CUDA its kind only, a plan names devices by rank.
 
     Returns:
         The module, and the plan; None when there was nothing to shard.
@@ -46,15 +52,15 @@ def shard(
     # The planner logs some 200 lines of statistics per call, and a warning about its topology that
     # shard_quant_model itself causes.
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
-    sharded, plan = shard_quant_model(
+    return shard_quant_model(
         module,
         world_size=options.world_size,
         compute_device=device.type,
         sharding_device="meta" if device.type == "cpu" else device.type,
         constraints=_constraints(names, options.per_table, options.type),
         ddr_cap=UNBOUNDED_BYTES,
+        sharding_plan=plan,
     )
-    return sharded, plan
 
 
 def _unsharded_tables(module: torch.nn.Module) -> list[str]:

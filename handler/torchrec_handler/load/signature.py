@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torchrec.inference.modules import BatchingMetadata
+from torchrec.quant.embedding_modules import (
+    MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive import InputSignature, Signature
@@ -30,13 +33,15 @@ def feature_rows(module: torch.nn.Module) -> dict[str, int]:
     """
     rows: dict[str, int] = {}
     for found in module.modules():
+        pruned = getattr(found, MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT, {})
         configs = getattr(found, "embedding_bag_configs", None) or getattr(
             found, "embedding_configs", None
         )
         if callable(configs):
             for config in configs():
+                table_rows = pruned.get(config.name, config.num_embeddings)
                 for feature in config.feature_names:
-                    rows[feature] = min(rows.get(feature, 2**63), config.num_embeddings)
+                    rows[feature] = min(rows.get(feature, table_rows), table_rows)
     for found in module.modules():
         mapped = getattr(found, "_managed_collision_modules", None)
         if mapped is not None:

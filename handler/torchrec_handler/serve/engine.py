@@ -4,19 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import orjson
 import torch
 
-from torchrec_handler.errors import (
-    OutOfMemory,
-    PredictError,
-    RequestError,
-    UnsupportedMediaType,
-)
+from torchrec_handler.errors import OutOfMemory, PredictError, RequestError
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
-from torchrec_handler.serve.codecs import json_columns
+from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
+from torchrec_handler.serve.codecs.json_columns import encode
 from torchrec_handler.serve.predict import HostResult, predict, to_host
 from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
@@ -32,37 +27,35 @@ Outcome = HostResult | RequestError
 class Engine:
     """Answers requests with one predictor."""
 
-    def __init__(self, predictor: Predictor, options: Options) -> None:
+    def __init__(self, model_name: str, predictor: Predictor, options: Options) -> None:
         self._predictor = predictor
-        self._methods = {
-            name: entry.need_preproc for name, entry in predictor.qualnames.items()
-        }
-        self._codec = json_columns.JsonColumns(predictor.signature, options.limits)
+        self._methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
+        self._codecs = Codecs(model_name, predictor.signature, options.limits)
         self._validate = Validator(predictor.signature, options)
         self._rows_per_forward = options.limits.rows_per_forward
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response]:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
         responses: dict[int, Response] = {}
-        waiting: dict[str, list[tuple[int, ValidRequest]]] = {}
+        waiting: dict[str, list[tuple[int, ValidRequest, Reply]]] = {}
         for position, raw in enumerate(requests):
             try:
                 if route(raw.qualname, self._methods):
-                    valid = _guarded(lambda raw=raw: self._read(raw), "reading the request")
-                    waiting.setdefault(raw.qualname, []).append((position, valid))
+                    valid, reply = _guarded("reading the request", self._read, raw)
+                    waiting.setdefault(raw.qualname, []).append((position, valid, reply))
                 else:
-                    responses[position] = self._call_alone(raw)
+                    responses[position] = _guarded(raw.qualname, self._call_alone, raw)
             except RequestError as error:
                 responses[position] = _error(error)
         for qualname, members in waiting.items():
-            outcomes = self._predict(qualname, [valid for _, valid in members])
-            for (position, _), outcome in zip(members, outcomes, strict=True):
-                responses[position] = self._write(outcome)
+            outcomes = self._predict(qualname, [valid for _, valid, _ in members])
+            for (position, _, reply), outcome in zip(members, outcomes, strict=True):
+                responses[position] = self._write(outcome, reply)
         return [responses[position] for position in range(len(requests))]
 
-    def _read(self, raw: RawRequest) -> ValidRequest:
-        _check_content_type(raw)
-        return self._validate(self._codec.decode(raw.body))
+    def _read(self, raw: RawRequest) -> tuple[ValidRequest, Reply]:
+        columns, reply = self._codecs.decode(raw)
+        return self._validate(columns), reply
 
     def _predict(self, qualname: str, requests: Sequence[ValidRequest]) -> list[Outcome]:
         """One outcome a request, from as few forward calls as the limits allow."""
@@ -75,22 +68,19 @@ class Engine:
 
     def _forward(self, qualname: str, requests: Sequence[ValidRequest]) -> list[Outcome]:
         """One forward call; where it raises, halves of it, until the request at fault is alone."""
-        predictor = self._predictor
-
-        def run() -> list[HostResult]:
-            batch = combine(requests, predictor.batching, predictor.device)
-            result = predict(
-                predictor.module, qualname, batch.inputs, predictor.result_metadata
-            )
-            return split(result, batch.rows, predictor.result_metadata)
-
         try:
-            return list(_guarded(run, qualname))
+            return list(_guarded(qualname, self._run, qualname, requests))
         except RequestError as error:
             if len(requests) == 1:
                 return [error]
         half = len(requests) // 2
         return self._forward(qualname, requests[:half]) + self._forward(qualname, requests[half:])
+
+    def _run(self, qualname: str, requests: Sequence[ValidRequest]) -> list[HostResult]:
+        predictor = self._predictor
+        batch = combine(requests, predictor.batching, predictor.device)
+        result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
+        return split(result, batch.rows, predictor.result_metadata)
 
     def _joined(self, parts: Sequence[Outcome]) -> Outcome:
         results: list[HostResult] = []
@@ -102,26 +92,25 @@ class Engine:
 
     def _call_alone(self, raw: RawRequest) -> Response:
         """Call a method without need_preproc: this request's payload as keyword arguments."""
-        _check_content_type(raw)
-        arguments = self._codec.decode_arguments(raw.body)
+        arguments, reply = self._codecs.decode_arguments(raw)
+        with torch.inference_mode():
+            result = getattr(self._predictor.module, raw.qualname)(**arguments)
+        return _ok(*self._codecs.encode(to_host(result), reply))
 
-        def run() -> bytes:
-            with torch.inference_mode():
-                result = getattr(self._predictor.module, raw.qualname)(**arguments)
-            return self._codec.encode(to_host(result))
-
-        return _ok(_guarded(run, raw.qualname))
-
-    def _write(self, outcome: Outcome) -> Response:
+    def _write(self, outcome: Outcome, reply: Reply) -> Response:
         if isinstance(outcome, RequestError):
             return _error(outcome)
-        return _ok(self._codec.encode(answer(outcome, self._predictor.result_metadata)))
+        result = answer(outcome, self._predictor.result_metadata)
+        try:
+            return _ok(*_guarded("writing the answer", self._codecs.encode, result, reply))
+        except RequestError as error:
+            return _error(error)
 
 
-def _guarded(step: Callable[[], T], where: str) -> T:
+def _guarded(where: str, step: Callable[..., T], *arguments: Any) -> T:
     """Run a step; whatever it raises becomes an error of the request."""
     try:
-        return step()
+        return step(*arguments)
     except RequestError:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -133,21 +122,12 @@ def _guarded(step: Callable[[], T], where: str) -> T:
         raise PredictError(message) from error
 
 
-def _check_content_type(raw: RawRequest) -> None:
-    if raw.content_type not in ("", json_columns.CONTENT_TYPE):
-        message = f"received content type {raw.content_type!r}, expected {json_columns.CONTENT_TYPE}"
-        raise UnsupportedMediaType(message)
-
-
-def _ok(body: bytes) -> Response:
-    return Response(status=200, phrase="OK", content_type=json_columns.CONTENT_TYPE, body=body)
+def _ok(content_type: str, body: bytes) -> Response:
+    return Response(status=200, phrase="OK", content_type=content_type, body=body)
 
 
 def _error(error: RequestError) -> Response:
     body: dict[str, Any] = {"code": error.status, "type": error.type, "message": str(error)}
     return Response(
-        status=error.status,
-        phrase=error.phrase,
-        content_type=json_columns.CONTENT_TYPE,
-        body=orjson.dumps(body),
+        status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body)
     )

@@ -34,6 +34,8 @@ class Columns:
 
     arrays: Mapping[str, npt.NDArray[Any]]
     batch_size: int | None = None
+    id: str | None = None
+    """What Open Inference Protocol gives back in the answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -95,6 +95,12 @@ class Validator:
             message = f"{where}[{position}]: received {flat[position]}, expected 0 or more"
             raise InvalidRequest(message)
         values = _column(columns, f"{entry.name}.values").reshape(-1)
+        if values.size > self._limits.ids_per_request:
+            message = (
+                f"{entry.name}.values: received {values.size} ids, expected at most "
+                f"{self._limits.ids_per_request} (limits.ids_per_request)"
+            )
+            raise RequestTooLarge(message)
         if flat.size and flat.max() > self._limits.ids_per_request:
             position = int(flat.argmax())
             message = (
@@ -102,7 +108,7 @@ class Validator:
                 f"{self._limits.ids_per_request} (limits.ids_per_request)"
             )
             raise RequestTooLarge(message)
-        total = int(flat.sum())
+        total = int(flat.sum(dtype=np.int64))
         if total != values.size:
             message = (
                 f"{entry.name}.values: received {values.size} ids, expected {total}, "

@@ -1,0 +1,160 @@
+"""Which codec reads a request and which writes its answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from torchrec_handler.archive import Signature
+from torchrec_handler.errors import InvalidRequest, UnsupportedMediaType
+from torchrec_handler.options import Limits
+from torchrec_handler.serve.codecs import json_columns, json_rows, open_inference, protobuf
+from torchrec_handler.serve.codecs.columns import columns
+from torchrec_handler.serve.codecs.json_document import JsonParser
+from torchrec_handler.serve.request import Columns, RawRequest
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+OCTET_STREAM = "application/octet-stream"
+FORM = "application/x-www-form-urlencoded"
+
+Format = Literal["json", "open_inference", "protobuf"]
+
+CONTENT_TYPES: Mapping[str, Literal["json", "protobuf", "bytes"]] = {
+    JSON: "json",
+    "text/json": "json",
+    PROTOBUF: "protobuf",
+    "application/protobuf": "protobuf",
+    OCTET_STREAM: "bytes",
+    "": "bytes",
+}
+"""Content type -> how its body is read; `bytes`: by what the bytes are."""
+
+JSON_STARTS = b" \t\r\n{["
+"""What a JSON body starts with; no PredictionRequest does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """How one request wants to be answered."""
+
+    format: Format
+    id: str | None = None
+    """Open Inference Protocol's `id`, given back."""
+
+
+class Codecs:
+    """Reads requests for one model, writes its answers."""
+
+    def __init__(self, model_name: str, signature: Signature, limits: Limits) -> None:
+        self._model_name = model_name
+        self._signature = signature
+        self._limits = limits
+        self._columns = columns(signature, limits)
+        self._parser = JsonParser()
+
+    def decode(self, raw: RawRequest) -> tuple[Columns, Reply]:
+        """Read a request's input tensors.
+
+        Raises:
+            UnsupportedMediaType: no codec reads its content type.
+            InvalidRequest: the codec could not read the body.
+            RequestTooLarge: the body holds more than the limits allow.
+        """
+        if _body_format(raw) == "protobuf":
+            read = protobuf.decode(raw.body, self._signature)
+            return read, _reply(raw, "protobuf", None)
+        document = self._parser.parse(raw.body)
+        if json_rows.INSTANCES in document:
+            read = json_rows.decode(document, self._signature, self._limits)
+            return read, _reply(raw, "json", None)
+        if open_inference.INPUTS in document and open_inference.INPUTS not in self._columns:
+            read = open_inference.decode(document, self._columns)
+            return read, _reply(raw, "open_inference", read.id)
+        return json_columns.decode(document, self._columns), _reply(raw, "json", None)
+
+    def decode_arguments(self, raw: RawRequest) -> tuple[dict[str, Any], Reply]:
+        """Read the keyword arguments of a method without `need_preproc`.
+
+        A JSON object's values as they are; of any other format the input tensors by name.
+
+        Raises:
+            UnsupportedMediaType, InvalidRequest, RequestTooLarge: as `decode`.
+        """
+        if _body_format(raw) == "json":
+            document = self._parser.parse(raw.body)
+            if open_inference.INPUTS not in document:
+                arguments: dict[str, Any] = document.as_dict()
+                return arguments, _reply(raw, "json", None)
+            del document
+        read, reply = self.decode(raw)
+        tensors = {
+            name: torch.from_numpy(np.array(array)) for name, array in read.arrays.items()
+        }
+        return tensors, reply
+
+    def encode(self, answer: Any, reply: Reply) -> tuple[str, bytes]:
+        """Write an answer.
+
+        Args:
+            answer: output name -> array, list of arrays, or values and mask; of a method without
+                `need_preproc` anything.
+            reply: from `decode`.
+
+        Returns:
+            Content type and body.
+
+        Raises:
+            PredictError: the answer cannot be written in that format.
+        """
+        if reply.format == "json" or not isinstance(answer, Mapping):
+            return JSON, json_columns.encode(answer)
+        arrays = flat(answer)
+        if reply.format == "protobuf":
+            return PROTOBUF, protobuf.encode(arrays)
+        return JSON, open_inference.encode(arrays, self._model_name, reply.id)
+
+
+def flat(answer: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """An answer as one array a name: `NAME.0`, `NAME.1` … of several tensors, `NAME.values` and
+    `NAME.mask` of a masked one."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, value in answer.items():
+        if isinstance(value, Mapping):
+            arrays.update({f"{name}.{part}": np.asarray(array) for part, array in value.items()})
+        elif isinstance(value, list) and value and isinstance(value[0], np.ndarray):
+            arrays.update({f"{name}.{part}": array for part, array in enumerate(value)})
+        else:
+            arrays[name] = np.asarray(value)
+    return arrays
+
+
+def _body_format(raw: RawRequest) -> Literal["json", "protobuf"]:
+    kind = CONTENT_TYPES.get(raw.content_type)
+    if kind is None:
+        expected = ", ".join(name for name in CONTENT_TYPES if name)
+        message = f"received content type {raw.content_type!r}, expected one of {expected}"
+        if raw.content_type == FORM:
+            message += "; with curl, add -H 'Content-Type: application/json'"
+        raise UnsupportedMediaType(message)
+    if kind != "bytes":
+        return kind
+    if not raw.body:
+        message = "body: received nothing, expected a request"
+        raise InvalidRequest(message)
+    return "json" if raw.body[0] in JSON_STARTS else "protobuf"
+
+
+def _reply(raw: RawRequest, own: Format, identifier: str | None) -> Reply:
+    """The format that `Accept` names, else the request's own."""
+    accepted = [part.partition(";")[0].strip().lower() for part in raw.accept.split(",")]
+    for name in accepted:
+        kind = CONTENT_TYPES.get(name) if name else None
+        if kind == "protobuf" or (kind == "bytes" and own == "protobuf"):
+            return Reply(format="protobuf")
+        if kind == "json":
+            return Reply(format="json" if own == "protobuf" else own, id=identifier)
+    return Reply(format=own, id=identifier)

@@ -1,0 +1,119 @@
+"""Open Inference Protocol v2, its JSON form: tensors by name, with shape and datatype.
+
+{"inputs": [{"name": "float_features", "shape": [B, F], "datatype": "FP32", "data": [...]}, ...]}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import simdjson
+
+from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.serve.codecs.columns import Column
+from torchrec_handler.serve.codecs.json_document import read_array, shown
+from torchrec_handler.serve.request import Columns
+
+INPUTS = "inputs"
+DATATYPES: Mapping[str, bool] = {
+    **dict.fromkeys(("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32"), True),
+    **dict.fromkeys(("FP16", "FP32", "FP64", "BF16"), False),
+}
+"""The protocol's names of what may be sent -> whether it is an integer."""
+
+ANSWERED: Mapping[str, str] = {
+    "float32": "FP32",
+    "float64": "FP64",
+    "int64": "INT64",
+    "int32": "INT32",
+    "int16": "INT16",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+}
+"""numpy's names -> the protocol's."""
+
+
+def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
+    """Read a body.
+
+    Raises:
+        InvalidRequest: not the protocol's form, an unknown name, or shape and data disagree.
+        RequestTooLarge: a tensor is longer than the limits allow.
+    """
+    tensors = document[INPUTS]
+    if not isinstance(tensors, simdjson.Array):
+        message = f"{INPUTS}: received {shown(tensors)}, expected an array of tensors"
+        raise InvalidRequest(message)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for position, tensor in enumerate(tensors):
+        where = f"{INPUTS}[{position}]"
+        if not isinstance(tensor, simdjson.Object):
+            message = f"{where}: received {shown(tensor)}, expected a tensor object"
+            raise InvalidRequest(message)
+        name = _get(where, tensor, "name")
+        column = columns.get(name) if isinstance(name, str) else None
+        if column is None:
+            message = f"{where}.name: received {shown(name)}, expected one of {', '.join(columns)}"
+            raise InvalidRequest(message)
+        arrays[name] = _tensor(f"{where} ({name})", tensor, column)
+    identifier = document["id"] if "id" in document else None
+    return Columns(arrays=arrays, id=identifier if isinstance(identifier, str) else None)
+
+
+def encode(arrays: Mapping[str, npt.NDArray[Any]], model_name: str, identifier: str | None) -> bytes:
+    """Write an answer.
+
+    Args:
+        arrays: output name -> tensor.
+        model_name: as the server knows it.
+        identifier: the request's `id`, given back.
+    """
+    document: dict[str, Any] = {"model_name": model_name}
+    if identifier is not None:
+        document["id"] = identifier
+    document["outputs"] = [
+        {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": ANSWERED[array.dtype.name],
+            "data": np.ascontiguousarray(array).reshape(-1),
+        }
+        for name, array in arrays.items()
+    ]
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _tensor(where: str, tensor: simdjson.Object, column: Column) -> npt.NDArray[Any]:
+    datatype = _get(where, tensor, "datatype")
+    if datatype not in DATATYPES or (column.is_integer and not DATATYPES[datatype]):
+        kind = [name for name, integer in DATATYPES.items() if integer or not column.is_integer]
+        message = f"{where}.datatype: received {shown(datatype)}, expected {', '.join(kind)}"
+        raise InvalidRequest(message)
+    shape = _get(where, tensor, "shape")
+    sizes = shape.as_list() if isinstance(shape, simdjson.Array) else []
+    if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
+        message = f"{where}.shape: received {shown(sizes or shape)}, expected a list of sizes"
+        raise InvalidRequest(message)
+    # The data may be nested or flat, and flat it is as long as the whole tensor.
+    data = read_array(f"{where}.data", _get(where, tensor, "data"), column_of_data(column, sizes))
+    if np.prod(sizes, dtype=object) != data.size:
+        product = " x ".join(map(str, sizes))
+        message = f"{where}.data: received {data.size} elements, expected {product} (its shape)"
+        raise InvalidRequest(message)
+    return data.reshape(sizes)
+
+
+def column_of_data(column: Column, sizes: list[int]) -> Column:
+    """The column with its limit counted in elements of flat data instead of rows."""
+    inner = int(np.prod(sizes[1:], dtype=object)) if len(sizes) > 1 else 1
+    return Column(is_integer=column.is_integer, most=column.most * max(1, inner), limit=column.limit)
+
+
+def _get(where: str, tensor: simdjson.Object, key: str) -> Any:
+    if key not in tensor:
+        message = f"{where}.{key}: missing, expected name, shape, datatype and data"
+        raise InvalidRequest(message)
+    return tensor[key]
