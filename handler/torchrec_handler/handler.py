@@ -8,13 +8,18 @@ import torch
 from ts.torch_handler.base_handler import BaseHandler
 
 from torchrec_handler import options as torchrec_options
+from torchrec_handler.errors import OptionError
 from torchrec_handler.load import loader
 from torchrec_handler.load.factory import FORWARD
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.request import RawRequest
 
 QUALNAME = "qualname"
-QUALNAME_HEADER = "X-TorchRec-Qualname"
+QUALNAME_HEADER = "x-torchrec-qualname"
+URL_PATH = "url_path"
+"""TorchServe's own name for what follows /predictions/NAME/VERSION/."""
+DESCRIBE = "describe"
+"""TorchServe's own header of GET /models/NAME?customized=true."""
 
 
 class TorchRecHandler(BaseHandler):  # type: ignore[misc]  # ts has no types
@@ -40,38 +45,57 @@ class TorchRecHandler(BaseHandler):  # type: ignore[misc]  # ts has no types
         """Answer a batch.
 
         Args:
-            data: per request its body under `body` (HTTP) or `data` (gRPC), and the query's
-                parameters.
+            data: per request its body under `body` (HTTP) or `data` (gRPC and forms), and those of
+                the query's parameters that TorchServe hands on.
             context: TorchServe's, for headers in, status and headers out.
         """
-        requests = [_raw(item, context, index) for index, item in enumerate(data)]
+        headers = [_lower_case(context.get_all_request_header(at)) for at in range(len(data))]
+        if headers and headers[0].get(DESCRIBE) == "True":
+            return [self.engine.describe()] * len(data)
+        requests = [_raw(item, header) for item, header in zip(data, headers, strict=True)]
         bodies = []
-        for index, response in enumerate(self.engine.predict(requests)):
-            context.set_response_status(response.status, response.phrase, index)
-            context.set_response_content_type(index, response.content_type)
+        for at, response in enumerate(self.engine.predict(requests)):
+            context.set_response_status(response.status, response.phrase, at)
+            context.set_response_content_type(at, response.content_type)
             bodies.append(response.body)
         return bodies
 
 
 def _device(wanted: str, gpu_id: int | None) -> torch.device:
-    if wanted == "cpu" or not torch.cuda.is_available() or (wanted == "auto" and gpu_id is None):
+    if wanted == "cpu" or (wanted == "auto" and (gpu_id is None or not torch.cuda.is_available())):
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        message = "torchrec.device: received 'cuda', but this machine has no CUDA device"
+        raise OptionError(message)
     device = torch.device("cuda", gpu_id or 0)
     torch.cuda.set_device(device)
     return device
 
 
-def _raw(item: Mapping[str, Any], context: Any, index: int) -> RawRequest:
+def _lower_case(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _raw(item: Mapping[str, Any], headers: Mapping[str, Any]) -> RawRequest:
     name = "body" if "body" in item else "data"
-    body = item.get(name, b"")
-    header = context.get_request_header(index, name)
-    content_type = header.get("content-type", "") if isinstance(header, Mapping) else ""
-    qualname = item.get(QUALNAME) or context.get_request_header(index, QUALNAME_HEADER) or FORWARD
+    # Where TorchServe took a form apart there is no body, and its type is the request's own.
+    own_type = headers.get(name, {}).get("content-type", "") if name in item else ""
+    content_type = own_type or ("" if name in item else headers.get("content-type", ""))
     return RawRequest(
-        body=body.encode() if isinstance(body, str) else body,
-        accept=context.get_request_header(index, "Accept") or "",
+        body=_bytes(item.get(name, b"")),
         content_type=content_type.partition(";")[0].strip().lower(),
-        qualname=bytes(qualname).decode("utf-8", "replace")
-        if isinstance(qualname, bytes | bytearray)
-        else str(qualname),
+        accept=headers.get("accept", ""),
+        qualname=_qualname(item, headers),
     )
+
+
+def _qualname(item: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
+    """A parameter, else a header, else the path behind /predictions/NAME/VERSION/."""
+    given = item.get(QUALNAME)
+    if given is None:
+        given = headers.get(QUALNAME_HEADER) or headers.get(URL_PATH) or FORWARD
+    return _bytes(given).decode("utf-8", "replace")
+
+
+def _bytes(value: str | bytes | bytearray) -> bytes | bytearray:
+    return value.encode() if isinstance(value, str) else value

