@@ -1,4 +1,4 @@
-"""The handler for plain torch-model-archiver, which takes a handler only as a file:
+"""The handler for plain torch-model-archiver, which takes a handler only as a file.
 
 torch-model-archiver --serialized-file predict_factory.pt --handler predict_factory_handler.py …
 """

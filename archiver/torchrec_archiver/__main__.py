@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from torchrec_handler.errors import TorchRecServeError
-
 from torchrec_archiver.mar import ArchiveFormat
+from torchrec_handler.errors import TorchRecServeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """From a factory and its checkpoint to a model archive: the steps of building, in order."""
 
 import importlib.metadata
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,12 @@ import yaml
 from safetensors.torch import save_file
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
+
+from torchrec_archiver.checkpoint import fit, read_checkpoint
+from torchrec_archiver.factory import find_factory, find_packager
+from torchrec_archiver.mar import ArchiveFormat, check_target, staging, write_archive
+from torchrec_archiver.package import DefaultPackager, read_config, save_package
+from torchrec_archiver.tables import write_tables
 from torchrec_handler.archive import (
     DENSE,
     FORMAT_VERSION,
@@ -29,12 +34,6 @@ from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.tables import TableStore, gather, is_sharded, layout
 from torchrec_handler.load.weights import dense_state
 from torchrec_handler.options import Options, read_options
-
-from torchrec_archiver.checkpoint import fit, read_checkpoint
-from torchrec_archiver.factory import find_factory, find_packager
-from torchrec_archiver.mar import ArchiveFormat, check_target, staging, write_archive
-from torchrec_archiver.package import DefaultPackager, read_config, save_package
-from torchrec_archiver.tables import write_tables
 
 DEFAULT_MODEL_CONFIG: Mapping[str, Any] = {
     "minWorkers": 1,
@@ -169,7 +168,7 @@ def _save_tables(
     if not entries:
         return None
     if own is not None:
-        path.write_bytes(memoryview(own.buffer.numpy()))
+        own.buffer.numpy().tofile(path)
     else:
         write_tables(path, entries, rows, progress=progress)
     return TableStore.map(path, entries)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.quantize import float_tables
 from torchrec_handler.load.weights import checkpoint_root, dense_state

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
+
 from torchrec_handler.errors import BuildError
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_archiver_error import ModelArchiverError
 from model_archiver.model_packaging_utils import ModelExportUtils
+
 from torchrec_handler.archive import HANDLER, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
 
@@ -60,9 +61,10 @@ def staging(export_path: Path) -> Iterator[Path]:
         export_path,
     )
     _remove_stale(parent)
-    with _terminating(), tempfile.TemporaryDirectory(
-        prefix=f"{STAGING_PREFIX}{os.getpid()}-", dir=parent
-    ) as folder:
+    with (
+        _terminating(),
+        tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-", dir=parent) as folder,
+    ):
         yield Path(folder)
 
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.package import PackageExporter
-from torch.package.package_exporter import PackagingError
+from torch.package.package_exporter import PackageExporter, PackagingError
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
+
 from torchrec_handler.errors import BuildError
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from torchrec_handler.archive import TableEntry
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.tables import encode_rows
-from tqdm import tqdm
 
 BLOCK_BYTES = 64 * 2**20
 """Float bytes that are read, encoded and written at a time."""
@@ -44,5 +45,5 @@ def write_tables(
             step = max(1, BLOCK_BYTES // (entry.width * source.element_size()))
             for start in range(0, entry.rows, step):
                 block = encode_rows(source[start : min(start + step, entry.rows)], entry.dtype)
-                file.write(memoryview(block.contiguous().numpy()))
+                block.numpy().tofile(file)
                 bar.update(block.numel())

@@ -25,7 +25,8 @@ def _load_config() -> ModelConfig:
     # Inside a package this is the package's own copy of the function, which knows the configs.
     from torchrec.inference.model_packager import load_pickle_config  # noqa: PLC0415
 
-    return load_pickle_config("config.pkl", ModelConfig)
+    config: ModelConfig = load_pickle_config("config.pkl", ModelConfig)
+    return config
 
 
 class MovieLensPredictModule(PredictModule):

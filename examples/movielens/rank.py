@@ -78,13 +78,19 @@ def curl_command(server: str, request: Path) -> list[str]:
     ]
 
 
-def ask(command: list[str]) -> NDArray[np.float64]:
+def ask(command: list[str], wait: int) -> NDArray[np.float64]:
     """Run curl and return the scores [B].
+
+    Args:
+        command: from `curl_command`.
+        wait: how many seconds to try again while the server or its model is not ready.
 
     Raises:
         RankError: when there is no curl, no server, or no scores in its answer.
     """
     options = ["--silent", "--show-error", "--write-out", "\n%{http_code}"]
+    if wait:
+        options += ["--retry-connrefused", "--retry-delay", "1", "--retry", str(wait)]
     try:
         done = subprocess.run(  # noqa: S603 - the command is ours, and there is no shell
             [*command, *options], capture_output=True, text=True, check=False
@@ -109,7 +115,7 @@ def ask(command: list[str]) -> NDArray[np.float64]:
     raise RankError(msg)
 
 
-def rank(server: str, user: int, request: Path) -> list[Candidate]:
+def rank(server: str, user: int, request: Path, wait: int = 0) -> list[Candidate]:
     """Write the request for a user to the file `request`, send it and return the best first.
 
     Raises:
@@ -120,7 +126,7 @@ def rank(server: str, user: int, request: Path) -> list[Candidate]:
     asked = candidates(dataset, user)
     request.parent.mkdir(parents=True, exist_ok=True)
     request.write_text(json.dumps(dataset.rows(asked).request()) + "\n", encoding="utf-8")
-    scores = ask(curl_command(server, request))
+    scores = ask(curl_command(server, request), wait)
     return [
         Candidate(
             title=dataset.catalogue.titles[int(asked.movie[i])],
@@ -137,9 +143,12 @@ def main() -> int:
     parser.add_argument("--user", type=int, default=42)
     parser.add_argument("--server", default="http://127.0.0.1:8080")
     parser.add_argument("--request", type=Path, default=Path("build/movielens/request.json"))
+    parser.add_argument(
+        "--wait", type=int, default=0, help="seconds to wait for a server that is starting"
+    )
     arguments = parser.parse_args()
     try:
-        ranked = rank(arguments.server, arguments.user, arguments.request)
+        ranked = rank(arguments.server, arguments.user, arguments.request, arguments.wait)
     except (DatasetMissingError, RankError) as error:
         sys.stderr.write(f"ERROR {error}\n")
         return 1

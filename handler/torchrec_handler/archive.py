@@ -136,7 +136,7 @@ class Index:
         except (ValueError, KeyError, TypeError) as error:
             message = f"{INDEX}: not an archive index ({error!r}); build the archive again"
             raise ArchiveError(message) from error
-        if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        if version.split(".", maxsplit=1)[0] != FORMAT_VERSION.split(".", maxsplit=1)[0]:
             message = (
                 f"{INDEX}: received format version {version}, expected {FORMAT_VERSION}; "
                 "build the archive again with this version of torchrec-serve"

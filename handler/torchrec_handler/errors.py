@@ -1,19 +1,19 @@
 """Every error that users can meet, in one place, each with the HTTP status it answers with.
 
-    TorchRecServeError
-    ├── BuildError                   the archiver could not build an archive
-    ├── LoadError                    a worker could not load an archive (also a RuntimeError)
-    │   ├── ArchiveError             the archive is not what it says it is
-    │   ├── OptionError              a wrong `torchrec:` option
-    │   ├── FactoryError             the package or its PredictFactory failed
-    │   └── WeightsError             weights and module do not fit
-    └── RequestError                 one request failed
-        ├── InvalidRequest       400 not decodable, wrong shape, type or value
-        ├── UnknownQualname      404 no method of that name
-        ├── RequestTooLarge      413 more rows or ids than the limits
-        ├── UnsupportedMediaType 415 a content type that no codec reads
-        ├── PredictError         500 the model raised on this request
-        └── OutOfMemory          507 not enough memory for this request
+TorchRecServeError
+├── BuildError                   the archiver could not build an archive
+├── LoadError                    a worker could not load an archive (also a RuntimeError)
+│   ├── ArchiveError             the archive is not what it says it is
+│   ├── OptionError              a wrong `torchrec:` option
+│   ├── FactoryError             the package or its PredictFactory failed
+│   └── WeightsError             weights and module do not fit
+└── RequestError                 one request failed
+    ├── InvalidRequest       400 not decodable, wrong shape, type or value
+    ├── UnknownQualname      404 no method of that name
+    ├── RequestTooLarge      413 more rows or ids than the limits
+    ├── UnsupportedMediaType 415 a content type that no codec reads
+    ├── PredictError         500 the model raised on this request
+    └── OutOfMemory          507 not enough memory for this request
 """
 
 from typing import ClassVar

@@ -22,7 +22,7 @@ DESCRIBE = "describe"
 """TorchServe's own header of GET /models/NAME?customized=true."""
 
 
-class TorchRecHandler(BaseHandler):  # type: ignore[misc]  # ts has no types
+class TorchRecHandler(BaseHandler):
     """Loads an archive once, then answers batches of requests."""
 
     def initialize(self, context: Any) -> None:
@@ -41,7 +41,7 @@ class TorchRecHandler(BaseHandler):  # type: ignore[misc]  # ts has no types
         self.engine = engine.Engine(context.model_name, predictor, options)
         self.initialized = True
 
-    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """Answer a batch.
 
         Args:

@@ -99,12 +99,9 @@ def _explain(fault: Mapping[str, Any]) -> str:
     path = [str(part) for part in fault["loc"]]
     where = ".".join([SECTION, *path])
     if fault["type"] == "extra_forbidden":
-        owner: type[BaseModel] = Options
+        owner: Any = Options
         for part in path[:-1]:
-            annotation = owner.model_fields[part].annotation
-            if annotation is None:
-                break
-            owner = annotation
+            owner = owner.model_fields[part].annotation
         return f"{where}: unknown option, expected one of {', '.join(sorted(owner.model_fields))}"
     return f"{where}: received {fault['input']!r}, {_lower_first(fault['msg'])}"
 

@@ -67,7 +67,8 @@ class Ranking(torch.nn.Module):
             )
             for name in names
         ]
-        return self.over(torch.cat([dense, *pooled], dim=1)).squeeze(1)
+        scores: torch.Tensor = self.over(torch.cat([dense, *pooled], dim=1))
+        return scores.squeeze(1)
 
 
 def seeded(tables_device: str = "cpu") -> Ranking:

@@ -1,4 +1,4 @@
-"""Archive folder to predictor, one file a step:
+"""Archive folder to predictor, one file a step.
 
 verify → process_group → factory → weights → quantize → shard → tables → lower → signature;
 loader runs them in order.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.package import PackageImporter
+from torch.package.package_importer import PackageImporter
 from torchrec.inference.model_packager import CONFIG_MODULE, LOADER_FACTORY, LOADER_MODULE
 from torchrec.inference.modules import BatchingMetadata, PredictFactory, QualNameMetadata
 
@@ -74,7 +74,9 @@ def open_package(package: Path) -> Package:
         return Package(importer=importer, factory=make_factory())
     except ModuleNotFoundError as error:
         missing = str(error.name)
-        if missing.split(".")[0] in {name.split(".")[0] for name in importer.extern_modules}:
+        if missing.partition(".")[0] in {
+            name.partition(".")[0] for name in importer.extern_modules
+        }:
             message = (
                 f"{package.name}: needs the extern module {missing!r}, which this worker lacks; "
                 "install it, list it in --requirements-file, or let the packager intern it"

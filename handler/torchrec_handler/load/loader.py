@@ -1,7 +1,7 @@
 """From an archive's folder to a predictor: the steps of loading, in order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive import DENSE, TABLES, Signature
+from torchrec_handler.archive import DENSE, TABLES, Index, Signature
 from torchrec_handler.load.factory import (
     FactoryOutput,
     Package,
@@ -42,6 +42,8 @@ class Predictor:
     """None for a module that its factory sharded, and for one without tables."""
     plan: ShardingPlan | None
     """None when nothing was left to shard."""
+    index: Index | None = None
+    """What the archive says of itself; None for a plain one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
             layout(quantized.module), quantized.own_rows
         )
     signature = index.signature if index else None
-    return make_ready(package, output, quantized, store, signature, options, device)
+    predictor = make_ready(package, output, quantized, store, signature, options, device)
+    return replace(predictor, index=index)
 
 
 def load_weights(
@@ -107,7 +110,7 @@ def load_weights(
     return Quantized(module=module, own_rows=own_rows, feature_rows=rows)
 
 
-def make_ready(  # noqa: PLR0913  the results of all earlier steps
+def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
     package: Package,
     output: FactoryOutput,
     quantized: Quantized,
@@ -135,8 +138,7 @@ def make_ready(  # noqa: PLR0913  the results of all earlier steps
     lower(module, options.dense, options.threads, device)
     return Predictor(
         module=module,
-        signature=signature
-        or observe_signature(output, module, quantized.feature_rows, device),
+        signature=signature or observe_signature(output, module, quantized.feature_rows, device),
         batching=output.batching,
         qualnames=output.qualnames,
         result_metadata=output.result_metadata,

@@ -24,7 +24,7 @@ def lower(module: torch.nn.Module, options: Dense, threads: int, device: torch.d
     module.eval()
     for found in module.modules():
         if hasattr(found, "predict_module") and getattr(found, "_device", device) is None:
-            found._device = device  # noqa: SLF001  PredictModule has no other way to set it
+            setattr(found, "_device", device)  # noqa: B010  PredictModule has no other way to set it
     if options.dtype == "float32":
         return
     if not hasattr(module, "predict_module"):

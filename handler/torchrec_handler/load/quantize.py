@@ -99,12 +99,12 @@ def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables)
         )
         raise OptionError(message)
     for table in tables:
-        dtype = options.per_table.get(table.name, options.dtype)
-        multiple = {"int4": 2, "int2": 4}.get(dtype, 1)
+        wanted = options.per_table.get(table.name, options.dtype)
+        multiple = {"int4": 2, "int2": 4}.get(wanted, 1)
         if table.weight.shape[1] % multiple:
             message = (
                 f"torchrec.tables: table {table.name!r} is {table.weight.shape[1]} wide, "
-                f"expected a multiple of {multiple} for {dtype}"
+                f"expected a multiple of {multiple} for {wanted}"
             )
             raise OptionError(message)
     dtype = TORCH_DTYPES[options.dtype]
@@ -155,4 +155,4 @@ def _collections(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module
 
 def _holds_table(path: str) -> bool:
     parts = path.split(".")
-    return len(parts) >= 2 and parts[-2] in {"embedding_bags", "embeddings"}
+    return len(parts) > 1 and parts[-2] in {"embedding_bags", "embeddings"}

@@ -49,10 +49,11 @@ def shard(
         return module, None
     # Without this the lookups are made on CUDA whatever the compute device is.
     set_propogate_device(True)
-    # The planner logs some 200 lines of statistics per call, and a warning about its topology that
-    # shard_quant_model itself causes.
-    logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
-    return shard_quant_model(
+    # Of one call these log some 200 lines of statistics, every argument's whole repr, and a warning
+    # about the topology that shard_quant_model itself causes.
+    for name in ("torchrec.distributed.planner", "MethodLogger-NullHandler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    sharded: tuple[torch.nn.Module, ShardingPlan] = shard_quant_model(
         module,
         world_size=options.world_size,
         compute_device=device.type,
@@ -61,6 +62,7 @@ def shard(
         ddr_cap=UNBOUNDED_BYTES,
         sharding_plan=plan,
     )
+    return sharded
 
 
 def _unsharded_tables(module: torch.nn.Module) -> list[str]:

@@ -123,9 +123,8 @@ def _sample(
             width = known[name].get("width", 1)
             sample[name] = [torch.zeros(1, width, device=device) for _ in range(features)]
         else:
-            ids = {"dtype": torch.int32, "device": device}
-            sample[f"{name}.lengths"] = torch.ones(features, **ids)
-            sample[f"{name}.values"] = torch.zeros(features, **ids)
+            sample[f"{name}.lengths"] = torch.ones(features, dtype=torch.int32, device=device)
+            sample[f"{name}.values"] = torch.zeros(features, dtype=torch.int32, device=device)
             if entry.type == "weighted_sparse":
                 sample[f"{name}.weights"] = torch.ones(features, device=device)
     return sample

@@ -1,4 +1,4 @@
-"""Dense weights: everything in a checkpoint that is not a table, loaded by the model's own names."""
+"""Dense weights: all of a checkpoint that is not a table, loaded by the model's own names."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Bytes to bytes, one file a step:
+"""Bytes to bytes, one file a step.
 
 request → route → codecs → validate → batch → predict → split → codecs; engine runs them in order.
 """

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,7 @@ class Engine:
 
     def __init__(self, model_name: str, predictor: Predictor, options: Options) -> None:
         self._predictor = predictor
+        self._options = options
         self._methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
         self._codecs = Codecs(model_name, predictor.signature, options.limits)
         self._validate = Validator(predictor.signature, options)
@@ -52,6 +54,24 @@ class Engine:
             for (position, _, reply), outcome in zip(members, outcomes, strict=True):
                 responses[position] = self._write(outcome, reply)
         return [responses[position] for position in range(len(requests))]
+
+    def describe(self) -> dict[str, Any]:
+        """What is served: signature, options, tables, plan, versions and digests, as JSON holds it.
+
+        Versions and digests are those of the archive; a plain one records none.
+        """
+        predictor = self._predictor
+        index = predictor.index
+        tables = predictor.tables.entries.values() if predictor.tables else ()
+        return {
+            "signature": asdict(predictor.signature),
+            "options": self._options.model_dump(),
+            "device": str(predictor.device),
+            "tables": [asdict(entry) for entry in tables],
+            "plan": str(predictor.plan) if predictor.plan else None,
+            "versions": dict(index.versions) if index else {},
+            "sha256": dict(index.sha256) if index else {},
+        }
 
     def _read(self, raw: RawRequest) -> tuple[ValidRequest, Reply]:
         columns, reply = self._codecs.decode(raw)
@@ -128,6 +148,4 @@ def _ok(content_type: str, body: bytes) -> Response:
 
 def _error(error: RequestError) -> Response:
     body: dict[str, Any] = {"code": error.status, "type": error.type, "message": str(error)}
-    return Response(
-        status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body)
-    )
+    return Response(status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body))

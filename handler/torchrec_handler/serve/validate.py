@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Options
-from torchrec_handler.serve.request import Columns, Floats, Ids, Sparse, ValidRequest
+from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest
 
 INT32_ROWS = 2**31
 
@@ -162,9 +162,11 @@ class Validator:
         if not bad.any():
             return values
         if self._out_of_range_ids == "zero":
-            return np.where(bad, 0, values)
+            inside: npt.NDArray[Any] = np.where(bad, 0, values)
+            return inside
         if self._out_of_range_ids == "modulo":
-            return values % limit
+            remainder: npt.NDArray[Any] = values % limit
+            return remainder
         position = int(bad.argmax())
         feature = int(np.searchsorted(np.cumsum(lengths.sum(axis=1)), position, side="right"))
         name = f" of feature {entry.features[feature]!r}" if entry.features else ""
@@ -208,8 +210,9 @@ def segments(starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray
     """
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if ends.size else 0
-    shift = np.repeat(starts - (ends - lengths), lengths)
-    return np.arange(total, dtype=np.int64) + shift
+    positions = np.arange(total, dtype=np.int64)
+    positions += np.repeat(starts - (ends - lengths), lengths)
+    return positions
 
 
 def _column(columns: Columns, name: str) -> npt.NDArray[Any]:

@@ -91,9 +91,7 @@ class Codecs:
                 return arguments, _reply(raw, "json", None)
             del document
         read, reply = self.decode(raw)
-        tensors = {
-            name: torch.from_numpy(np.array(array)) for name, array in read.arrays.items()
-        }
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in read.arrays.items()}
         return tensors, reply
 
     def encode(self, answer: Any, reply: Reply) -> tuple[str, bytes]:
@@ -119,8 +117,10 @@ class Codecs:
 
 
 def flat(answer: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """An answer as one array a name: `NAME.0`, `NAME.1` … of several tensors, `NAME.values` and
-    `NAME.mask` of a masked one."""
+    """One array a name.
+
+    Several tensors of a name are `NAME.0`, `NAME.1` …; a masked one `NAME.values` and `NAME.mask`.
+    """
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, value in answer.items():
         if isinstance(value, Mapping):

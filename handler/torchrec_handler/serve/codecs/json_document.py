@@ -90,7 +90,7 @@ def shown(value: Any) -> str:
 
 def _shape(name: str, array: simdjson.Array, size: int) -> tuple[int, ...]:
     shape = [len(array)]
-    level = [array]
+    level: list[Any] = [array]
     while shape[-1] and isinstance(level[0][0], simdjson.Array):
         level = [inner for outer in level for inner in outer]
         lengths = set(map(_length, level))

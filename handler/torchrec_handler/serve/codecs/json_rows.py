@@ -80,18 +80,20 @@ def _rows(document: simdjson.Object, limits: Limits) -> tuple[list[Row], Row]:
             "(limits.rows_per_request)"
         )
         raise RequestTooLarge(message)
-    instances = array.as_list()
+    instances: list[Any] = array.as_list()
     if set(map(type, instances)) != {dict}:
         position = next(i for i, row in enumerate(instances) if type(row) is not dict)
-        message = f"{INSTANCES}[{position}]: received {shown(instances[position])}, expected an object"
+        message = (
+            f"{INSTANCES}[{position}]: received {shown(instances[position])}, expected an object"
+        )
         raise InvalidRequest(message)
-    shared = document[SHARED] if SHARED in document else {}
-    if isinstance(shared, simdjson.Object):
-        shared = shared.as_dict()
-    if not isinstance(shared, dict):
+    shared = document.get(SHARED)
+    if SHARED not in document:
+        return instances, {}
+    if not isinstance(shared, simdjson.Object):
         message = f"{SHARED}: received {shown(shared)}, expected an object"
         raise InvalidRequest(message)
-    return instances, shared
+    return instances, shared.as_dict()
 
 
 def _gives_whole(entry: InputSignature, instances: Sequence[Row], shared: Row) -> bool:

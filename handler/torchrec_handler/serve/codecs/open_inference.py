@@ -3,6 +3,7 @@
 {"inputs": [{"name": "float_features", "shape": [B, F], "datatype": "FP32", "data": [...]}, ...]}
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,11 +60,13 @@ def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
             message = f"{where}.name: received {shown(name)}, expected one of {', '.join(columns)}"
             raise InvalidRequest(message)
         arrays[name] = _tensor(f"{where} ({name})", tensor, column)
-    identifier = document["id"] if "id" in document else None
+    identifier = document.get("id")
     return Columns(arrays=arrays, id=identifier if isinstance(identifier, str) else None)
 
 
-def encode(arrays: Mapping[str, npt.NDArray[Any]], model_name: str, identifier: str | None) -> bytes:
+def encode(
+    arrays: Mapping[str, npt.NDArray[Any]], model_name: str, identifier: str | None
+) -> bytes:
     """Write an answer.
 
     Args:
@@ -93,13 +96,13 @@ def _tensor(where: str, tensor: simdjson.Object, column: Column) -> npt.NDArray[
         message = f"{where}.datatype: received {shown(datatype)}, expected {', '.join(kind)}"
         raise InvalidRequest(message)
     shape = _get(where, tensor, "shape")
-    sizes = shape.as_list() if isinstance(shape, simdjson.Array) else []
+    sizes: list[Any] = shape.as_list() if isinstance(shape, simdjson.Array) else []
     if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
         message = f"{where}.shape: received {shown(sizes or shape)}, expected a list of sizes"
         raise InvalidRequest(message)
     # The data may be nested or flat, and flat it is as long as the whole tensor.
     data = read_array(f"{where}.data", _get(where, tensor, "data"), column_of_data(column, sizes))
-    if np.prod(sizes, dtype=object) != data.size:
+    if math.prod(sizes) != data.size:
         product = " x ".join(map(str, sizes))
         message = f"{where}.data: received {data.size} elements, expected {product} (its shape)"
         raise InvalidRequest(message)
@@ -108,8 +111,8 @@ def _tensor(where: str, tensor: simdjson.Object, column: Column) -> npt.NDArray[
 
 def column_of_data(column: Column, sizes: list[int]) -> Column:
     """The column with its limit counted in elements of flat data instead of rows."""
-    inner = int(np.prod(sizes[1:], dtype=object)) if len(sizes) > 1 else 1
-    return Column(is_integer=column.is_integer, most=column.most * max(1, inner), limit=column.limit)
+    most = column.most * max(1, math.prod(sizes[1:]))
+    return Column(is_integer=column.is_integer, most=most, limit=column.limit)
 
 
 def _get(where: str, tensor: simdjson.Object, key: str) -> Any:

@@ -74,8 +74,7 @@ def _input(name: str, kind: str, signature: Signature) -> InputSignature:
     if len(same) == 1:
         return same[0]
     message = (
-        f"{name}: unknown input, expected "
-        f"{', '.join(entry.name for entry in signature.inputs)}"
+        f"{name}: unknown input, expected {', '.join(entry.name for entry in signature.inputs)}"
     )
     raise InvalidRequest(message)
 

