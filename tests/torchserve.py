@@ -80,8 +80,7 @@ class TorchServe:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=20)
-        for process in alive:
+        for process in psutil.wait_procs(processes, timeout=20)[1]:
             process.kill()
         self._process.wait()
 

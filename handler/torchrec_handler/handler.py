@@ -18,6 +18,8 @@ QUALNAME = "qualname"
 QUALNAME_HEADER = "x-torchrec-qualname"
 URL_PATH = "url_path"
 """TorchServe's own name for what follows /predictions/NAME/VERSION/."""
+EXPLAIN = "explain"
+"""TorchServe's own header of /explanations/NAME, taken as the name of the method to call."""
 DESCRIBE = "describe"
 """TorchServe's own header of GET /models/NAME?customized=true."""
 
@@ -50,11 +52,12 @@ class TorchRecHandler(BaseHandler):
             context: TorchServe's, for headers in, status and headers out.
         """
         headers = [_lower_case(context.get_all_request_header(at)) for at in range(len(data))]
-        if headers and headers[0].get(DESCRIBE) == "True":
-            return [self.engine.describe()] * len(data)
         requests = [_raw(item, header) for item, header in zip(data, headers, strict=True)]
-        bodies = []
+        bodies: list[Any] = []
         for at, response in enumerate(self.engine.predict(requests)):
+            if headers[at].get(DESCRIBE) == "True":
+                bodies.append(self.engine.describe())
+                continue
             context.set_response_status(response.status, response.phrase, at)
             context.set_response_content_type(at, response.content_type)
             bodies.append(response.body)
@@ -78,9 +81,13 @@ def _lower_case(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _raw(item: Mapping[str, Any], headers: Mapping[str, Any]) -> RawRequest:
     name = "body" if "body" in item else "data"
-    # Where TorchServe took a form apart there is no body, and its type is the request's own.
-    own_type = headers.get(name, {}).get("content-type", "") if name in item else ""
-    content_type = own_type or ("" if name in item else headers.get("content-type", ""))
+    if name in item:
+        # TorchServe's own entry, unless the client sent a header of that name over it.
+        own = headers.get(name)
+        content_type = own.get("content-type", "") if isinstance(own, Mapping) else ""
+    else:
+        # TorchServe took a form apart, and the body's type is the request's own.
+        content_type = headers.get("content-type", "")
     return RawRequest(
         body=_bytes(item.get(name, b"")),
         content_type=content_type.partition(";")[0].strip().lower(),
@@ -91,6 +98,8 @@ def _raw(item: Mapping[str, Any], headers: Mapping[str, Any]) -> RawRequest:
 
 def _qualname(item: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
     """A parameter, else a header, else the path behind /predictions/NAME/VERSION/."""
+    if headers.get(EXPLAIN) == "True":
+        return EXPLAIN
     given = item.get(QUALNAME)
     if given is None:
         given = headers.get(QUALNAME_HEADER) or headers.get(URL_PATH) or FORWARD
