@@ -28,8 +28,9 @@ from torchrec_handler.archive import (
     sha256,
 )
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.factory import open_package, run_factory
+from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, Quantized, load_weights, make_ready
+from torchrec_handler.load.package import open_package
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.tables import TableStore, gather, is_sharded, layout
 from torchrec_handler.load.weights import dense_state

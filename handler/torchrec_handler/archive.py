@@ -6,10 +6,11 @@ Letters in shapes: B rows, F features, D width, N ids.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from torchrec_handler.errors import ArchiveError
 
@@ -23,8 +24,8 @@ INDEX = "archive.json"
 DENSE = "dense.safetensors"
 TABLES = "tables.bin"
 
-CODE_MEMBERS = (PACKAGE, MODEL_CONFIG, DENSE)
-"""Members whose digest is checked before anything in them is imported, unpickled or obeyed."""
+REQUIREMENTS = "requirements.txt"
+"""What TorchServe installs for the model; only where --requirements-file gave one."""
 
 TABLE_ALIGNMENT = 128
 """Every table's block in `tables.bin` starts at a multiple of this many bytes (a cache line pair,
@@ -32,6 +33,11 @@ as FBGEMM aligns its tables)."""
 
 HANDLER = "torchrec_handler.handler"
 """The handler's module, as the manifest names it."""
+
+ROW_BITS: Mapping[str, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "int2": 2}
+"""Data type of a table -> bits of one value. A row ends with a whole byte."""
+SCALE_BIAS_BYTES = 4
+"""Two float16 in front of a row of the integer types."""
 
 BATCHING_TYPES = ("dense", "sparse", "weighted_sparse", "embedding")
 RESULT_TYPES = ("dict_of_tensor", "dict_of_tensors", "dict_with_mask_tensor")
@@ -65,21 +71,6 @@ class Signature:
     """One of `RESULT_TYPES`."""
     outputs: Mapping[str, Any] = field(default_factory=dict)
     """Output name -> shape for one row, as observed on one."""
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Signature":
-        """Read what `asdict` wrote."""
-        inputs = tuple(
-            InputSignature(
-                **{
-                    **entry,
-                    "features": tuple(entry["features"]),
-                    "rows": tuple(entry["rows"]),
-                }
-            )
-            for entry in document["inputs"]
-        )
-        return cls(**{**document, "inputs": inputs})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,36 +116,34 @@ class Index:
 
     @classmethod
     def loads(cls, text: str) -> "Index":
-        """Read a document.
+        """Read a document; fields that it does not know are ignored.
 
         Raises:
-            ArchiveError: it is not JSON, of another major format version, or lacks a field.
+            ArchiveError: it is not JSON, of another major format version, or a field is missing or
+                wrong; the message holds the path to the field.
         """
         try:
             document = json.loads(text)
-            version = str(document["format_version"])
-        except (ValueError, KeyError, TypeError) as error:
-            message = f"{INDEX}: not an archive index ({error!r}); build the archive again"
+        except ValueError as error:
+            message = f"{INDEX}: is not JSON ({error}); build the archive again"
             raise ArchiveError(message) from error
-        if version.split(".", maxsplit=1)[0] != FORMAT_VERSION.split(".", maxsplit=1)[0]:
+        if not isinstance(document, dict) or "format_version" not in document:
+            message = f"{INDEX}: has no format_version; build the archive again"
+            raise ArchiveError(message)
+        version = document["format_version"]
+        if str(version).partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
             message = (
                 f"{INDEX}: received format version {version}, expected {FORMAT_VERSION}; "
                 "build the archive again with this version of torchrec-serve"
             )
             raise ArchiveError(message)
-        try:
-            known = {name: document[name] for name in cls.__dataclass_fields__}
-            return cls(
-                **{
-                    **known,
-                    "signature": Signature.from_json(document["signature"]),
-                    "tables": tuple(TableEntry(**entry) for entry in document["tables"]),
-                    "extra_files": tuple(document["extra_files"]),
-                }
-            )
-        except (KeyError, TypeError) as error:
-            message = f"{INDEX}: a field is missing or unknown ({error}); build the archive again"
-            raise ArchiveError(message) from error
+        index: Index = _read(cls, document, "")
+        _expect_one_of(RESULT_TYPES, index.signature.result_metadata, "signature.result_metadata")
+        for at, known in enumerate(index.signature.inputs):
+            _expect_one_of(BATCHING_TYPES, known.type, f"signature.inputs[{at}].type")
+        for at, entry in enumerate(index.tables):
+            _check_table(entry, f"tables[{at}]")
+        return index
 
     @property
     def is_newer(self) -> bool:
@@ -176,3 +165,62 @@ def align(offset: int) -> int:
 def _minor(version: str) -> int:
     minor = version.partition(".")[2]
     return int(minor) if minor.isdigit() else 0
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Read parsed JSON as a dataclass of this file, or as what one of its fields may hold."""
+    if kind is Any:
+        return value
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _read(inner[0], value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        _expect(dict, value, where)
+        read = {}
+        for known in fields(kind):
+            path = f"{where}.{known.name}".lstrip(".")
+            if known.name in value:
+                read[known.name] = _read(known.type, value[known.name], path)
+            elif known.default is MISSING and known.default_factory is MISSING:
+                message = f"{INDEX}: {path}: is missing; build the archive again"
+                raise ArchiveError(message)
+        return kind(**read)
+    if origin is tuple:
+        _expect(list, value, where)
+        return tuple(_read(inner[0], item, f"{where}[{at}]") for at, item in enumerate(value))
+    if origin is Mapping:
+        _expect(dict, value, where)
+        return {name: _read(inner[1], item, f"{where}[{name!r}]") for name, item in value.items()}
+    _expect(kind, value, where)
+    return value
+
+
+def _expect(kind: type, value: Any, where: str) -> None:
+    if type(value) is not kind:
+        message = f"{INDEX}: {where}: received {value!r}, expected {kind.__name__}"
+        raise ArchiveError(message)
+
+
+def _expect_one_of(known: Collection[str], value: str, where: str) -> None:
+    if value not in known:
+        message = f"{INDEX}: {where}: received {value!r}, expected one of {', '.join(known)}"
+        raise ArchiveError(message)
+
+
+def _check_table(entry: TableEntry, where: str) -> None:
+    """Hold an entry to its row layout: a lookup trusts it and reads outside of the file else."""
+    _expect_one_of(ROW_BITS, entry.dtype, f"{where}.dtype")
+    for name in ("rows", "width", "offset"):
+        if getattr(entry, name) < 0:
+            message = (
+                f"{INDEX}: {where}.{name}: received {getattr(entry, name)}, expected 0 or more"
+            )
+            raise ArchiveError(message)
+    scale_bias = SCALE_BIAS_BYTES if entry.dtype.startswith("int") else 0
+    row_bytes = -(-entry.width * ROW_BITS[entry.dtype] // 8) + scale_bias
+    if entry.row_bytes != row_bytes:
+        message = (
+            f"{INDEX}: {where}.row_bytes: received {entry.row_bytes}, "
+            f"expected {row_bytes} for {entry.width} values in {entry.dtype}"
+        )
+        raise ArchiveError(message)

@@ -1,9 +1,10 @@
 """The `torchrec:` section of model-config.yaml, typed and checked once, when it is read."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from torchrec_handler.errors import OptionError
 
@@ -12,9 +13,13 @@ SECTION = "torchrec"
 TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
 ShardingType = Literal["table_wise", "row_wise"]
 
+V = TypeVar("V")
+Frozen = Annotated[Mapping[str, V], AfterValidator(MappingProxyType)]
+"""A mapping that nobody changes after it was checked."""
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class Tables(_Section):
@@ -22,11 +27,11 @@ class Tables(_Section):
 
     dtype: TableDtype = "int8"
     """Data type of every table that `per_table` does not name."""
-    per_table: Mapping[str, TableDtype] = {}
+    per_table: Frozen[TableDtype] = {}
     """Table name -> data type."""
     output_dtype: Literal["float32", "float16"] = "float32"
     """What a lookup gives to the dense part."""
-    quantization_mapping: Mapping[str, str] = {}
+    quantization_mapping: Frozen[str] = {}
     """More module types to quantize, beside TorchRec's collections: full type name -> MODULE:CLASS
     of its quantized counterpart, for `quantize_inference_model`."""
 
@@ -43,7 +48,7 @@ class Sharding(_Section):
     world_size: int = Field(default=1, ge=1, le=64)
     type: ShardingType = "table_wise"
     """For every table that `per_table` does not name."""
-    per_table: Mapping[str, ShardingType] = {}
+    per_table: Frozen[ShardingType] = {}
     """Table name -> sharding type, TorchRec's `ParameterConstraints.sharding_types`."""
     plan: str | None = None
     """Name of a config of the package that holds a pickled `ShardingPlan`; the rest of this
@@ -66,10 +71,10 @@ class Options(_Section):
     """auto: the GPU that TorchServe gave to the worker, else the CPU."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads of one forward call on the CPU. Workers multiply it."""
-    tables: Tables = Tables()
-    dense: Dense = Dense()
-    sharding: Sharding = Sharding()
-    limits: Limits = Limits()
+    tables: Tables = Field(default_factory=Tables)
+    dense: Dense = Field(default_factory=Dense)
+    sharding: Sharding = Field(default_factory=Sharding)
+    limits: Limits = Field(default_factory=Limits)
     out_of_range_ids: Literal["reject", "zero", "modulo"] = "reject"
     """reject: answer 400; zero: look up row 0; modulo: the remainder by the table's rows."""
 
@@ -96,15 +101,21 @@ def read_options(model_config: Mapping[str, Any] | None) -> Options:
 
 
 def _explain(fault: Mapping[str, Any]) -> str:
-    path = [str(part) for part in fault["loc"]]
-    where = ".".join([SECTION, *path])
-    if fault["type"] == "extra_forbidden":
+    """One of pydantic's faults in our words; it names Python's types, where a file holds YAML's."""
+    path = [SECTION, *map(str, fault["loc"])]
+    received = repr(fault["input"])
+    expected = str(fault["msg"]).removeprefix("Input should be ")
+    if path[-1] == "[key]" or fault["type"] == "invalid_key":
+        del path[-2 if path[-1] == "[key]" else -1 :]
+        received, expected = f"the name {received}", "strings as names"
+    elif fault["type"] == "extra_forbidden":
         owner: Any = Options
-        for part in path[:-1]:
+        for part in path[1:-1]:
             owner = owner.model_fields[part].annotation
-        return f"{where}: unknown option, expected one of {', '.join(sorted(owner.model_fields))}"
-    return f"{where}: received {fault['input']!r}, {_lower_first(fault['msg'])}"
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+        known = ", ".join(sorted(owner.model_fields))
+        return f"{'.'.join(path)}: unknown option, expected one of {known}"
+    elif fault["type"] in {"model_type", "dict_type"}:
+        expected = "a mapping"
+    expected = expected.replace("greater than or equal to", "at least")
+    expected = expected.replace("less than or equal to", "at most")
+    return f"{'.'.join(path)}: received {received}, expected {expected}"

@@ -1,5 +1,5 @@
 """Archive folder to predictor, one file a step.
 
-verify → process_group → factory → weights → quantize → shard → tables → lower → signature;
-loader runs them in order.
+verify → process_group → package → factory → weights → quantize → shard → tables → lower →
+signature; loader runs them in order.
 """

@@ -1,20 +1,20 @@
-"""Third step of loading: from the TorchRec package to a predict module and its metadata."""
+"""Third step of loading, second half: from the factory to a predict module and its metadata."""
 
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any, TypeVar, cast
 
 import torch
-from torch.package.package_importer import PackageImporter
-from torchrec.inference.model_packager import CONFIG_MODULE, LOADER_FACTORY, LOADER_MODULE
 from torchrec.inference.modules import BatchingMetadata, PredictFactory, QualNameMetadata
 
 from torchrec_handler.archive import BATCHING_TYPES, RESULT_TYPES
 from torchrec_handler.errors import FactoryError
+from torchrec_handler.load.package import describe
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -35,63 +35,9 @@ class FactoryOutput:
     result_metadata: str
     """One of `RESULT_TYPES`."""
     model_inputs_data: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Package:
-    """An opened package and its factory."""
-
-    importer: PackageImporter
-    factory: PredictFactory
-
-    def load_config(self, name: str) -> Any:
-        """Unpickle a config of the package.
-
-        Raises:
-            FactoryError: the package has no such config.
-        """
-        try:
-            return self.importer.load_pickle(CONFIG_MODULE, name)
-        except Exception as error:
-            message = f"package: config {name!r} cannot be loaded: {_describe(error)}"
-            raise FactoryError(message) from error
-
-
-def open_package(package: Path) -> Package:
-    """Import the factory from what `PredictFactoryPackager.save_predict_factory` wrote.
-
-    Raises:
-        FactoryError: the file is no package, an extern module is missing here, or the factory's
-            code raised.
-    """
-    try:
-        importer = PackageImporter(str(package))
-    except RuntimeError as error:
-        message = f"{package.name}: not a torch package ({_first_line(error)})"
-        raise FactoryError(message) from error
-    try:
-        make_factory = getattr(importer.import_module(LOADER_MODULE), LOADER_FACTORY)
-        return Package(importer=importer, factory=make_factory())
-    except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if missing.partition(".")[0] in {
-            name.partition(".")[0] for name in importer.extern_modules
-        }:
-            message = (
-                f"{package.name}: needs the extern module {missing!r}, which this worker lacks; "
-                "install it, list it in --requirements-file, or let the packager intern it"
-            )
-        else:
-            message = f"{package.name}: {error}; the packager neither interned nor externed it"
-        raise FactoryError(message) from error
-    except Exception as error:
-        message = f"{package.name}: the factory could not be made: {_describe(error)}"
-        if isinstance(error, AttributeError) and "'NoneType' object has no" in str(error):
-            message += (
-                "; a dataclass in the package cannot be in a module that says "
-                "`from __future__ import annotations`"
-            )
-        raise FactoryError(message) from error
+    """Input name -> what the model itself does not show: `features` (F names, in the order of the
+    lengths), `num_features` (F), `width` (D of an embedding input). Other names and keys are the
+    factory's own."""
 
 
 def run_factory(factory: PredictFactory, device: torch.device, world_size: int) -> FactoryOutput:
@@ -107,88 +53,135 @@ def run_factory(factory: PredictFactory, device: torch.device, world_size: int) 
     offered = {"world_size": world_size, "device": str(device)}
     arguments = {name: value for name, value in offered.items() if name in accepted}
     module = _call(factory.create_predict_module, **arguments)
+    _expect(module, torch.nn.Module, f"{_name(factory)}.create_predict_module")
     module = _call(factory.run_weights_independent_tranformations, module)
-    if not isinstance(module, torch.nn.Module):
-        message = (
-            f"{_name(factory)}.run_weights_independent_tranformations: received "
-            f"{type(module).__name__}, expected the torch.nn.Module to go on with"
-        )
-        raise FactoryError(message)
+    _expect(module, torch.nn.Module, f"{_name(factory)}.run_weights_independent_tranformations")
     return FactoryOutput(
         factory=factory,
         module=module,
         batching=_read_batching(factory, device),
         qualnames=_read_qualnames(factory, module),
         result_metadata=_read_result_metadata(factory),
-        model_inputs_data=_call(factory.model_inputs_data),
+        model_inputs_data=_read_model_inputs_data(factory),
     )
 
 
 def run_weights_dependent(output: FactoryOutput) -> torch.nn.Module:
-    """Call `run_weights_dependent_transformations` on the module that now has its weights."""
-    transform = output.factory.run_weights_dependent_transformations
-    module: torch.nn.Module = _call(transform, output.module)
+    """Call `run_weights_dependent_transformations` on the module that now has its weights.
+
+    Raises:
+        FactoryError: it raised, or its module lacks a method that `qualname_metadata` names.
+    """
+    where = f"{_name(output.factory)}.run_weights_dependent_transformations"
+    module = _call(output.factory.run_weights_dependent_transformations, output.module)
+    _expect(module, torch.nn.Module, where)
     for name in output.qualnames:
         if not callable(getattr(module, name, None)):
             message = (
-                f"{_name(output.factory)}.run_weights_dependent_transformations: returned a "
-                f"{type(module).__name__} without the method {name!r} that qualname_metadata names"
+                f"{where}: returned a {type(module).__name__} without the method {name!r} that "
+                "qualname_metadata names"
             )
             raise FactoryError(message)
-    return module
+    return cast("torch.nn.Module", module)
 
 
 def _read_batching(factory: PredictFactory, device: torch.device) -> dict[str, BatchingMetadata]:
     where = f"{_name(factory)}.batching_metadata"
-    batching = {}
-    for name, entry in _read_json(factory.batching_metadata_json, factory.batching_metadata):
-        # TorchRec's own DLRM example gives plain type names instead of BatchingMetadata.
-        known = (
-            BatchingMetadata(type=entry, device=device.type, pinned=[])
-            if isinstance(entry, str)
-            else BatchingMetadata(**entry)
-        )
-        if known.type not in BATCHING_TYPES:
-            expected = ", ".join(BATCHING_TYPES)
-            message = f"{where}[{name!r}]: received type {known.type!r}, expected one of {expected}"
-            raise FactoryError(message)
-        if torch.device(known.device).type == "cuda" and device.type != "cuda":
-            logger.warning("%s[%r]: device cuda, served on %s", where, name, device)
-            known = BatchingMetadata(type=known.type, device=device.type, pinned=[])
-        batching[name] = known
+    given = _call(factory.batching_metadata)
+    _expect(given, Mapping, where)
+    if given and all(isinstance(entry, str) for entry in given.values()):
+        # TorchRec's own DLRM example gives the types alone, which have no JSON form.
+        batching = {
+            name: BatchingMetadata(type=entry, device=device.type, pinned=[])
+            for name, entry in given.items()
+        }
+    else:
+        batching = _read_json(given, factory.batching_metadata_json, BatchingMetadata, where)
     if not batching:
         message = f"{where}: received no inputs, expected at least one"
         raise FactoryError(message)
+    for name, entry in batching.items():
+        _check_batching(entry, f"{where}[{name!r}]")
+        if entry.device.startswith("cuda") and device.type != "cuda":
+            logger.warning("%s[%r]: device cuda, served on %s", where, name, device)
+            batching[name] = BatchingMetadata(type=entry.type, device=device.type, pinned=[])
     return batching
+
+
+def _check_batching(entry: BatchingMetadata, where: str) -> None:
+    if entry.type not in BATCHING_TYPES:
+        expected = ", ".join(BATCHING_TYPES)
+        message = f"{where}: received type {entry.type!r}, expected one of {expected}"
+        raise FactoryError(message)
+    if str(entry.device).partition(":")[0] not in {"cpu", "cuda"}:
+        message = f"{where}: received device {entry.device!r}, expected cpu or cuda"
+        raise FactoryError(message)
+    if not (isinstance(entry.pinned, list) and all(isinstance(part, str) for part in entry.pinned)):
+        message = f"{where}: received pinned {entry.pinned!r}, expected a list of suffixes"
+        raise FactoryError(message)
 
 
 def _read_qualnames(
     factory: PredictFactory, module: torch.nn.Module
 ) -> dict[str, QualNameMetadata]:
-    qualnames = {FORWARD: QualNameMetadata(need_preproc=True)}
-    for name, entry in _read_json(factory.qualname_metadata_json, factory.qualname_metadata):
+    where = f"{_name(factory)}.qualname_metadata"
+    given = _call(factory.qualname_metadata)
+    _expect(given, Mapping, where)
+    read = _read_json(given, factory.qualname_metadata_json, QualNameMetadata, where)
+    for name, entry in read.items():
         if not callable(getattr(module, name, None)):
+            message = f"{where}: names {name!r}, but {type(module).__name__} has no such method"
+            raise FactoryError(message)
+        if not isinstance(entry.need_preproc, bool):
             message = (
-                f"{_name(factory)}.qualname_metadata: names {name!r}, "
-                f"but {type(module).__name__} has no such method"
+                f"{where}[{name!r}]: received need_preproc {entry.need_preproc!r}, "
+                "expected True or False"
             )
             raise FactoryError(message)
-        qualnames[name] = QualNameMetadata(**entry)
-    return qualnames
+    return {FORWARD: QualNameMetadata(need_preproc=True), **read}
 
 
 def _read_json(
-    as_json: Callable[[], str], as_objects: Callable[[], Mapping[str, Any]]
-) -> Iterable[tuple[str, Any]]:
+    given: Mapping[str, Any], as_json: Callable[[], str], kind: type[T], where: str
+) -> dict[str, T]:
     """Read metadata in its JSON form, as TorchRec's C++ server does.
 
-    The objects' classes may come out of the package, and a plain-string form has no JSON one.
+    The classes of the objects themselves may come out of the package.
     """
-    objects = _call(as_objects)
-    if any(isinstance(entry, str) for entry in objects.values()):
-        return list(objects.items())
-    document: dict[str, Any] = json.loads(_call(as_json))
-    return list(document.items())
+    for name, entry in given.items():
+        if not is_dataclass(entry):
+            message = (
+                f"{where}[{name!r}]: received a {type(entry).__name__}, expected {kind.__name__}"
+            )
+            raise FactoryError(message)
+    text = _call(as_json)
+    try:
+        return {name: kind(**entry) for name, entry in json.loads(text).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        message = (
+            f"{where}_json: received {text!r}, "
+            f"expected a JSON object of {kind.__name__} fields by name"
+        )
+        raise FactoryError(message) from error
+
+
+def _read_model_inputs_data(factory: PredictFactory) -> Mapping[str, Any]:
+    where = f"{_name(factory)}.model_inputs_data"
+    data = _call(factory.model_inputs_data)
+    _expect(data, Mapping, where)
+    for name, entry in data.items():
+        known = entry if isinstance(entry, Mapping) else {}
+        features = known.get("features", ())
+        if isinstance(features, str) or not (
+            isinstance(features, Sequence) and all(isinstance(found, str) for found in features)
+        ):
+            message = f"{where}[{name!r}]['features']: received {features!r}, expected names"
+            raise FactoryError(message)
+        for key in ("num_features", "width"):
+            if not isinstance(known.get(key, 1), int) or known.get(key, 1) < 1:
+                message = f"{where}[{name!r}][{key!r}]: received {known[key]!r}, expected 1 or more"
+                raise FactoryError(message)
+    return cast("Mapping[str, Any]", data)
 
 
 def _read_result_metadata(factory: PredictFactory) -> str:
@@ -207,17 +200,15 @@ def _call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
     except Exception as error:
         name = getattr(method, "__qualname__", repr(method))
-        message = f"{name} raised {_describe(error)}"
+        message = f"{name} raised {describe(error)}"
         raise FactoryError(message) from error
+
+
+def _expect(value: object, kind: type, where: str) -> None:
+    if not isinstance(value, kind):
+        message = f"{where}: returned a {type(value).__name__}, expected a {kind.__name__}"
+        raise FactoryError(message)
 
 
 def _name(factory: PredictFactory) -> str:
     return type(factory).__name__
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -10,14 +10,9 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
 from torchrec_handler.archive import DENSE, TABLES, Index, Signature
-from torchrec_handler.load.factory import (
-    FactoryOutput,
-    Package,
-    open_package,
-    run_factory,
-    run_weights_dependent,
-)
+from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 from torchrec_handler.load.lower import lower
+from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard

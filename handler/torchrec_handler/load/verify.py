@@ -4,10 +4,8 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torchrec_handler.archive import (
-    CODE_MEMBERS,
     FORMAT_VERSION,
     INDEX,
     MANIFEST,
@@ -34,24 +32,32 @@ class Archive:
 def verify(folder: Path) -> Archive:
     """Check an extracted archive.
 
-    Members that hold code, and those that are unpickled, are checked against their digest before
-    anything reads them. `tables.bin` is only mapped, so its size is checked, not its content.
+    Every member that the archiver listed is checked against its digest before anything in it is
+    imported, unpickled or obeyed, `tables.bin` excepted: it is only mapped, so its size is checked,
+    not its content, and a worker starts without reading it.
 
     Raises:
         ArchiveError: a member is missing, altered or truncated, or of another format version.
     """
-    manifest = _read_manifest(folder)
-    name = manifest["model"].get("serializedFile")
-    if not name:
-        message = f"{MANIFEST}: no serializedFile; give the package with --serialized-file"
-        raise ArchiveError(message)
-    package = folder / str(name)
+    name = _package_name(folder)
+    package = folder / name
     if not package.is_file():
         message = f"{name}: the manifest names it as serializedFile, but it is not in {folder}"
         raise ArchiveError(message)
     if not (folder / INDEX).is_file():
+        if (folder / TABLES).is_file():
+            message = (
+                f"{INDEX}: missing from {folder}, which holds {TABLES}; copy the archive again"
+            )
+            raise ArchiveError(message)
         return Archive(folder=folder, package=package, index=None)
-    index = Index.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = Index.loads((folder / INDEX).read_text(encoding="utf-8", errors="replace"))
+    if name not in index.sha256:
+        message = (
+            f"{name}: the manifest names it as serializedFile, but {INDEX} does not list it; "
+            "the archive was altered, build or copy it again"
+        )
+        raise ArchiveError(message)
     if index.is_newer:
         logger.warning(
             "%s: written in format %s, read as %s; newer fields are ignored",
@@ -63,16 +69,18 @@ def verify(folder: Path) -> Archive:
     return Archive(folder=folder, package=package, index=index)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _package_name(folder: Path) -> str:
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         message = f"{MANIFEST}: cannot be read ({error}); is {folder} a model archive?"
         raise ArchiveError(message) from error
-    if not isinstance(manifest.get("model"), dict):
-        message = f"{MANIFEST}: has no model section; build the archive again"
+    model = manifest.get("model") if isinstance(manifest, dict) else None
+    name = model.get("serializedFile") if isinstance(model, dict) else None
+    if not isinstance(name, str) or not name:
+        message = f"{MANIFEST}: names no serializedFile; give the package with --serialized-file"
         raise ArchiveError(message)
-    return manifest
+    return name
 
 
 def _check_members(folder: Path, index: Index) -> None:
@@ -81,7 +89,7 @@ def _check_members(folder: Path, index: Index) -> None:
         if not path.is_file():
             message = f"{member}: listed in {INDEX}, but missing from {folder}"
             raise ArchiveError(message)
-        if member in CODE_MEMBERS and (found := sha256(path)) != digest:
+        if member != TABLES and (found := sha256(path)) != digest:
             message = (
                 f"{member}: its sha256 is {found[:16]}…, expected {digest[:16]}…; "
                 "the archive was altered or damaged, build or copy it again"

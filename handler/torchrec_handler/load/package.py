@@ -1,0 +1,90 @@
+"""Third step of loading, first half: from the TorchRec package to its factory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.package.package_importer import PackageImporter
+from torchrec.inference.model_packager import CONFIG_MODULE, LOADER_FACTORY, LOADER_MODULE
+from torchrec.inference.modules import PredictFactory
+
+from torchrec_handler.errors import FactoryError
+
+LOADER_SOURCE = f"{LOADER_MODULE}.py"
+NOT_IN_PACKAGE = "in self-contained archive"
+"""What PackageImporter says of a module that it was not told about, and no other import error."""
+FACTORY_METHODS = sorted(name for name in vars(PredictFactory) if not name.startswith("_"))
+"""Looked for by name: a package that interns torchrec has a PredictFactory of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """An opened package and its factory."""
+
+    importer: PackageImporter
+    factory: PredictFactory
+
+    def load_config(self, name: str) -> Any:
+        """Unpickle a config of the package.
+
+        Raises:
+            FactoryError: the package has no such config.
+        """
+        try:
+            return self.importer.load_pickle(CONFIG_MODULE, name)
+        except Exception as error:
+            message = f"package: config {name!r} cannot be loaded: {describe(error)}"
+            raise FactoryError(message) from error
+
+
+def open_package(package: Path) -> Package:
+    """Import the factory from what `PredictFactoryPackager.save_predict_factory` wrote.
+
+    Raises:
+        FactoryError: the file is no package, an extern module is missing here, or the factory's
+            code raised.
+    """
+    try:
+        importer = PackageImporter(str(package))
+    except Exception as error:
+        message = f"{package.name}: not a torch package ({_first_line(error)})"
+        raise FactoryError(message) from error
+    if LOADER_SOURCE not in importer.zip_reader.get_all_records():
+        message = (
+            f"{package.name}: a torch package without {LOADER_MODULE}; "
+            "make it with PredictFactoryPackager.save_predict_factory"
+        )
+        raise FactoryError(message)
+    try:
+        factory = getattr(importer.import_module(LOADER_MODULE), LOADER_FACTORY)()
+    except Exception as error:
+        message = f"{package.name}: the factory could not be made: {describe(error)}"
+        if isinstance(error, AttributeError) and "'NoneType' object has no" in str(error):
+            message += (
+                "; a dataclass in the package cannot be in a module that says "
+                "`from __future__ import annotations`"
+            )
+        raise FactoryError(message) from error
+    if lacking := [name for name in FACTORY_METHODS if not callable(getattr(factory, name, None))]:
+        message = (
+            f"{package.name}: {LOADER_FACTORY} made a {type(factory).__name__}, expected a "
+            f"PredictFactory; it lacks {', '.join(lacking)}"
+        )
+        raise FactoryError(message)
+    return Package(importer=importer, factory=factory)
+
+
+def describe(error: Exception) -> str:
+    """One line about an exception that a factory raised; what to do where a module is missing."""
+    if not isinstance(error, ModuleNotFoundError):
+        return f"{type(error).__name__}: {error}"
+    if NOT_IN_PACKAGE in str(error):
+        return f"needs module {error.name!r}, which the packager neither interned nor externed"
+    return (
+        f"needs the extern module {error.name!r}, which this worker lacks; "
+        "install it, list it in --requirements-file, or let the packager intern it"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
