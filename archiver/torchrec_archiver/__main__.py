@@ -3,12 +3,16 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
+from torchrec_archiver.build import build_archive
 from torchrec_archiver.mar import ArchiveFormat
-from torchrec_handler.errors import TorchRecServeError
+from torchrec_handler.errors import BuildError, TorchRecServeError
+
+INTERRUPTED = 130
+"""The exit status of a program that Ctrl-C ended, as shells give it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,23 +23,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # torch warns here of a call that torchrec makes, with nothing in it for the user.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
         return _build(options)
     except TorchRecServeError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("ERROR: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _build(options: argparse.Namespace) -> int:
-    from torchrec_archiver.build import build_archive  # noqa: PLC0415  --help need not load torch
-
     archive = build_archive(
         model_name=options.model_name,
         version=options.version,
         factory=options.factory,
-        configs={name: Path(path) for name, path in options.config},
+        configs=_by_name("--config", options.config),
         weights=options.weights,
-        extra_files={Path(path).name: Path(path) for path in options.extra_files},
+        extra_files=_by_name(
+            "--extra-files", [(Path(path).name, path) for path in options.extra_files]
+        ),
         packager=options.packager,
         export_path=options.export_path,
         config_file=options.config_file,
@@ -48,13 +57,22 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End as every other wrong input does."""
+        self.exit(1, f"ERROR: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="torchrec-archiver",
         description="Build TorchServe model archives from TorchRec predict factories.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    build = commands.add_parser("build", help="package a factory and its weights as an archive")
+    build = commands.add_parser(
+        "build", help="package a factory and its weights as an archive", allow_abbrev=False
+    )
     build.add_argument("--model-name", required=True, help="TorchServe's name of the model")
     build.add_argument("--version", required=True, help="TorchServe's version of the model")
     build.add_argument(
@@ -71,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--weights", metavar="PATH", help="a torch.save checkpoint")
     build.add_argument(
         "--extra-files",
+        action="extend",
         default=[],
         type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
         metavar="PATH[,PATH]",
@@ -93,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("-f", "--force", action="store_true", help="replace an archive")
     return parser
+
+
+def _by_name(option: str, named: Iterable[tuple[str, str]]) -> Mapping[str, Path]:
+    """Name -> path; a name given twice would silently lose one."""
+    paths: dict[str, Path] = {}
+    for name, path in named:
+        if name in paths:
+            message = f"{option}: {path} and {paths[name]} are both named {name!r}"
+            raise BuildError(message)
+        paths[name] = Path(path)
+    return paths
 
 
 def _name_and_path(text: str) -> tuple[str, str]:

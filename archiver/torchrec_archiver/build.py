@@ -1,20 +1,23 @@
 """From a factory and its checkpoint to a model archive: the steps of building, in order."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
+from torch.package.importer import Importer
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
 
 from torchrec_archiver.checkpoint import fit, read_checkpoint
 from torchrec_archiver.factory import find_factory, find_packager
 from torchrec_archiver.mar import ArchiveFormat, check_target, staging, write_archive
-from torchrec_archiver.package import DefaultPackager, read_config, save_package
+from torchrec_archiver.package import DefaultPackager, read_bytes, read_config, save_package
 from torchrec_archiver.tables import write_tables
 from torchrec_handler.archive import (
     DENSE,
@@ -22,6 +25,7 @@ from torchrec_handler.archive import (
     INDEX,
     MODEL_CONFIG,
     PACKAGE,
+    REQUIREMENTS,
     TABLES,
     Index,
     TableEntry,
@@ -36,7 +40,7 @@ from torchrec_handler.load.tables import TableStore, gather, is_sharded, layout
 from torchrec_handler.load.weights import dense_state
 from torchrec_handler.options import Options, read_options
 
-DEFAULT_MODEL_CONFIG: Mapping[str, Any] = {
+DEFAULT_MODEL_CONFIG = {
     "minWorkers": 1,
     "maxWorkers": 1,
     "batchSize": 64,
@@ -57,6 +61,8 @@ def build_archive(  # noqa: PLR0913  the command line's options
     weights: str | Path | None = None,
     extra_files: Mapping[str, str | bytes | Path] | None = None,
     packager: str | type[PredictFactoryPackager] = DefaultPackager,
+    loader_code: str | None = None,
+    package_importer: Importer | list[Importer] | None = None,
     config_file: str | Path | None = None,
     requirements_file: str | Path | None = None,
     archive_format: ArchiveFormat = "default",
@@ -75,6 +81,10 @@ def build_archive(  # noqa: PLR0913  the command line's options
             its weights itself.
         extra_files: name -> content, for the package's `extra_files`; a `Path` is read as bytes.
         packager: a PredictFactoryPackager subclass, or its `module:Class`.
+        loader_code: for `save_predict_factory`, whose own makes an instance of the factory.
+        package_importer: for `save_predict_factory`: where the factory and the configs come from
+            when they came out of another torch.package, as
+            `[PackageImporter(…), torch.package.sys_importer]`.
         config_file: model-config.yaml: TorchServe's settings, and ours under `torchrec:`.
         requirements_file: Python requirements that TorchServe installs for the model.
         archive_format: default (zip, deflated), zip-store, no-archive or tgz.
@@ -90,36 +100,59 @@ def build_archive(  # noqa: PLR0913  the command line's options
     """
     export_path = Path(export_path)
     target = check_target(model_name, export_path, archive_format, force=force)
-    factory = find_factory(factory) if isinstance(factory, str) else factory
-    packager = find_packager(packager) if isinstance(packager, str) else packager
-    model_config = _read_model_config(config_file)
-    options = read_options(model_config)
-    packed = {
-        name: _read_bytes("extra file", value) if isinstance(value, Path) else value
+    factory = find_factory(factory)
+    packager = find_packager(packager)
+    arguments = {"loader_code": loader_code, "package_importer": package_importer}
+    model_config, options = _read_model_config(config_file)
+    packed_configs = {
+        name: read_config(name, value) if isinstance(value, Path) else value
+        for name, value in (configs or {}).items()
+    }
+    packed_files = {
+        name: read_bytes(f"extra file {name}", value) if isinstance(value, Path) else value
         for name, value in (extra_files or {}).items()
     }
-    with staging(export_path) as folder:
+    requirements = None
+    if requirements_file is not None:
+        requirements = read_bytes("requirements file", Path(requirements_file))
+    with staging(export_path) as folder, _unchanged_process():
         content = folder / model_name
         content.mkdir()
-        save_package(packager, factory, _read_configs(configs), packed, content / PACKAGE)
-        (content / MODEL_CONFIG).write_text(yaml.safe_dump(model_config, sort_keys=False))
-        requirements = None
-        if requirements_file is not None:
-            requirements = Path(requirements_file).name
-            (content / requirements).write_bytes(
-                _read_bytes("requirements file", Path(requirements_file))
-            )
+        save_package(
+            packager,
+            factory,
+            packed_configs,
+            packed_files,
+            content / PACKAGE,
+            **{name: value for name, value in arguments.items() if value is not None},
+        )
+        (content / MODEL_CONFIG).write_bytes(model_config)
+        if requirements is not None:
+            (content / REQUIREMENTS).write_bytes(requirements)
         predictor = _write_weights(content, weights, options, progress=progress)
-        _write_index(content, predictor, tuple(packed))
+        _write_index(content, predictor, tuple(packed_files))
         write_archive(
             content,
             target,
             model_name=model_name,
             version=version,
             archive_format=archive_format,
-            requirements_file=requirements,
+            requirements_file=REQUIREMENTS if requirements is not None else None,
         )
     return target
+
+
+@contextmanager
+def _unchanged_process() -> Iterator[None]:
+    """Undo what a worker's steps change in a process that goes on after the build."""
+    threads = torch.get_num_threads()
+    grouped = dist.is_initialized()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if dist.is_initialized() and not grouped:
+            dist.destroy_process_group()
 
 
 def _write_weights(
@@ -141,8 +174,10 @@ def _write_weights(
         quantized = load_weights(output, fitted.dense, options)
         dense, rows = fitted.dense, fitted.rows
     else:
+        # Before the transformations that the worker will run on them again.
+        dense = {name: value.clone() for name, value in dense_state(output.module).items()}
         quantized = load_weights(output, None, options)
-        dense, rows = dense_state(quantized.module), quantized.own_rows
+        rows = quantized.own_rows
     if is_sharded(quantized.module):
         return make_ready(package, output, quantized, None, None, options, device)
     _save_dense(dense, content / DENSE)
@@ -154,7 +189,7 @@ def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
     if absent := [name for name, value in dense.items() if value.is_meta]:
         message = f"weights: the factory leaves {', '.join(absent)} on meta; give --weights"
         raise BuildError(message)
-    save_file({name: value.detach().clone().contiguous() for name, value in dense.items()}, path)
+    save_file({name: value.clone().contiguous() for name, value in dense.items()}, path)
 
 
 def _save_tables(
@@ -188,33 +223,19 @@ def _write_index(content: Path, predictor: Predictor, extra_files: tuple[str, ..
     (content / INDEX).write_text(index.dumps(), encoding="utf-8")
 
 
-def _read_model_config(path: str | Path | None) -> dict[str, Any]:
+def _read_model_config(path: str | Path | None) -> tuple[bytes, Options]:
     if path is None:
-        return dict(DEFAULT_MODEL_CONFIG)
+        return yaml.safe_dump(DEFAULT_MODEL_CONFIG, sort_keys=False).encode(), Options()
+    content = read_bytes("config file", Path(path))
     try:
-        document = yaml.safe_load(_read_bytes("config file", Path(path)))
+        document = yaml.safe_load(content)
     except yaml.YAMLError as error:
-        message = f"config file: {path} is not YAML: {error}"
+        message = f"config file: {path} is not YAML: {' '.join(str(error).split())}"
         raise BuildError(message) from error
     if not isinstance(document, dict):
-        message = f"config file: {path} holds {type(document).__name__}, expected a mapping"
+        message = f"config file: {path} holds a {type(document).__name__}, expected a mapping"
         raise BuildError(message)
-    return document
-
-
-def _read_configs(configs: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {
-        name: read_config(name, value) if isinstance(value, Path) else value
-        for name, value in (configs or {}).items()
-    }
-
-
-def _read_bytes(what: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        message = f"{what}: {path} cannot be read: {error.strerror}"
-        raise BuildError(message) from error
+    return content, read_options(document)
 
 
 def _versions() -> dict[str, str]:

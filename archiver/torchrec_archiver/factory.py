@@ -10,29 +10,36 @@ from torchrec.inference.modules import PredictFactory
 from torchrec_handler.errors import BuildError
 
 
-def find_factory(name: str) -> type[PredictFactory]:
-    """Import a `module:Class` that is a PredictFactory.
+def find_factory(factory: str | type[PredictFactory]) -> type[PredictFactory]:
+    """Import a `module:Class`, and see that it is a PredictFactory.
 
     Raises:
-        BuildError: it cannot be imported, or is something else.
+        BuildError: it cannot be imported, is something else, or is in no module that can be packed.
     """
-    found = _find("factory", name)
-    if not issubclass(found, PredictFactory):
-        message = f"factory: {name} is not a torchrec.inference.modules.PredictFactory"
+    found = _find("factory", factory) if isinstance(factory, str) else factory
+    if not (isinstance(found, type) and issubclass(found, PredictFactory)):
+        message = f"factory: {factory} is not a torchrec.inference.modules.PredictFactory"
+        raise BuildError(message)
+    if found.__module__ == "__main__":
+        message = (
+            f"factory: {found.__name__} is defined in the script that runs, which would be packed "
+            "whole; move it to a module"
+        )
         raise BuildError(message)
     return found
 
 
-def find_packager(name: str) -> type[PredictFactoryPackager]:
-    """Import a `module:Class` that is a PredictFactoryPackager.
+def find_packager(packager: str | type[PredictFactoryPackager]) -> type[PredictFactoryPackager]:
+    """Import a `module:Class`, and see that it is a PredictFactoryPackager.
 
     Raises:
         BuildError: it cannot be imported, or is something else.
     """
-    found = _find("packager", name)
-    if not issubclass(found, PredictFactoryPackager):
+    found = _find("packager", packager) if isinstance(packager, str) else packager
+    if not (isinstance(found, type) and issubclass(found, PredictFactoryPackager)):
         message = (
-            f"packager: {name} is not a torchrec.inference.model_packager.PredictFactoryPackager"
+            f"packager: {packager} is not a "
+            "torchrec.inference.model_packager.PredictFactoryPackager"
         )
         raise BuildError(message)
     return found
@@ -40,7 +47,7 @@ def find_packager(name: str) -> type[PredictFactoryPackager]:
 
 def _find(option: str, name: str) -> type:
     module_name, separator, class_name = name.partition(":")
-    if not separator or not class_name:
+    if not (module_name and separator and class_name):
         message = f"{option}: received {name!r}, expected MODULE:CLASS"
         raise BuildError(message)
     here = str(Path.cwd())

@@ -1,5 +1,6 @@
 """Last step of building: the archive file, by torch-model-archiver's own code."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, get_args
 
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_archiver_error import ModelArchiverError
@@ -31,9 +32,20 @@ def check_target(
         BuildError: the name or folder is wrong, or an archive is there and `force` is not set.
     """
     try:
-        ModelExportUtils.validate_inputs(model_name, str(export_path))
+        ModelExportUtils.check_model_name_regex_or_exit(model_name)
     except ModelArchiverError as error:
-        raise BuildError(str(error)) from error
+        message = (
+            f"model name: received {model_name!r}, expected letters, digits, '_', '-' and '.', "
+            "a letter or a digit first"
+        )
+        raise BuildError(message) from error
+    if not export_path.is_dir():
+        message = f"export path: {export_path} is not a folder; make it first"
+        raise BuildError(message)
+    if archive_format not in get_args(ArchiveFormat):
+        expected = ", ".join(get_args(ArchiveFormat))
+        message = f"archive format: received {archive_format!r}, expected one of {expected}"
+        raise BuildError(message)
     target = Path(
         ModelExportUtils.get_archive_export_path(str(export_path), model_name, archive_format)
     )
@@ -48,7 +60,11 @@ def staging(export_path: Path) -> Iterator[Path]:
     """A folder outside the model store, on its file system, gone again whatever happens.
 
     A model store must never hold half an archive, not even after a kill, so the work is done
-    elsewhere and renamed into it.
+    elsewhere and renamed into it. What a build that was killed outright left there is removed by
+    the next one.
+
+    Raises:
+        BuildError: something could not be written.
     """
     device = export_path.stat().st_dev
     outside = [Path(tempfile.gettempdir()), export_path.resolve().parent]
@@ -60,12 +76,12 @@ def staging(export_path: Path) -> Iterator[Path]:
         ),
         export_path,
     )
-    _remove_stale(parent)
-    with (
-        _terminating(),
-        tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-", dir=parent) as folder,
-    ):
-        yield Path(folder)
+    with _terminating(), _locked_folder(parent) as folder:
+        try:
+            yield folder
+        except OSError as error:
+            message = f"{error.filename or folder}: cannot be written: {error.strerror or error}"
+            raise BuildError(message) from error
 
 
 def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
@@ -101,9 +117,15 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
         str(content.parent), model_name, str(content), manifest, archive_format
     )
     staged = content.parent / target.name
-    if target.is_dir():
-        target.rename(content.parent / "replaced")
-    staged.replace(target)
+    replaced = content.parent / ".replaced"
+    if target.is_dir() or (staged.is_dir() and target.exists()):
+        target.rename(replaced)
+    try:
+        staged.replace(target)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
 
 
 @contextmanager
@@ -124,9 +146,38 @@ def _terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _locked_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder, locked while this process lives."""
+    entrance = os.open(parent, os.O_RDONLY)
+    try:
+        # One build at a time looks for stale folders and makes its own, so that none removes
+        # another's that is not locked yet.
+        fcntl.flock(entrance, fcntl.LOCK_EX)
+        _remove_stale(parent)
+        folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        os.close(entrance)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
 def _remove_stale(parent: Path) -> None:
-    """Remove what builds that were killed outright left behind."""
-    for folder in parent.glob(f"{STAGING_PREFIX}*-*"):
-        pid = folder.name.removeprefix(STAGING_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
+    """Remove what builds that were killed outright left behind: a lock ends with its process."""
+    for folder in parent.glob(f"{STAGING_PREFIX}*"):
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError:  # another user's, or gone already
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:  # a build that runs
+            continue
+        finally:
+            os.close(lock)

@@ -51,13 +51,25 @@ def read_config(name: str, path: Path) -> Any:
     Raises:
         BuildError: the file cannot be read or unpickled.
     """
+    content = read_bytes(f"config {name}", path)
     try:
-        if path.suffix == ".pkl":
-            with path.open("rb") as file:
-                return pickle.load(file)  # noqa: S301  the user's own file, at build time
-        return path.read_text(encoding="utf-8")
+        # The user's own file, at build time.
+        return pickle.loads(content) if path.suffix == ".pkl" else content.decode()  # noqa: S301
     except Exception as error:
         message = f"config {name}: {path} cannot be read: {type(error).__name__}: {error}"
+        raise BuildError(message) from error
+
+
+def read_bytes(what: str, path: Path) -> bytes:
+    """Read a file that the user named.
+
+    Raises:
+        BuildError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        message = f"{what}: {path} cannot be read: {error.strerror}"
         raise BuildError(message) from error
 
 
@@ -65,19 +77,49 @@ def save_package(
     packager: type[PredictFactoryPackager],
     factory: type[PredictFactory],
     configs: Mapping[str, Any],
-    extra_files: Mapping[str, str | bytes],
+    extra_files: Mapping[str, Any],
     output: Path,
+    **arguments: Any,
 ) -> None:
     """Run `PredictFactoryPackager.save_predict_factory`.
 
+    Args:
+        packager: with the user's externs and mocks.
+        factory: the class to pack.
+        configs: name -> str, or any object that can be pickled.
+        extra_files: name -> content.
+        output: the package to write.
+        arguments: `loader_code` and `package_importer`, where they are given.
+
     Raises:
-        BuildError: torch.package could not pack a module; the message is its own report.
+        BuildError: torch.package could not pack a module, with its own report, or a config.
     """
+    for name, content in extra_files.items():
+        if not isinstance(content, str | bytes):
+            message = (
+                f"extra file {name}: received a {type(content).__name__}, expected text or bytes"
+            )
+            raise BuildError(message)
     try:
-        packager.save_predict_factory(factory, dict(configs), output, dict(extra_files))
+        packager.save_predict_factory(
+            factory, dict(configs), output, dict(extra_files), **arguments
+        )
     except PackagingError as error:
         message = (
             f"packager: {packager.__name__} could not pack {factory.__name__}; extern, mock or "
             f"deny the modules below in a packager of your own (--packager)\n{error}"
         )
+        raise BuildError(message) from error
+    except OSError:
+        raise
+    except Exception as error:
+        message = (
+            f"packager: {packager.__name__}.save_predict_factory raised "
+            f"{type(error).__name__}: {error}"
+        )
+        if factory.__module__.startswith("<torch_package_"):
+            message += (
+                f"; {factory.__name__} came out of a torch.package: give package_importer="
+                "[its PackageImporter, torch.package.sys_importer]"
+            )
         raise BuildError(message) from error

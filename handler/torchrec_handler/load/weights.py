@@ -26,16 +26,27 @@ def checkpoint_root(module: torch.nn.Module) -> tuple[str, torch.nn.Module]:
 
 
 def dense_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The module's own dense weights: checkpoint name -> tensor."""
+    """The module's own dense weights: checkpoint name -> tensor, parameters and buffers.
+
+    Raises:
+        WeightsError: a module keeps something else in its state, which only a pickle could hold.
+    """
     prefix, root = checkpoint_root(module)
     collections = {table.collection for table in float_tables(module)}
     collections |= {lookup.collection for lookup in lookups(module)}
     roots = tuple(f"{collection.removeprefix(prefix)}." for collection in collections)
-    return {
+    dense = {
         name: value
         for name, value in root.state_dict().items()
         if not (name.startswith(roots) and TABLE_PARTS & set(name.split(".")))
     }
+    if odd := [name for name, value in dense.items() if not isinstance(value, torch.Tensor)]:
+        message = (
+            f"the module's state holds {', '.join(odd)}, expected tensors only; quantize or lower "
+            "in run_weights_dependent_transformations"
+        )
+        raise WeightsError(message)
+    return dense
 
 
 def load_dense(module: torch.nn.Module, dense: Mapping[str, torch.Tensor]) -> None:
