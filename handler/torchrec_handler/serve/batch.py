@@ -135,7 +135,8 @@ class _Target:
         self._pinned = frozenset(entry.pinned) if self._device.type == "cuda" else frozenset()
 
     def put(self, suffix: str, array: npt.NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        # What all rows share is a read-only view of one; a model may write to its inputs.
+        tensor = torch.from_numpy(array if array.flags.carray else array.copy())
         if suffix in self._pinned:
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)

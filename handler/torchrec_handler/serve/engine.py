@@ -13,16 +13,15 @@ from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
 from torchrec_handler.serve.codecs.json_columns import encode
-from torchrec_handler.serve.predict import HostResult, predict, to_host
+from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
-from torchrec_handler.serve.split import answer, join, split
+from torchrec_handler.serve.split import Answer, answer, join, split
 from torchrec_handler.serve.validate import Validator
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Outcome = HostResult | RequestError
 
 
 class Engine:
@@ -41,16 +40,18 @@ class Engine:
         responses: dict[int, Response] = {}
         waiting: dict[str, list[tuple[int, ValidRequest, Reply]]] = {}
         for position, raw in enumerate(requests):
-            try:
-                if route(raw.qualname, self._methods):
-                    valid, reply = _guarded("reading the request", self._read, raw)
-                    waiting.setdefault(raw.qualname, []).append((position, valid, reply))
-                else:
-                    responses[position] = _guarded(raw.qualname, self._call_alone, raw)
-            except RequestError as error:
-                responses[position] = _error(error)
+            begun = _attempt("reading the request", self._begin, raw)
+            if isinstance(begun, RequestError):
+                responses[position] = _error(begun)
+            elif isinstance(begun, Response):
+                responses[position] = begun
+            else:
+                waiting.setdefault(raw.qualname, []).append((position, *begun))
         for qualname, members in waiting.items():
-            outcomes = self._predict(qualname, [valid for _, valid, _ in members])
+            valid = [request for _, request, _ in members]
+            outcomes = _attempt(qualname, self._predict, qualname, valid)
+            if isinstance(outcomes, RequestError):
+                outcomes = [outcomes] * len(members)
             for (position, _, reply), outcome in zip(members, outcomes, strict=True):
                 responses[position] = self._write(outcome, reply)
         return [responses[position] for position in range(len(requests))]
@@ -73,26 +74,36 @@ class Engine:
             "sha256": dict(index.sha256) if index else {},
         }
 
-    def _read(self, raw: RawRequest) -> tuple[ValidRequest, Reply]:
-        columns, reply = self._codecs.decode(raw)
-        return self._validate(columns), reply
+    def _begin(self, raw: RawRequest) -> Response | tuple[ValidRequest, Reply]:
+        """Answer a request that is called alone, or make one ready to be batched."""
+        if route(raw.qualname, self._methods):
+            columns, reply = self._codecs.decode(raw)
+            return self._validate(columns), reply
+        arguments, reply = self._codecs.decode_arguments(raw)
+        module = self._predictor.module
+        result = _attempt(raw.qualname, call, module, raw.qualname, arguments)
+        return self._write(result, reply)
 
-    def _predict(self, qualname: str, requests: Sequence[ValidRequest]) -> list[Outcome]:
+    def _predict(
+        self, qualname: str, requests: Sequence[ValidRequest]
+    ) -> list[Answer | RequestError]:
         """One outcome a request, from as few forward calls as the limits allow."""
-        pieces: list[list[Outcome]] = [[] for _ in requests]
-        for call in cut(requests, self._rows_per_forward):
-            outcomes = self._forward(qualname, [piece for _, piece in call])
-            for (position, _), outcome in zip(call, outcomes, strict=True):
+        pieces: list[list[HostResult | RequestError]] = [[] for _ in requests]
+        for forward_call in cut(requests, self._rows_per_forward):
+            outcomes = self._forward(qualname, [piece for _, piece in forward_call])
+            for (position, _), outcome in zip(forward_call, outcomes, strict=True):
                 pieces[position].append(outcome)
-        return [self._joined(parts) for parts in pieces]
+        return [_attempt(qualname, self._answer, parts) for parts in pieces]
 
-    def _forward(self, qualname: str, requests: Sequence[ValidRequest]) -> list[Outcome]:
+    def _forward(
+        self, qualname: str, requests: Sequence[ValidRequest]
+    ) -> list[HostResult | RequestError]:
         """One forward call; where it raises, halves of it, until the request at fault is alone."""
-        try:
-            return list(_guarded(qualname, self._run, qualname, requests))
-        except RequestError as error:
-            if len(requests) == 1:
-                return [error]
+        results = _attempt(qualname, self._run, qualname, requests)
+        if not isinstance(results, RequestError):
+            return list(results)
+        if len(requests) == 1:
+            return [results]
         half = len(requests) // 2
         return self._forward(qualname, requests[:half]) + self._forward(qualname, requests[half:])
 
@@ -102,44 +113,42 @@ class Engine:
         result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
         return split(result, batch.rows, predictor.result_metadata)
 
-    def _joined(self, parts: Sequence[Outcome]) -> Outcome:
+    def _answer(self, parts: Sequence[HostResult | RequestError]) -> Answer:
         results: list[HostResult] = []
         for part in parts:
             if isinstance(part, RequestError):
-                return part
+                raise part
             results.append(part)
-        return join(results, self._predictor.result_metadata)
+        metadata = self._predictor.result_metadata
+        return answer(join(results, metadata), metadata)
 
-    def _call_alone(self, raw: RawRequest) -> Response:
-        """Call a method without need_preproc: this request's payload as keyword arguments."""
-        arguments, reply = self._codecs.decode_arguments(raw)
-        with torch.inference_mode():
-            result = getattr(self._predictor.module, raw.qualname)(**arguments)
-        return _ok(*self._codecs.encode(to_host(result), reply))
-
-    def _write(self, outcome: Outcome, reply: Reply) -> Response:
+    def _write(self, outcome: Any, reply: Reply) -> Response:
         if isinstance(outcome, RequestError):
             return _error(outcome)
-        result = answer(outcome, self._predictor.result_metadata)
-        try:
-            return _ok(*_guarded("writing the answer", self._codecs.encode, result, reply))
-        except RequestError as error:
-            return _error(error)
+        written = _attempt("writing the answer", self._codecs.encode, outcome, reply)
+        return _error(written) if isinstance(written, RequestError) else _ok(*written)
 
 
-def _guarded(where: str, step: Callable[..., T], *arguments: Any) -> T:
-    """Run a step; whatever it raises becomes an error of the request."""
+def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestError:
+    """Run a step; whatever it raises is given back as an error of the request.
+
+    An error carries no traceback, whose frames would keep a failed call's tensors alive.
+    """
     try:
         return step(*arguments)
-    except RequestError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        message = f"{where}: out of memory; send fewer rows"
-        raise OutOfMemory(message) from error
+    except RequestError as error:
+        return error.with_traceback(None)
     except Exception as error:
         logger.warning("%s raised", where, exc_info=True)
-        message = f"{where} raised {type(error).__name__}: {error}"
-        raise PredictError(message) from error
+        if _is_out_of_memory(error):
+            return OutOfMemory(f"{where}: out of memory; send fewer rows")
+        return PredictError(f"{where} raised {type(error).__name__}: {error}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has no type of its own for host memory.
+    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return is_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _ok(content_type: str, body: bytes) -> Response:
@@ -147,5 +156,7 @@ def _ok(content_type: str, body: bytes) -> Response:
 
 
 def _error(error: RequestError) -> Response:
-    body: dict[str, Any] = {"code": error.status, "type": error.type, "message": str(error)}
+    # A model's message may hold what is no text.
+    message = str(error).encode("utf-8", "replace").decode()
+    body: dict[str, Any] = {"code": error.status, "type": error.type, "message": message}
     return Response(status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body))

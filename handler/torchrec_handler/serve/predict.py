@@ -1,5 +1,6 @@
 """One call of the predict module, and its result as arrays on the host."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchrec_handler.errors import PredictError
+from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.batch import Inputs
 
 HostArray = npt.NDArray[Any]
@@ -37,14 +38,31 @@ def predict(
     }
 
 
-def to_host(value: Any) -> Any:
+def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -> Any:
+    """Call a method without `need_preproc`; tensors of its result as arrays.
+
+    Raises:
+        InvalidRequest: the method has no such parameters, or needs others.
+    """
+    method = getattr(module, qualname)
+    try:
+        inspect.signature(method).bind(**arguments)
+    except TypeError as error:
+        message = f"{qualname}: {error}"
+        raise InvalidRequest(message) from None
+    with torch.inference_mode():
+        result = method(**arguments)
+    return _to_host(result)
+
+
+def _to_host(value: Any) -> Any:
     """Tensors inside any structure as arrays; half precision as float32, which JSON can hold."""
     if isinstance(value, torch.Tensor):
         return _host(value)
     if isinstance(value, Mapping):
-        return {str(key): to_host(part) for key, part in value.items()}
+        return {str(key): _to_host(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [to_host(part) for part in value]
+        return [_to_host(part) for part in value]
     return value
 
 

@@ -4,6 +4,7 @@ The rules are TorchRec's Validation.cpp (lengths not negative, their sum the num
 those that keep a lookup inside its table.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torchrec_handler.options import Options
 from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest
 
 INT32_ROWS = 2**31
+
+SPARSE = frozenset({"sparse", "weighted_sparse"})
 
 
 class Validator:
@@ -36,79 +39,82 @@ class Validator:
             InvalidRequest: names the input, where in it, what was received and what is expected.
             RequestTooLarge: more rows or ids than the limits.
         """
-        blocks: dict[str, npt.NDArray[Any]] = {}
-        rows = columns.batch_size or 0
-        for entry in self._inputs:
-            part = "" if entry.type in ("dense", "embedding") else ".lengths"
-            array = _column(columns, entry.name + part)
-            block = _block(entry, array, rows)
-            blocks[entry.name] = block
-            if columns.batch_size is None:
-                rows = max(rows, _rows(entry, block) or 0)
-        if rows == 0:
-            message = (
-                f"{self._inputs[0].name}: holds no rows, expected at least one "
-                "(where no input tells the rows, give batch_size)"
-            )
-            raise InvalidRequest(message)
+        blocks = {entry.name: _block(entry, columns) for entry in self._inputs}
+        rows = columns.batch_size or self._observed_rows(blocks)
         if rows > self._limits.rows_per_request:
             message = (
                 f"received {rows} rows, expected at most {self._limits.rows_per_request} "
                 "(limits.rows_per_request)"
             )
             raise RequestTooLarge(message)
+        lengths = {
+            entry.name: _lengths(entry, blocks[entry.name], rows)
+            for entry in self._inputs
+            if entry.type in SPARSE
+        }
+        self._count_ids(columns, lengths, rows)
         inputs = {
-            entry.name: self._input(entry, blocks[entry.name], columns, rows)
+            entry.name: self._sparse(entry, lengths[entry.name], columns, rows)
+            if entry.type in SPARSE
+            else _floats(entry, blocks[entry.name], rows)
             for entry in self._inputs
         }
         return ValidRequest(rows=rows, inputs=inputs)
 
-    def _input(
-        self, entry: InputSignature, block: npt.NDArray[Any], columns: Columns, rows: int
-    ) -> Floats | Sparse:
-        if entry.type not in ("dense", "embedding"):
-            return self._sparse(entry, block, columns, rows)
-        floats = _finite(entry.name, block)
-        if entry.type == "embedding":
-            floats = floats.transpose(1, 0, 2)
-        if floats.shape[0] == rows:
-            return np.ascontiguousarray(floats)
-        if floats.shape[0] == 1:
-            return np.repeat(floats, rows, axis=0)
-        message = f"{entry.name}: received {floats.shape[0]} rows, expected {rows} (or 1 for all)"
+    def _observed_rows(self, blocks: Mapping[str, npt.NDArray[Any]]) -> int:
+        """The most rows that an input has; those with fewer must have one, or are refused."""
+        rows = max(_rows(entry, blocks[entry.name]) for entry in self._inputs)
+        if rows:
+            return rows
+        for entry in self._inputs:
+            received = blocks[entry.name].size
+            if entry.num_features and received:
+                message = (
+                    f"{entry.name}.lengths: received {received} lengths, "
+                    f"expected {entry.num_features} features x B rows"
+                )
+                raise InvalidRequest(message)
+        message = (
+            f"{self._inputs[0].name}: holds no rows, expected at least one "
+            "(where no input tells the rows, give batch_size)"
+        )
         raise InvalidRequest(message)
+
+    def _count_ids(
+        self, columns: Columns, lengths: Mapping[str, npt.NDArray[Any]], rows: int
+    ) -> None:
+        """Compare with the limit what `_sparse` is going to allocate."""
+        shares = {name: rows // array.shape[1] for name, array in lengths.items()}
+        given = {name: _values(columns, name).size for name in lengths}
+        if sum(given[name] * shares[name] for name in given) > self._limits.ids_per_request:
+            received = " and ".join(
+                f"{given[name]} ids of {name}" + (f" x {share} rows" if share > 1 else "")
+                for name, share in shares.items()
+            )
+            message = (
+                f"received {received}, expected at most {self._limits.ids_per_request} ids "
+                "(limits.ids_per_request)"
+            )
+            raise RequestTooLarge(message)
 
     def _sparse(
         self, entry: InputSignature, lengths: npt.NDArray[Any], columns: Columns, rows: int
     ) -> Sparse:
         where = f"{entry.name}.lengths"
-        features = entry.num_features or max(1, lengths.size // rows)
-        if lengths.size not in (features * rows, features):
-            message = (
-                f"{where}: received {lengths.size} lengths, expected {features} features x "
-                f"{rows} rows = {features * rows}"
-            )
+        if lengths.size and lengths.min() < 0:
+            position = int(lengths.argmin())
+            message = f"{where}[{position}]: received {lengths.flat[position]}, expected 0 or more"
             raise InvalidRequest(message)
-        flat = lengths.reshape(-1)
-        if flat.size and flat.min() < 0:
-            position = int(flat.argmin())
-            message = f"{where}[{position}]: received {flat[position]}, expected 0 or more"
-            raise InvalidRequest(message)
-        values = _column(columns, f"{entry.name}.values").reshape(-1)
-        if values.size > self._limits.ids_per_request:
+        values = _values(columns, entry.name)
+        # No sum of what passes here overflows.
+        if lengths.size and lengths.max() > self._limits.ids_per_request:
+            position = int(lengths.argmax())
             message = (
-                f"{entry.name}.values: received {values.size} ids, expected at most "
+                f"{where}[{position}]: received {lengths.flat[position]}, expected at most "
                 f"{self._limits.ids_per_request} (limits.ids_per_request)"
             )
             raise RequestTooLarge(message)
-        if flat.size and flat.max() > self._limits.ids_per_request:
-            position = int(flat.argmax())
-            message = (
-                f"{where}[{position}]: received {flat[position]}, expected at most "
-                f"{self._limits.ids_per_request} (limits.ids_per_request)"
-            )
-            raise RequestTooLarge(message)
-        total = int(flat.sum(dtype=np.int64))
+        total = int(lengths.sum(dtype=np.int64))
         if total != values.size:
             message = (
                 f"{entry.name}.values: received {values.size} ids, expected {total}, "
@@ -117,46 +123,29 @@ class Validator:
             raise InvalidRequest(message)
         weights = None
         if entry.type == "weighted_sparse":
-            weights = _finite(
-                f"{entry.name}.weights", _column(columns, f"{entry.name}.weights").reshape(-1)
-            )
-            if weights.size != total:
+            weights = _finite(f"{entry.name}.weights", _column(columns, f"{entry.name}.weights"))
+            if weights.shape != values.shape:
                 message = (
-                    f"{entry.name}.weights: received {weights.size} weights, expected {total}, "
-                    f"one for each of {entry.name}.values"
+                    f"{entry.name}.weights: received {_shown(weights.shape)} weights, expected "
+                    f"{total}, one for each of {entry.name}.values"
                 )
                 raise InvalidRequest(message)
-        given = lengths.size // features
-        by_feature = flat.reshape(features, given)
-        values = self._in_range(entry, values, by_feature)
         sparse = Sparse(
-            lengths=by_feature.astype(np.int32),
-            values=values.astype(np.int32),
+            lengths=lengths.astype(np.int32),
+            values=self._in_range(entry, values, lengths).astype(np.int32),
             weights=weights,
         )
-        if given == rows:
-            return sparse
-        if total * rows > self._limits.ids_per_request:
-            message = (
-                f"{entry.name}: {total} ids shared by {rows} rows are {total * rows}, expected at "
-                f"most {self._limits.ids_per_request} (limits.ids_per_request)"
-            )
-            raise RequestTooLarge(message)
-        return repeat_row(sparse, rows)
+        return sparse if lengths.shape[1] == rows else repeat_row(sparse, rows)
 
     def _in_range(
         self, entry: InputSignature, values: npt.NDArray[Any], lengths: npt.NDArray[Any]
     ) -> npt.NDArray[Any]:
-        if values.size == 0:
-            return values
         table_rows = self._table_rows[entry.name]
-        least = int(table_rows.min()) if table_rows.size else INT32_ROWS
-        if values.min() >= 0 and values.max() < least:
-            return values
+        counts = lengths.sum(axis=1)
         limit = (
-            np.repeat(table_rows, lengths.sum(axis=1))
+            np.repeat(table_rows, counts)
             if table_rows.size
-            else np.full(values.size, INT32_ROWS)
+            else np.full(values.size, INT32_ROWS, dtype=np.int64)
         )
         bad = (values < 0) | (values >= limit)
         if not bad.any():
@@ -168,7 +157,7 @@ class Validator:
             remainder: npt.NDArray[Any] = values % limit
             return remainder
         position = int(bad.argmax())
-        feature = int(np.searchsorted(np.cumsum(lengths.sum(axis=1)), position, side="right"))
+        feature = int(np.searchsorted(np.cumsum(counts), position, side="right"))
         name = f" of feature {entry.features[feature]!r}" if entry.features else ""
         message = (
             f"{entry.name}.values[{position}]: received id {values[position]}{name}, "
@@ -224,38 +213,78 @@ def _column(columns: Columns, name: str) -> npt.NDArray[Any]:
     return array
 
 
-def _block(entry: InputSignature, array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """Shape an input's array: dense [B, F], embedding [F, B, D]; lengths stay as they are."""
+def _values(columns: Columns, name: str) -> npt.NDArray[Any]:
+    values = _column(columns, f"{name}.values")
+    if values.ndim != 1:
+        message = f"{name}.values: received shape {_shown(values.shape)}, expected a flat list"
+        raise InvalidRequest(message)
+    return values
+
+
+def _block(entry: InputSignature, columns: Columns) -> npt.NDArray[Any]:
+    """An input's own array: dense [B, F], embedding [F, B, D], else the lengths as they came."""
+    if entry.type in SPARSE:
+        return _column(columns, f"{entry.name}.lengths")
+    array = _column(columns, entry.name)
+    rows = str(columns.batch_size or "B")
     if entry.type == "dense":
         block = array.reshape(1, -1) if array.ndim == 1 else array
-        features = entry.num_features or block.shape[-1]
-        if block.ndim != 2 or block.shape[1] != features or block.size == 0:
-            message = (
-                f"{entry.name}: received shape {_shown(array.shape)}, expected "
-                f"{rows or 'B'} rows x {entry.num_features or 'F'} features"
-            )
-            raise InvalidRequest(message)
-        return block
-    if entry.type == "embedding":
-        features = entry.num_features or array.shape[0]
-        width = entry.width or array.shape[-1]
-        shape = array.shape
-        if len(shape) != 3 or shape[0] != features or shape[2] != width or array.size == 0:
-            message = (
-                f"{entry.name}: received shape {_shown(shape)}, expected "
-                f"{entry.num_features or 'F'} features x {rows or 'B'} rows x "
-                f"{entry.width or 'D'} wide"
-            )
-            raise InvalidRequest(message)
-    return array
+        expected = f"{rows} rows x {entry.num_features or 'F'} features"
+        is_good = block.ndim == 2 and entry.num_features in (None, block.shape[1])
+    else:
+        block = array
+        expected = f"{entry.num_features or 'F'} features x {rows} rows x {entry.width or 'D'} wide"
+        is_good = (
+            block.ndim == 3
+            and entry.num_features in (None, block.shape[0])
+            and entry.width in (None, block.shape[2])
+        )
+    if not is_good or block.size == 0:
+        message = f"{entry.name}: received shape {_shown(array.shape)}, expected {expected}"
+        raise InvalidRequest(message)
+    return block
 
 
-def _rows(entry: InputSignature, block: npt.NDArray[Any]) -> int | None:
+def _rows(entry: InputSignature, block: npt.NDArray[Any]) -> int:
+    """How many rows a block shows, 0 for none."""
     if entry.type == "dense":
-        return int(block.shape[0])
-    if entry.type == "embedding":
+        return len(block)
+    if block.ndim > 1:
         return int(block.shape[1])
-    return block.size // entry.num_features if entry.num_features else None
+    rows, rest = divmod(block.size, entry.num_features) if entry.num_features else (0, 0)
+    return 0 if rest else rows
+
+
+def _lengths(entry: InputSignature, array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """Lengths as [F, B], or [F, 1] for all rows."""
+    features = entry.num_features
+    if array.ndim == 1:
+        known = features or max(1, array.size // rows)
+        if array.size in (known * rows, known):
+            return array.reshape(known, -1)
+        received = f"{array.size} lengths"
+    else:
+        if array.ndim == 2 and features in (None, array.shape[0]) and array.shape[1] in (rows, 1):
+            return array
+        received = f"shape {_shown(array.shape)}"
+    expected = f"{features or 'F'} features x {rows} rows"
+    if features:
+        expected += f" = {features * rows}"
+    message = f"{entry.name}.lengths: received {received}, expected {expected}"
+    raise InvalidRequest(message)
+
+
+def _floats(entry: InputSignature, block: npt.NDArray[Any], rows: int) -> Floats:
+    """A dense input as [B, F], an embedding one as [B, F, D]; what is shared takes no memory."""
+    floats = _finite(entry.name, block)
+    if entry.type == "embedding":
+        floats = floats.transpose(1, 0, 2)
+    if floats.shape[0] == rows:
+        return floats
+    if floats.shape[0] == 1:
+        return np.broadcast_to(floats, (rows, *floats.shape[1:]))
+    message = f"{entry.name}: received {floats.shape[0]} rows, expected {rows} (or 1 for all)"
+    raise InvalidRequest(message)
 
 
 def _finite(where: str, array: npt.NDArray[Any]) -> Floats:

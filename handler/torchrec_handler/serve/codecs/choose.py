@@ -68,7 +68,7 @@ class Codecs:
             read = protobuf.decode(raw.body, self._signature)
             return read, _reply(raw, "protobuf", None)
         document = self._parser.parse(raw.body)
-        if json_rows.INSTANCES in document:
+        if json_rows.INSTANCES in document and json_rows.INSTANCES not in self._columns:
             read = json_rows.decode(document, self._signature, self._limits)
             return read, _reply(raw, "json", None)
         if open_inference.INPUTS in document and open_inference.INPUTS not in self._columns:
@@ -86,7 +86,7 @@ class Codecs:
         """
         if _body_format(raw) == "json":
             document = self._parser.parse(raw.body)
-            if open_inference.INPUTS not in document:
+            if not open_inference.is_request(document):
                 arguments: dict[str, Any] = document.as_dict()
                 return arguments, _reply(raw, "json", None)
             del document

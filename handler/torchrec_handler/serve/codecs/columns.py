@@ -1,5 +1,6 @@
 """Which arrays a body may hold, told by the signature once, used by every codec."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ class Column:
     """One array of a body."""
 
     is_integer: bool
-    most: int
-    """How many elements its outermost list may hold."""
+    most: int | None
+    """How many elements it may hold; None where the model alone knows its width."""
     limit: str
-    """The option that says so."""
+    """How `most` comes about, for messages."""
 
 
 def columns(signature: Signature, limits: Limits) -> Mapping[str, Column]:
@@ -23,18 +24,18 @@ def columns(signature: Signature, limits: Limits) -> Mapping[str, Column]:
     found = {}
     rows, ids = limits.rows_per_request, limits.ids_per_request
     for entry in signature.inputs:
+        sizes = {"features": entry.num_features}
+        if entry.type == "embedding":
+            sizes["wide"] = entry.width
+        known = [size for size in sizes.values() if size is not None]
+        most = rows * math.prod(known) if len(known) == len(sizes) else None
+        limit = " x ".join(["limits.rows_per_request", *(f"{sizes[key]} {key}" for key in sizes)])
         if entry.type in ("dense", "embedding"):
-            # Outermost are the rows of a dense input (or one row's features), and the features
-            # of an embedding input.
-            most = max(rows, entry.num_features or 0)
-            found[entry.name] = Column(is_integer=False, most=most, limit="rows_per_request")
+            found[entry.name] = Column(is_integer=False, most=most, limit=limit)
             continue
-        most = rows * entry.num_features if entry.num_features else ids
-        lengths = Column(is_integer=True, most=most, limit="rows_per_request")
-        found[f"{entry.name}.lengths"] = lengths
-        values = Column(is_integer=True, most=ids, limit="ids_per_request")
-        found[f"{entry.name}.values"] = values
+        found[f"{entry.name}.lengths"] = Column(is_integer=True, most=most, limit=limit)
+        limit = "limits.ids_per_request"
+        found[f"{entry.name}.values"] = Column(is_integer=True, most=ids, limit=limit)
         if entry.type == "weighted_sparse":
-            weights = Column(is_integer=False, most=ids, limit="ids_per_request")
-            found[f"{entry.name}.weights"] = weights
+            found[f"{entry.name}.weights"] = Column(is_integer=False, most=ids, limit=limit)
     return found

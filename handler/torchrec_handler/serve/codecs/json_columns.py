@@ -24,13 +24,16 @@ def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
     """Read a body.
 
     Raises:
-        InvalidRequest: an unknown name, or not an array of numbers.
-        RequestTooLarge: an array is longer than the limits allow.
+        InvalidRequest: an unknown name, one given twice, or not an array of numbers.
+        RequestTooLarge: an array holds more than the limits allow.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     batch_size: int | None = None
     for name in document:
         column = columns.get(name)
+        if name in arrays:
+            message = f"{name}: given twice"
+            raise InvalidRequest(message)
         if column is not None:
             arrays[name] = read_array(name, document[name], column)
         elif name == BATCH_SIZE:

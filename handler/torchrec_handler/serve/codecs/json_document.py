@@ -3,6 +3,9 @@
 simdjson parses; nothing becomes a Python object before a codec asks for it.
 """
 
+import math
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,9 @@ KEPT_PARSER_BYTES = 8 * 2**20
 """A parser keeps the memory of the largest body it read, so larger bodies get one of their own."""
 
 SHOWN_CHARACTERS = 80
+
+MOST_AXES = 3
+"""Of any input: an embedding one is F x B x D."""
 
 
 class JsonParser:
@@ -59,23 +65,37 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
 
     Raises:
         InvalidRequest: not an array, ragged, or an element is not a number of the right kind.
-        RequestTooLarge: longer than the column may be.
+        RequestTooLarge: more elements than the column may hold.
     """
     if not isinstance(value, simdjson.Array):
         message = f"{name}: received {shown(value)}, expected an array"
         raise InvalidRequest(message)
-    if len(value) > column.most:
-        message = (
-            f"{name}: received {len(value)} elements, expected at most {column.most} "
-            f"(limits.{column.limit})"
-        )
-        raise RequestTooLarge(message)
+    shape = _shape(name, value)
+    if shape is None:
+        raise InvalidRequest(_explain(name, value, column))
+    check_size(name, shape, column)
     try:
         buffer = value.as_buffer(of_type="i" if column.is_integer else "d")
     except (TypeError, ValueError):
         raise InvalidRequest(_explain(name, value, column)) from None
     flat = np.frombuffer(buffer, dtype=np.int64 if column.is_integer else np.float64)
-    return flat.reshape(_shape(name, value, flat.size))
+    if flat.size != math.prod(shape):
+        raise InvalidRequest(_explain(name, value, column))
+    return flat.reshape(shape)
+
+
+def check_size(name: str, shape: Sequence[int], column: Column) -> None:
+    """Compare with the limits before anything is allocated.
+
+    Raises:
+        RequestTooLarge: more elements than the column may hold.
+    """
+    size = math.prod(shape)
+    if column.most is not None and size > column.most:
+        message = (
+            f"{name}: received {size} elements, expected at most {column.most} ({column.limit})"
+        )
+        raise RequestTooLarge(message)
 
 
 def shown(value: Any) -> str:
@@ -88,38 +108,46 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
-def _shape(name: str, array: simdjson.Array, size: int) -> tuple[int, ...]:
+def _shape(name: str, array: simdjson.Array) -> tuple[int, ...] | None:
+    """The shape that an array's lists have, None if they are ragged; touches lists, not numbers."""
     shape = [len(array)]
     level: list[Any] = [array]
     while shape[-1] and isinstance(level[0][0], simdjson.Array):
-        level = [inner for outer in level for inner in outer]
-        lengths = set(map(_length, level))
-        if len(lengths) > 1 or -1 in lengths:
-            break
+        if len(shape) == MOST_AXES:
+            message = f"{name}: its lists are nested deeper than {MOST_AXES} levels"
+            raise InvalidRequest(message)
+        level = list(chain.from_iterable(level))
+        try:
+            lengths = set(map(len, level))
+        except TypeError:  # something else among the lists
+            return None
+        if len(lengths) > 1:
+            return None
         shape.append(lengths.pop())
-    if int(np.prod(shape)) != size:
-        message = f"{name}: its lists have different lengths, expected rows of one length"
-        raise InvalidRequest(message)
     return tuple(shape)
 
 
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, simdjson.Array) else -1
-
-
 def _explain(name: str, array: simdjson.Array, column: Column) -> str:
-    kind = "integers of at most 64 bits" if column.is_integer else "numbers"
-    accepted = (int,) if column.is_integer else (int, float)
-    pending = [(name, array.as_list())]
-    while pending:
-        where, values = pending.pop()
-        for position, value in enumerate(values):
+    """What is wrong with an array: the first element of a wrong kind, else its lists' lengths."""
+    kind = "signed 64-bit integers" if column.is_integer else "numbers"
+    path: list[int] = []
+    open_lists = [enumerate(array.as_list())]
+    while open_lists:
+        for position, value in open_lists[-1]:
             if isinstance(value, list):
-                pending.append((f"{where}[{position}]", value))
-            elif (
-                isinstance(value, bool)
-                or not isinstance(value, accepted)
-                or (column.is_integer and abs(value) >= 2**63)
-            ):
-                return f"{where}[{position}]: received {shown(value)}, expected {kind}"
-    return f"{name}: expected {kind}"
+                path.append(position)
+                open_lists.append(enumerate(value))
+                break
+            if not _is_number(value, column):
+                where = "".join(f"[{index}]" for index in [*path, position])
+                return f"{name}{where}: received {shown(value)}, expected {kind}"
+        else:
+            open_lists.pop()
+            del path[-1:]
+    return f"{name}: its lists have different lengths, expected rows of one length"
+
+
+def _is_number(value: Any, column: Column) -> bool:
+    if column.is_integer:
+        return type(value) is int and -(2**63) <= value < 2**63
+    return type(value) in (int, float)

@@ -7,7 +7,7 @@ one a number; an embedding one a list of D numbers. A dense input whose features
 given whole, as a list under the input's own name. An instance's value goes before a shared one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter, methodcaller
 from typing import Any
@@ -25,6 +25,8 @@ from torchrec_handler.serve.request import Columns
 INSTANCES = "instances"
 SHARED = "shared"
 
+NUMBERS = frozenset({int, float})
+
 Row = dict[str, Any]
 
 
@@ -33,41 +35,38 @@ def decode(document: simdjson.Object, signature: Signature, limits: Limits) -> C
 
     Raises:
         InvalidRequest: not rows, an unknown or missing feature, or a value of the wrong type.
-        RequestTooLarge: more rows than the limits allow.
+        RequestTooLarge: more rows or ids than the limits allow.
     """
     instances, shared = _rows(document, limits)
+    given = frozenset(chain.from_iterable(instances))
     arrays: dict[str, npt.NDArray[Any]] = {}
     known: set[str] = set()
     for entry in signature.inputs:
         names = entry.features or (entry.name,)
-        if entry.type in ("sparse", "weighted_sparse") and not entry.features:
-            message = (
-                f"{entry.name}: this model hides its feature names, so {INSTANCES} cannot be read; "
-                "send columns, or name them in PredictFactory.model_inputs_data"
-            )
-            raise InvalidRequest(message)
-        if entry.features and entry.type == "dense" and _gives_whole(entry, instances, shared):
+        if entry.type == "embedding":
+            arrays[entry.name] = _embedding(names, instances, shared, given)
+        elif entry.type != "dense":
+            arrays.update(_sparse(entry, instances, shared, limits))
+        elif not entry.features or _is_whole(entry, given, shared):
             names = (entry.name,)
-        known.update(names)
-        if entry.type == "dense":
-            arrays[entry.name] = _dense(entry, names, instances, shared)
-        elif entry.type == "embedding":
-            arrays[entry.name] = np.array(
-                [_vectors(name, _column(name, instances, shared)) for name in names]
-            )
+            arrays[entry.name] = _vectors(entry.name, instances, shared, given)
         else:
-            arrays.update(_sparse(entry, instances, shared))
-    given = set(chain.from_iterable(instances)) | shared.keys()
-    if unknown := sorted(given - known):
+            arrays[entry.name] = _numbers(names, instances, shared)
+        known.update(names)
+    if unknown := sorted((given | shared.keys()) - known):
         message = f"{unknown[0]}: unknown feature, expected {', '.join(sorted(known))}"
         raise InvalidRequest(message)
     return Columns(arrays=arrays, batch_size=len(instances))
 
 
 def _rows(document: simdjson.Object, limits: Limits) -> tuple[list[Row], Row]:
-    for name in document:
+    names = list(document)
+    for position, name in enumerate(names):
         if name not in (INSTANCES, SHARED):
             message = f"{name}: unknown key, expected {INSTANCES} or {SHARED}"
+            raise InvalidRequest(message)
+        if name in names[:position]:
+            message = f"{name}: given twice"
             raise InvalidRequest(message)
     array = document[INSTANCES]
     if not isinstance(array, simdjson.Array) or len(array) == 0:
@@ -87,67 +86,132 @@ def _rows(document: simdjson.Object, limits: Limits) -> tuple[list[Row], Row]:
             f"{INSTANCES}[{position}]: received {shown(instances[position])}, expected an object"
         )
         raise InvalidRequest(message)
-    shared = document.get(SHARED)
-    if SHARED not in document:
+    if SHARED not in names:
         return instances, {}
+    shared = document[SHARED]
     if not isinstance(shared, simdjson.Object):
         message = f"{SHARED}: received {shown(shared)}, expected an object"
         raise InvalidRequest(message)
     return instances, shared.as_dict()
 
 
-def _gives_whole(entry: InputSignature, instances: Sequence[Row], shared: Row) -> bool:
-    return entry.name in instances[0] or entry.name in shared
+def _is_whole(entry: InputSignature, given: Container[str], shared: Row) -> bool:
+    is_feature = entry.name in entry.features
+    return not is_feature and (entry.name in given or entry.name in shared)
 
 
-def _dense(
-    entry: InputSignature, names: Sequence[str], instances: Sequence[Row], shared: Row
-) -> npt.NDArray[np.float64]:
-    if names == (entry.name,):
-        return _vectors(entry.name, _column(entry.name, instances, shared))
+def _numbers(names: Sequence[str], instances: Sequence[Row], shared: Row) -> npt.NDArray[Any]:
+    """Features of one number a row, [B, F]."""
     block = np.empty((len(instances), len(names)))
-    for position, name in enumerate(names):
-        block[:, position] = _numbers(name, _column(name, instances, shared))
+    for feature, name in enumerate(names):
+        column = _column(name, instances, shared)
+        if not set(map(type, column)) <= NUMBERS:
+            position = next(i for i, value in enumerate(column) if type(value) not in NUMBERS)
+            where = _where(name, position, instances)
+            message = f"{where}: received {shown(column[position])}, expected a number"
+            raise InvalidRequest(message)
+        block[:, feature] = np.array(column, dtype=np.float64)
     return block
 
 
-def _sparse(
-    entry: InputSignature, instances: Sequence[Row], shared: Row
-) -> dict[str, npt.NDArray[Any]]:
-    lengths: list[npt.NDArray[np.int64]] = []
-    values: list[Any] = []
-    for name in entry.features:
-        column = list(map(methodcaller("get", name, shared.get(name, ())), instances))
-        kinds = set(map(type, column))
-        if int in kinds:
-            column = [[value] if type(value) is int else value for value in column]
-            kinds = set(map(type, column))
-        if not kinds <= {list, tuple}:
-            position = next(i for i, v in enumerate(column) if type(v) not in (list, tuple))
-            message = _fault(position, name, column[position], _expected(entry))
+def _vectors(
+    name: str, instances: Sequence[Row], shared: Row, given: Container[str]
+) -> npt.NDArray[Any]:
+    """A feature of D numbers a row, [B, D]; [1, D] where every row has the shared ones."""
+    is_shared = name in shared and name not in given
+    column = [shared[name]] if is_shared else _column(name, instances, shared)
+    if set(map(type, column)) != {list} or len(set(map(len, column))) != 1:
+        width = len(column[0]) if type(column[0]) is list else 0
+        position = next(i for i, v in enumerate(column) if type(v) is not list or len(v) != width)
+        message = (
+            f"{_where(name, position, instances)}: received {shown(column[position])}, "
+            "expected a list of numbers, as many as in every row"
+        )
+        raise InvalidRequest(message)
+    flat = list(chain.from_iterable(column))
+    if not set(map(type, flat)) <= NUMBERS:
+        position = next(i for i, value in enumerate(flat) if type(value) not in NUMBERS)
+        row, inner = divmod(position, len(column[0]))
+        where = f"{_where(name, row, instances)}[{inner}]"
+        message = f"{where}: received {shown(flat[position])}, expected a number"
+        raise InvalidRequest(message)
+    return np.array(flat, dtype=np.float64).reshape(len(column), -1)
+
+
+def _embedding(
+    names: Sequence[str], instances: Sequence[Row], shared: Row, given: Container[str]
+) -> npt.NDArray[Any]:
+    """Features of D numbers a row each, [F, B, D]; [F, 1, D] where all of them are shared."""
+    blocks = [_vectors(name, instances, shared, given) for name in names]
+    width = blocks[0].shape[1]
+    for name, block in zip(names, blocks, strict=True):
+        if block.shape[1] != width:
+            message = (
+                f"{name}: received {block.shape[1]} numbers a row, expected {width}, "
+                f"as many as {names[0]} has"
+            )
             raise InvalidRequest(message)
-        lengths.append(np.fromiter(map(len, column), np.int64, len(column)))
-        values.append(column)
-    flat = list(chain.from_iterable(chain.from_iterable(values)))
-    arrays = {f"{entry.name}.lengths": np.concatenate(lengths)}
+    rows = max(map(len, blocks))
+    return np.stack([np.broadcast_to(block, (rows, width)) for block in blocks])
+
+
+def _sparse(
+    entry: InputSignature, instances: Sequence[Row], shared: Row, limits: Limits
+) -> dict[str, npt.NDArray[Any]]:
+    """Features of a list of ids a row each: lengths [F * B], values [N] and weights [N]."""
+    if not entry.features:
+        message = (
+            f"{entry.name}: this model hides its feature names, so {INSTANCES} cannot be read; "
+            "send columns, or name them in PredictFactory.model_inputs_data"
+        )
+        raise InvalidRequest(message)
+    lengths, flat = _gather(entry, instances, shared, limits)
+    arrays: dict[str, npt.NDArray[Any]] = {f"{entry.name}.lengths": lengths}
+    faults = _faults(entry, instances, shared)
     if entry.type == "weighted_sparse":
-        if not set(map(type, flat)) <= {list} or not set(map(len, flat)) <= {2}:
-            _raise_first(entry, values, lambda pair: type(pair) is list and len(pair) == 2)
+        if not (set(map(type, flat)) <= {list} and set(map(len, flat)) <= {2}):
+            raise InvalidRequest(next(faults))
         weights = list(map(itemgetter(1), flat))
-        if not set(map(type, weights)) <= {int, float}:
-            _raise_first(entry, values, lambda pair: type(pair[1]) in (int, float))
+        if not set(map(type, weights)) <= NUMBERS:
+            raise InvalidRequest(next(faults))
         arrays[f"{entry.name}.weights"] = np.array(weights, dtype=np.float64)
         flat = list(map(itemgetter(0), flat))
-        if not set(map(type, flat)) <= {int}:
-            _raise_first(entry, values, lambda pair: type(pair[0]) is int)
-    elif not set(map(type, flat)) <= {int}:
-        _raise_first(entry, values, lambda value: type(value) is int)
+    if not set(map(type, flat)) <= {int}:
+        raise InvalidRequest(next(faults))
     try:
         arrays[f"{entry.name}.values"] = np.array(flat, dtype=np.int64)
     except OverflowError:
-        message = f"{entry.name}: an id does not fit 64 bits"
-        raise InvalidRequest(message) from None
+        raise InvalidRequest(next(faults)) from None
     return arrays
+
+
+def _gather(
+    entry: InputSignature, instances: Sequence[Row], shared: Row, limits: Limits
+) -> tuple[npt.NDArray[np.int64], list[Any]]:
+    """Lengths [F * B], and all elements of the rows' lists, feature by feature."""
+    lengths: list[npt.NDArray[np.int64]] = []
+    flat: list[Any] = []
+    for name in entry.features:
+        column = list(map(methodcaller("get", name, shared.get(name, ())), instances))
+        kinds = set(map(type, column))
+        ids: Iterable[Any] = column
+        counts = np.ones(len(column), np.int64)
+        if kinds != {int}:
+            if int in kinds:
+                column = [[value] if type(value) is int else value for value in column]
+            if not set(map(type, column)) <= {list, tuple}:
+                raise InvalidRequest(next(_faults(entry, instances, shared)))
+            ids = chain.from_iterable(column)
+            counts = np.fromiter(map(len, column), np.int64, len(column))
+        if len(flat) + int(counts.sum()) > limits.ids_per_request:
+            message = (
+                f"{entry.name}: received more than {limits.ids_per_request} ids "
+                "(limits.ids_per_request)"
+            )
+            raise RequestTooLarge(message)
+        lengths.append(counts)
+        flat.extend(ids)
+    return np.concatenate(lengths), flat
 
 
 def _column(name: str, instances: Sequence[Row], shared: Row) -> list[Any]:
@@ -157,47 +221,39 @@ def _column(name: str, instances: Sequence[Row], shared: Row) -> list[Any]:
         return list(map(itemgetter(name), instances))
     except KeyError:
         position = next(i for i, row in enumerate(instances) if name not in row)
-        message = f"{INSTANCES}[{position}].{name}: missing, expected a dense feature in every row"
+        message = f"{INSTANCES}[{position}].{name}: missing, expected in every row"
         raise InvalidRequest(message) from None
 
 
-def _numbers(name: str, column: Sequence[Any]) -> npt.NDArray[np.float64]:
-    if not set(map(type, column)) <= {int, float}:
-        position = next(i for i, value in enumerate(column) if type(value) not in (int, float))
-        raise InvalidRequest(_fault(position, name, column[position], "a number"))
-    return np.array(column, dtype=np.float64)
+def _faults(entry: InputSignature, instances: Sequence[Row], shared: Row) -> Iterator[str]:
+    """Where a sparse input's rows hold something else than ids, in words."""
+    weighted = entry.type == "weighted_sparse"
+    is_good, one, many = (
+        (_is_pair, "a pair [id, weight]", "a list of [id, weight] pairs")
+        if weighted
+        else (_is_id, "a signed 64-bit integer", "a list of ids (signed 64-bit integers), or one")
+    )
+    for name in entry.features:
+        for position, row in enumerate(instances):
+            value = row.get(name, shared.get(name, []))
+            where = _where(name, position, instances)
+            if isinstance(value, list):
+                for inner, part in enumerate(value):
+                    if not is_good(part):
+                        yield f"{where}[{inner}]: received {shown(part)}, expected {one}"
+            elif weighted or not is_good(value):
+                yield f"{where}: received {shown(value)}, expected {many}"
 
 
-def _vectors(name: str, column: Sequence[Any]) -> npt.NDArray[np.float64]:
-    if set(map(type, column)) != {list} or len(set(map(len, column))) != 1:
-        width = len(column[0]) if type(column[0]) is list else None
-        position = next(
-            (i for i, v in enumerate(column) if type(v) is not list or len(v) != width), 0
-        )
-        raise InvalidRequest(
-            _fault(position, name, column[position], "a list of numbers as long as in every row")
-        )
-    flat = list(chain.from_iterable(column))
-    if not set(map(type, flat)) <= {int, float}:
-        position = next(i for i, value in enumerate(flat) if type(value) not in (int, float))
-        row, inner = divmod(position, len(column[0]))
-        raise InvalidRequest(_fault(row, f"{name}[{inner}]", flat[position], "a number"))
-    return np.array(flat, dtype=np.float64).reshape(len(column), -1)
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value < 2**63
 
 
-def _expected(entry: InputSignature) -> str:
-    if entry.type == "weighted_sparse":
-        return "a list of [id, weight] pairs"
-    return "a list of integer ids, or one"
+def _is_pair(value: Any) -> bool:
+    return (
+        type(value) is list and len(value) == 2 and _is_id(value[0]) and type(value[1]) in NUMBERS
+    )
 
 
-def _raise_first(entry: InputSignature, values: Sequence[Any], is_good: Any) -> None:
-    for name, column in zip(entry.features, values, strict=True):
-        for position, row in enumerate(column):
-            for value in row:
-                if not is_good(value):
-                    raise InvalidRequest(_fault(position, name, value, _expected(entry)))
-
-
-def _fault(position: int, name: str, value: Any, expected: str) -> str:
-    return f"{INSTANCES}[{position}].{name}: received {shown(value)}, expected {expected}"
+def _where(name: str, position: int, instances: Sequence[Row]) -> str:
+    return f"{INSTANCES}[{position}].{name}" if name in instances[position] else f"{SHARED}.{name}"

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
-from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.columns import Column
-from torchrec_handler.serve.codecs.json_document import read_array, shown
+from torchrec_handler.serve.codecs.json_document import MOST_AXES, check_size, read_array, shown
 from torchrec_handler.serve.request import Columns
 
 INPUTS = "inputs"
@@ -59,9 +59,21 @@ def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
         if column is None:
             message = f"{where}.name: received {shown(name)}, expected one of {', '.join(columns)}"
             raise InvalidRequest(message)
+        if name in arrays:
+            message = f"{where}.name: {name} is given twice"
+            raise InvalidRequest(message)
         arrays[name] = _tensor(f"{where} ({name})", tensor, column)
     identifier = document.get("id")
     return Columns(arrays=arrays, id=identifier if isinstance(identifier, str) else None)
+
+
+def is_request(document: simdjson.Object) -> bool:
+    """Whether a body is in the protocol's form, and no JSON object that has its own `inputs`."""
+    tensors = document.get(INPUTS)
+    if not isinstance(tensors, simdjson.Array) or len(tensors) == 0:
+        return False
+    first: Any = tensors[0]
+    return isinstance(first, simdjson.Object) and "datatype" in first
 
 
 def encode(
@@ -73,46 +85,56 @@ def encode(
         arrays: output name -> tensor.
         model_name: as the server knows it.
         identifier: the request's `id`, given back.
+
+    Raises:
+        PredictError: the protocol has no data type for a tensor.
     """
     document: dict[str, Any] = {"model_name": model_name}
     if identifier is not None:
         document["id"] = identifier
-    document["outputs"] = [
-        {
-            "name": name,
-            "shape": list(array.shape),
-            "datatype": ANSWERED[array.dtype.name],
-            "data": np.ascontiguousarray(array).reshape(-1),
-        }
-        for name, array in arrays.items()
-    ]
+    outputs = document["outputs"] = []
+    for name, array in arrays.items():
+        datatype = ANSWERED.get(array.dtype.name)
+        if datatype is None:
+            message = f"output {name!r}: {array.dtype.name} is no Open Inference data type"
+            raise PredictError(message)
+        data = np.ascontiguousarray(array).reshape(-1)
+        outputs.append(
+            {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
+        )
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _tensor(where: str, tensor: simdjson.Object, column: Column) -> npt.NDArray[Any]:
     datatype = _get(where, tensor, "datatype")
-    if datatype not in DATATYPES or (column.is_integer and not DATATYPES[datatype]):
+    is_integer = DATATYPES.get(datatype) if isinstance(datatype, str) else None
+    if is_integer is None or (column.is_integer and not is_integer):
         kind = [name for name, integer in DATATYPES.items() if integer or not column.is_integer]
         message = f"{where}.datatype: received {shown(datatype)}, expected {', '.join(kind)}"
         raise InvalidRequest(message)
-    shape = _get(where, tensor, "shape")
-    sizes: list[Any] = shape.as_list() if isinstance(shape, simdjson.Array) else []
-    if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
-        message = f"{where}.shape: received {shown(sizes or shape)}, expected a list of sizes"
-        raise InvalidRequest(message)
+    shape = _shape(where, _get(where, tensor, "shape"))
+    check_size(where, shape, column)
     # The data may be nested or flat, and flat it is as long as the whole tensor.
-    data = read_array(f"{where}.data", _get(where, tensor, "data"), column_of_data(column, sizes))
-    if math.prod(sizes) != data.size:
-        product = " x ".join(map(str, sizes))
-        message = f"{where}.data: received {data.size} elements, expected {product} (its shape)"
+    data = read_array(f"{where}.data", _get(where, tensor, "data"), column)
+    if data.shape not in (shape, (math.prod(shape),)):
+        received = " x ".join(map(str, data.shape))
+        expected = " x ".join(map(str, shape))
+        message = f"{where}.data: received {received} elements, expected {expected} (its shape)"
         raise InvalidRequest(message)
-    return data.reshape(sizes)
+    # numpy refuses large sizes beside a 0.
+    return data.reshape(shape) if data.size else data
 
 
-def column_of_data(column: Column, sizes: list[int]) -> Column:
-    """The column with its limit counted in elements of flat data instead of rows."""
-    most = column.most * max(1, math.prod(sizes[1:]))
-    return Column(is_integer=column.is_integer, most=most, limit=column.limit)
+def _shape(where: str, value: Any) -> tuple[int, ...]:
+    sizes: list[Any] = (
+        value.as_list() if isinstance(value, simdjson.Array) and len(value) <= MOST_AXES else []
+    )
+    if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
+        message = (
+            f"{where}.shape: received {shown(value)}, expected a list of 1 to {MOST_AXES} sizes"
+        )
+        raise InvalidRequest(message)
+    return tuple(sizes)
 
 
 def _get(where: str, tensor: simdjson.Object, key: str) -> Any:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from torchrec_handler.archive import InputSignature, Signature
-from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.serve.request import Columns
 
@@ -21,7 +21,10 @@ FIELDS: Mapping[str, str] = {
 }
 """The message's fields -> the batching type of the input each one feeds."""
 
+SPARSE = frozenset({"sparse", "weighted_sparse"})
+
 INT32 = np.dtype("<i4")
+INT64 = np.dtype("<i8")
 FLOAT32 = np.dtype("<f4")
 
 
@@ -44,33 +47,48 @@ def decode(body: bytes | bytearray, signature: Signature) -> Columns:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, kind in FIELDS.items():
         field = getattr(request, name)
-        if field.num_features == 0 and not field.values:
+        if field.num_features == 0 and not field.ListFields():
             continue
         entry = _input(name, kind, signature)
+        if entry.name in arrays or f"{entry.name}.lengths" in arrays:
+            message = f"{name}: another field gave {entry.name} already"
+            raise InvalidRequest(message)
         if field.num_features < 1:
             message = f"{name}.num_features: received {field.num_features}, expected at least 1"
             raise InvalidRequest(message)
-        if kind in ("dense", "embedding"):
-            arrays[entry.name] = _floats(name, kind, field, rows)
+        if entry.type == "dense":
+            arrays[entry.name] = _dense(name, field, rows)
+        elif entry.type == "embedding":
+            arrays[entry.name] = _embedding(name, entry, field, rows)
         else:
             arrays.update(_sparse(name, entry, field))
     return Columns(arrays=arrays, batch_size=rows)
 
 
 def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Write an answer, every tensor flat, as the message has it."""
+    """Write an answer, every tensor flat, as the message has it.
+
+    Raises:
+        PredictError: a tensor holds no numbers.
+    """
     response = PredictionResponse()
     for name, array in arrays.items():
-        response.predictions[name].data.extend(array.reshape(-1).astype(np.float32))
+        if array.dtype.kind not in "biuf":
+            message = f"output {name!r}: {array.dtype.name} cannot be written as floats"
+            raise PredictError(message)
+        response.predictions[name].data.extend(array.reshape(-1).astype(np.float32).tolist())
     return response.SerializeToString()
 
 
 def _input(name: str, kind: str, signature: Signature) -> InputSignature:
     """The input of that name, or the only one of its type where the model names it otherwise."""
+    is_sparse = kind in SPARSE
+    same = []
     for entry in signature.inputs:
-        if entry.name == name:
+        if entry.name == name and (entry.type in SPARSE) == is_sparse:
             return entry
-    same = [entry for entry in signature.inputs if entry.type == kind and entry.name not in FIELDS]
+        if entry.type == kind and entry.name not in FIELDS:
+            same.append(entry)
     if len(same) == 1:
         return same[0]
     message = (
@@ -79,24 +97,30 @@ def _input(name: str, kind: str, signature: Signature) -> InputSignature:
     raise InvalidRequest(message)
 
 
-def _floats(name: str, kind: str, field: Any, rows: int) -> npt.NDArray[Any]:
+def _dense(name: str, field: Any, rows: int) -> npt.NDArray[Any]:
     values = _array(f"{name}.values", field.values, FLOAT32)
     features = field.num_features
-    if kind == "dense":
-        if values.size not in (features * rows, features):
-            message = (
-                f"{name}.values: received {values.size} numbers, expected {rows} rows x "
-                f"{features} features = {features * rows}"
-            )
-            raise InvalidRequest(message)
-        return values.reshape(-1, features)
-    if values.size == 0 or values.size % (features * rows):
+    if values.size not in (features * rows, features):
         message = (
             f"{name}.values: received {values.size} numbers, expected {rows} rows x "
-            f"{features} features x D"
+            f"{features} features = {features * rows}"
         )
         raise InvalidRequest(message)
-    return values.reshape(rows, features, -1).transpose(1, 0, 2)
+    return values.reshape(-1, features)
+
+
+def _embedding(name: str, entry: InputSignature, field: Any, rows: int) -> npt.NDArray[Any]:
+    """The message's [B, F, D] as [F, B, D]; one row for all needs a known D to be told apart."""
+    values = _array(f"{name}.values", field.values, FLOAT32)
+    features = field.num_features
+    given = 1 if entry.width and values.size == features * entry.width else rows
+    if values.size == 0 or values.size % (features * given):
+        message = (
+            f"{name}.values: received {values.size} numbers, expected {rows} rows x "
+            f"{features} features x {entry.width or 'D'} wide"
+        )
+        raise InvalidRequest(message)
+    return values.reshape(given, features, -1).transpose(1, 0, 2)
 
 
 def _sparse(name: str, entry: InputSignature, field: Any) -> dict[str, npt.NDArray[Any]]:
@@ -105,9 +129,12 @@ def _sparse(name: str, entry: InputSignature, field: Any) -> dict[str, npt.NDArr
             f"{name}.num_features: received {field.num_features}, expected {entry.num_features}"
         )
         raise InvalidRequest(message)
+    lengths = _array(f"{name}.lengths", field.lengths, INT32)
+    # The client in TorchRec's repository sends its ids as int64.
+    is_long = 0 < len(field.values) == INT64.itemsize * int(lengths.sum())
     arrays = {
-        f"{entry.name}.lengths": _array(f"{name}.lengths", field.lengths, INT32),
-        f"{entry.name}.values": _array(f"{name}.values", field.values, INT32),
+        f"{entry.name}.lengths": lengths,
+        f"{entry.name}.values": _array(f"{name}.values", field.values, INT64 if is_long else INT32),
     }
     if entry.type == "weighted_sparse":
         arrays[f"{entry.name}.weights"] = _array(f"{name}.weights", field.weights, FLOAT32)
