@@ -79,7 +79,9 @@ def build_archive(  # noqa: PLR0913  the command line's options
         configs: name -> object; a `Path` is read, unpickled where it ends in `.pkl`, as text else.
         weights: a `torch.save` checkpoint by the model's own names; None when the factory brings
             its weights itself.
-        extra_files: name -> content, for the package's `extra_files`; a `Path` is read as bytes.
+        extra_files: name -> content; a `Path` is read as bytes. The factory reads them with
+            `torch_package_importer.load_text("extra_files", name)` or `load_binary`, after an
+            `import torch_package_importer` inside of the method: only packaged code has it.
         packager: a PredictFactoryPackager subclass, or its `module:Class`.
         loader_code: for `save_predict_factory`, whose own makes an instance of the factory.
         package_importer: for `save_predict_factory`: where the factory and the configs come from

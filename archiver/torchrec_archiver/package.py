@@ -94,6 +94,13 @@ def save_package(
     Raises:
         BuildError: torch.package could not pack a module, with its own report, or a config.
     """
+    for name, config in configs.items():
+        if type(config).__module__ == "__main__":
+            message = (
+                f"config {name}: {type(config).__name__} is defined in the script that runs, which "
+                "would be packed whole; move it to a module"
+            )
+            raise BuildError(message)
     for name, content in extra_files.items():
         if not isinstance(content, str | bytes):
             message = (

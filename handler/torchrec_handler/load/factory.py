@@ -200,7 +200,7 @@ def _call(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
     except Exception as error:
         name = getattr(method, "__qualname__", repr(method))
-        message = f"{name} raised {describe(error)}"
+        message = f"{name} {describe(error)}"
         raise FactoryError(message) from error
 
 

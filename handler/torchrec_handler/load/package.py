@@ -1,5 +1,7 @@
 """Third step of loading, first half: from the TorchRec package to its factory."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,12 @@ from torchrec_handler.errors import FactoryError
 LOADER_SOURCE = f"{LOADER_MODULE}.py"
 NOT_IN_PACKAGE = "in self-contained archive"
 """What PackageImporter says of a module that it was not told about, and no other import error."""
+NOT_HELD: Mapping[str, str] = {
+    CONFIG_MODULE: "a config that the package does not hold; give it with --config",
+    "extra_files": "an extra file that the package does not hold; give it with --extra-files",
+}
+"""What a factory asked for in vain, by its folder in the package."""
+NO_RECORD = re.compile(rf"failed locating file ({'|'.join(NOT_HELD)})/(.+?): file not found")
 FACTORY_METHODS = sorted(name for name in vars(PredictFactory) if not name.startswith("_"))
 """Looked for by name: a package that interns torchrec has a PredictFactory of its own."""
 
@@ -33,7 +41,7 @@ class Package:
         try:
             return self.importer.load_pickle(CONFIG_MODULE, name)
         except Exception as error:
-            message = f"package: config {name!r} cannot be loaded: {describe(error)}"
+            message = f"package: loading the config {name!r} {describe(error)}"
             raise FactoryError(message) from error
 
 
@@ -58,7 +66,7 @@ def open_package(package: Path) -> Package:
     try:
         factory = getattr(importer.import_module(LOADER_MODULE), LOADER_FACTORY)()
     except Exception as error:
-        message = f"{package.name}: the factory could not be made: {describe(error)}"
+        message = f"{package.name}: making the factory {describe(error)}"
         if isinstance(error, AttributeError) and "'NoneType' object has no" in str(error):
             message += (
                 "; a dataclass in the package cannot be in a module that says "
@@ -75,15 +83,22 @@ def open_package(package: Path) -> Package:
 
 
 def describe(error: Exception) -> str:
-    """One line about an exception that a factory raised; what to do where a module is missing."""
-    if not isinstance(error, ModuleNotFoundError):
-        return f"{type(error).__name__}: {error}"
-    if NOT_IN_PACKAGE in str(error):
-        return f"needs module {error.name!r}, which the packager neither interned nor externed"
-    return (
-        f"needs the extern module {error.name!r}, which this worker lacks; "
-        "install it, list it in --requirements-file, or let the packager intern it"
-    )
+    """What an exception of a factory's code says, as a verb and the rest of a sentence."""
+    if isinstance(error, ModuleNotFoundError):
+        if str(error.name) in NOT_HELD:
+            return f"asks for {NOT_HELD[str(error.name)]}"
+        if NOT_IN_PACKAGE in str(error):
+            return f"needs module {error.name!r}, which the packager neither interned nor externed"
+        return (
+            f"needs the extern module {error.name!r}, which this worker lacks; "
+            "install it, list it in --requirements-file, or let the packager intern it"
+        )
+    if found := NO_RECORD.search(str(error)):
+        return f"asks for {found[2]!r}, {NOT_HELD[found[1]]}"
+    said = f"raised {type(error).__name__}: {error}"
+    if isinstance(error, NameError) and error.name == "torch_package_importer":
+        said += "; the packager must intern torchrec.inference.model_packager"
+    return said
 
 
 def _first_line(error: Exception) -> str:
