@@ -17,7 +17,7 @@ from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature import feature_rows, observe_signature
-from torchrec_handler.load.tables import TableStore, attach, gather, is_sharded, layout
+from torchrec_handler.load.tables import TableStore, attach, is_sharded, layout, quantized_rows
 from torchrec_handler.load.verify import verify
 from torchrec_handler.load.weights import load_dense
 from torchrec_handler.options import Options
@@ -47,7 +47,7 @@ class Quantized:
 
     module: torch.nn.Module
     own_rows: Mapping[tuple[str, str], torch.Tensor]
-    """(collection, table name) -> float rows that the factory itself brought."""
+    """(collection, table name) -> rows that the factory itself brought, float or encoded."""
     feature_rows: Mapping[str, int]
     """Feature name -> rows of its table."""
 
@@ -75,9 +75,7 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     elif is_sharded(quantized.module):
         store = None
     else:
-        store = gather(quantized.module) or TableStore.encode(
-            layout(quantized.module), quantized.own_rows
-        )
+        store = TableStore.encode(layout(quantized.module), quantized.own_rows)
     signature = index.signature if index else None
     predictor = make_ready(package, output, quantized, store, signature, options, device)
     return replace(predictor, index=index)
@@ -102,6 +100,7 @@ def load_weights(
     tables = float_tables(module)
     own_rows = to_meta(tables)
     quantize(module, tables, options.tables)
+    own_rows |= quantized_rows(module)
     return Quantized(module=module, own_rows=own_rows, feature_rows=rows)
 
 

@@ -5,7 +5,7 @@ ever held twice; `tables` encodes the rows, or maps rows that the archiver encod
 """
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torchrec.inference.modules import (
     quantize_inference_model,
     trim_torch_package_prefix_from_typename,
 )
+from torchrec.modules.fp_embedding_modules import FeatureProcessorDictWrapper
 
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Tables
@@ -27,6 +28,9 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "int2": torch.quint2x4,
 }
 """Our names of table data types -> the dtypes that TorchRec's `QuantConfig` takes."""
+
+COLLECTIONS = frozenset({*DEFAULT_QUANT_MAPPING, FEATURE_PROCESSED_EBC_TYPE})
+"""Type names of the float collections that `quantize_inference_model` finds by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +53,16 @@ class FloatTable:
         return weight
 
 
-def float_tables(module: torch.nn.Module) -> list[FloatTable]:
+def float_tables(module: torch.nn.Module, mapped: Collection[str] = ()) -> list[FloatTable]:
     """Every table that `quantize` will quantize, in the module's order.
 
     Collections are found by type name, as `quantize_inference_model` finds them, so that classes
     that came out of a torch.package count too.
+
+    Args:
+        module: not sharded; collections that are quantized already are left out.
+        mapped: type names that are quantized beside TorchRec's collections, as
+            `Tables.quantization_mapping` has them.
     """
     return [
         FloatTable(
@@ -62,7 +71,7 @@ def float_tables(module: torch.nn.Module) -> list[FloatTable]:
             parameter=f"{collection}.{path}.weight",
             owner=owner,
         )
-        for collection, found in _collections(module)
+        for collection, found in _of_type(module, COLLECTIONS.union(mapped))
         for path, owner in found.named_modules()
         if _holds_table(path)
     ]
@@ -86,29 +95,24 @@ def to_meta(tables: list[FloatTable]) -> dict[tuple[str, str], torch.Tensor]:
 def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -> None:
     """Swap the collections of `tables` for quantized ones without rows, in place.
 
+    A managed-collision module keeps its place and its remapping; the collection inside it is
+    swapped. TorchRec's own quantized form of it is had through `quantization_mapping`.
+
     Raises:
-        OptionError: `per_table` names a table that the module lacks, or a width cannot be packed.
+        OptionError: `per_table` or `quantization_mapping` names what the module lacks, a width
+            cannot be packed, or a quantized counterpart cannot be imported.
+        FactoryError: TorchRec cannot quantize the module.
     """
-    if not tables:
-        return
-    known = {table.name for table in tables}
-    if unknown := sorted(set(options.per_table) - known):
-        message = (
-            f"torchrec.tables.per_table: names {', '.join(unknown)}, "
-            f"but the tables are {', '.join(sorted(known))}"
-        )
-        raise OptionError(message)
-    for table in tables:
-        wanted = options.per_table.get(table.name, options.dtype)
-        multiple = {"int4": 2, "int2": 4}.get(wanted, 1)
-        if table.weight.shape[1] % multiple:
-            message = (
-                f"torchrec.tables: table {table.name!r} is {table.weight.shape[1]} wide, "
-                f"expected a multiple of {multiple} for {wanted}"
-            )
-            raise OptionError(message)
-    dtype = TORCH_DTYPES[options.dtype]
+    _check(module, tables, options)
     mapping = {name: _find_class(path) for name, path in options.quantization_mapping.items()}
+    if not tables and not mapping:
+        return
+    for _, found in _of_type(module, {FEATURE_PROCESSED_EBC_TYPE}):
+        # One processor a feature: the quantized collection calls what it holds, which a
+        # ModuleDict does not allow.
+        if isinstance(found._feature_processors, torch.nn.ModuleDict):  # noqa: SLF001
+            found._feature_processors = FeatureProcessorDictWrapper(found._feature_processors)  # noqa: SLF001
+    dtype = TORCH_DTYPES[options.dtype]
     try:
         quantize_inference_model(
             module,
@@ -124,6 +128,31 @@ def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables)
     except Exception as error:
         message = f"quantize_inference_model raised {type(error).__name__}: {error}"
         raise FactoryError(message) from error
+
+
+def _check(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -> None:
+    known = {table.name for table in tables}
+    if unknown := sorted(set(options.per_table) - known):
+        message = (
+            f"torchrec.tables.per_table: names {', '.join(unknown)}, "
+            f"but the tables to quantize are {', '.join(sorted(known)) or 'none'}"
+        )
+        raise OptionError(message)
+    for name in options.quantization_mapping:
+        if not any(True for _ in _of_type(module, {name})):
+            message = (
+                f"torchrec.tables.quantization_mapping: the model has no module of type {name}"
+            )
+            raise OptionError(message)
+    for table in tables:
+        wanted = options.per_table.get(table.name, options.dtype)
+        multiple = {"int4": 2, "int2": 4}.get(wanted, 1)
+        if table.weight.shape[1] % multiple:
+            message = (
+                f"torchrec.tables: table {table.name!r} is {table.weight.shape[1]} wide, "
+                f"expected a multiple of {multiple} for {wanted}"
+            )
+            raise OptionError(message)
 
 
 def _find_class(path: str) -> type[torch.nn.Module]:
@@ -142,13 +171,15 @@ def _find_class(path: str) -> type[torch.nn.Module]:
     return found
 
 
-def _collections(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+def _of_type(
+    module: torch.nn.Module, typenames: Collection[str]
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Modules of these types by path, none that is inside another."""
     inside: list[str] = []
     for path, found in module.named_modules():
         if any(path.startswith(prefix) for prefix in inside):
             continue
-        typename = trim_torch_package_prefix_from_typename(torch.typename(found))
-        if typename == FEATURE_PROCESSED_EBC_TYPE or typename in DEFAULT_QUANT_MAPPING:
+        if trim_torch_package_prefix_from_typename(torch.typename(found)) in typenames:
             inside.append(f"{path}.")
             yield path, found
 

@@ -1,27 +1,38 @@
 """Fifth step of loading: lay the quantized tables over devices with TorchRec's planner."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.global_settings import set_propogate_device
 from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
-from torchrec.inference.modules import DEFAULT_SHARDERS, shard_quant_model
+from torchrec.inference.modules import shard_quant_model
+from torchrec.modules.embedding_configs import DataType
+from torchrec.quant.embedding_modules import FeatureProcessedEmbeddingBagCollection
 
-from torchrec_handler.errors import OptionError
+from torchrec_handler.errors import FactoryError, OptionError
+from torchrec_handler.load.sharded import SHARDERS
 from torchrec_handler.options import Sharding
 
 UNBOUNDED_BYTES = 2**50
 """Host memory given to the planner: tables are mapped from a file, so their size is no limit."""
 
+SHARDABLE = frozenset(sharder.module_type for sharder in SHARDERS)
+SHARDING_TYPES = ("table_wise", "row_wise")
+FLOATS: Mapping[DataType, torch.dtype] = {
+    DataType.FP32: torch.float32,
+    DataType.FP16: torch.float16,
+}
+
 
 def shard(
     module: torch.nn.Module, options: Sharding, plan: ShardingPlan | None, device: torch.device
 ) -> tuple[torch.nn.Module, ShardingPlan | None]:
-    """Shard every quantized collection that is not sharded yet.
+    """Shard every quantized collection; a module that its factory sharded is taken as it is.
 
     On the CPU the sharded lookups are made on `meta`, so that no table is allocated; `tables`
     points them at their rows. On CUDA they are allocated on their devices, as TorchRec does it.
@@ -36,9 +47,12 @@ def shard(
         The module, and the plan; None when there was nothing to shard.
 
     Raises:
-        OptionError: `per_table` names a table that the module lacks.
+        OptionError: `per_table` or the plan names a table that the module lacks, or a table cannot
+            be sharded as they want it.
+        FactoryError: the factory sharded some collections and left others.
     """
-    names = _unsharded_tables(module)
+    collections = dict(_unsharded(module))
+    names = [name for tables in collections.values() for name in tables]
     if unknown := sorted(set(options.per_table) - set(names)):
         message = (
             f"torchrec.sharding.per_table: names {', '.join(unknown)}, "
@@ -47,41 +61,135 @@ def shard(
         raise OptionError(message)
     if not names:
         return module, None
+    if sharded := [path for path, found in module.named_modules() if is_sharded(found)]:
+        message = (
+            f"the factory sharded {', '.join(sharded)}, but not {', '.join(collections)}; "
+            "let it shard all collections or none"
+        )
+        raise FactoryError(message)
+    if plan is None:
+        types = {name: options.per_table.get(name, options.type) for name in names}
+    else:
+        _check_plan(plan, collections, options, device)
+        types = {
+            name: entry.sharding_type
+            for found in plan.plan.values()
+            for name, entry in found.items()
+        }
+    _check_position_weighted(module, types)
+    _show_logical_shapes(module)
     # Without this the lookups are made on CUDA whatever the compute device is.
     set_propogate_device(True)
     # Of one call these log some 200 lines of statistics, every argument's whole repr, and a warning
     # about the topology that shard_quant_model itself causes.
     for name in ("torchrec.distributed.planner", "MethodLogger-NullHandler"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    sharded: tuple[torch.nn.Module, ShardingPlan] = shard_quant_model(
-        module,
-        world_size=options.world_size,
-        compute_device=device.type,
-        sharding_device="meta" if device.type == "cpu" else device.type,
-        constraints=_constraints(names, options.per_table, options.type),
-        ddr_cap=UNBOUNDED_BYTES,
-        sharding_plan=plan,
-    )
-    return sharded
+    try:
+        result: tuple[torch.nn.Module, ShardingPlan] = shard_quant_model(
+            module,
+            world_size=options.world_size,
+            compute_device=device.type,
+            sharding_device="meta" if device.type == "cpu" else device.type,
+            sharders=list(SHARDERS),
+            constraints=_constraints(types),
+            ddr_cap=UNBOUNDED_BYTES,
+            sharding_plan=plan,
+        )
+    except PlannerError as error:
+        message = f"torchrec.sharding: TorchRec's planner finds no plan: {error}"
+        raise OptionError(message) from error
+    return result
 
 
-def _unsharded_tables(module: torch.nn.Module) -> list[str]:
-    shardable = {sharder.module_type for sharder in DEFAULT_SHARDERS}
-    names: list[str] = []
-    for found in module.modules():
-        if type(found) in shardable:
-            tables: Any = getattr(found, "embedding_bags", None)
-            names.extend(getattr(found, "embeddings", {}) if tables is None else tables)
-    return names
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether the module itself is a sharded collection."""
+    return hasattr(module, "tbes_configs")
 
 
-def _constraints(
-    names: list[str], per_table: Mapping[str, str], default: str
-) -> dict[str, ParameterConstraints]:
+def _unsharded(module: torch.nn.Module) -> Iterator[tuple[str, list[str]]]:
+    """Path -> table names of every collection to shard."""
+    for path, found in module.named_modules():
+        if type(found) in SHARDABLE:
+            yield path, [config.name for config in _configs(found)]
+
+
+def _configs(collection: Any) -> Any:
+    if hasattr(collection, "embedding_bag_configs"):
+        return collection.embedding_bag_configs()
+    return collection.embedding_configs()
+
+
+def _constraints(types: Mapping[str, str]) -> dict[str, ParameterConstraints]:
     return {
         name: ParameterConstraints(
-            sharding_types=[per_table.get(name, default)],
-            compute_kernels=[EmbeddingComputeKernel.QUANT.value],
+            sharding_types=[kind], compute_kernels=[EmbeddingComputeKernel.QUANT.value]
         )
-        for name in names
+        for name, kind in types.items()
     }
+
+
+def _check_position_weighted(module: torch.nn.Module, types: Mapping[str, str]) -> None:
+    for found in module.modules():
+        if type(found) is not FeatureProcessedEmbeddingBagCollection:
+            continue
+        for config in _configs(found):
+            if types[config.name] == "row_wise":
+                message = (
+                    f"torchrec.sharding: table {config.name!r} is row_wise, expected table_wise: "
+                    "its ids are weighted by their position, which a shard of its rows cannot tell"
+                )
+                raise OptionError(message)
+
+
+def _check_plan(
+    plan: object,
+    collections: Mapping[str, list[str]],
+    options: Sharding,
+    device: torch.device,
+) -> None:
+    where = f"torchrec.sharding.plan: {options.plan}"
+    if not isinstance(plan, ShardingPlan):
+        message = f"{where} holds {type(plan).__name__}, expected a ShardingPlan"
+        raise OptionError(message)
+    wanted = {(path, name) for path, names in collections.items() for name in names}
+    given = {
+        (path, name): entry for path, table in plan.plan.items() for name, entry in table.items()
+    }
+    if given.keys() != wanted:
+        missing = ", ".join(sorted(f"{path}.{name}" for path, name in wanted - given.keys()))
+        unknown = ", ".join(sorted(f"{path}.{name}" for path, name in given.keys() - wanted))
+        message = f"{where} lacks {missing or 'none'} and names {unknown or 'none'} in vain"
+        raise OptionError(message)
+    for (_, name), entry in given.items():
+        if entry.sharding_type not in SHARDING_TYPES:
+            message = (
+                f"{where} has table {name!r} {entry.sharding_type}, expected table_wise or "
+                "row_wise; a quantized row has one scale and cannot be cut"
+            )
+            raise OptionError(message)
+        for part in entry.sharding_spec.shards:
+            rank, kind = part.placement.rank(), part.placement.device().type
+            if rank >= options.world_size or kind != device.type:
+                message = (
+                    f"{where} has table {name!r} on rank {rank} of {kind}, expected a rank below "
+                    f"the world size of {options.world_size}, of {device.type}"
+                )
+                raise OptionError(message)
+
+
+def _show_logical_shapes(module: torch.nn.Module) -> None:
+    """Give the planner each table as [rows, width], which a buffer of encoded rows is not."""
+    for found in module.modules():
+        if type(found) not in SHARDABLE:
+            continue
+        tables: Any = getattr(found, "embedding_bags", None) or found.embeddings
+        for config in _configs(found):
+            # Row-wise sharding cuts by num_embeddings, whatever was pruned.
+            pruned = getattr(config, "num_embeddings_post_pruning", None)
+            config.num_embeddings = pruned or config.num_embeddings
+            tables[config.name].weight = torch.empty(
+                config.num_embeddings,
+                config.embedding_dim,
+                dtype=FLOATS.get(config.data_type, torch.uint8),
+                device="meta",
+            )

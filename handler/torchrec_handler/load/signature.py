@@ -1,12 +1,13 @@
 """What a model takes and gives, read off the model itself by one observed forward call.
 
 Embedding configurations tell the rows behind each feature; the KeyedJaggedTensors and the first
-linear layers that a one-row sample meets tell feature names and widths.
+layers that a one-row sample meets tell feature names and widths.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,37 +19,55 @@ from torchrec.quant.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
 
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, torch.Tensor | list[torch.Tensor]]
 
+MOST_ROUNDS = 32
+"""Samples that are tried before the model is taken for one that never settles."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Facts:
+    """What is known of one input."""
+
+    num_features: int | None = None
+    features: tuple[str, ...] = ()
+    """Names that `model_inputs_data` gives."""
+    width: int | None = None
+    keys: dict[int, list[str]] = field(default_factory=dict)
+    """Position -> the names by which KeyedJaggedTensors pass the feature on to tables."""
+    is_guess: bool = False
+    """Whether `num_features` was concluded, not seen."""
+
 
 def feature_rows(module: torch.nn.Module) -> dict[str, int]:
     """Feature name -> rows of its table; of the smallest one where it has several.
 
-    Must see the module before sharding. Any id is good for a feature that a managed-collision
-    module maps to rows, so those are left out.
+    Must see the module before sharding. A managed-collision module finds a row for any id, so the
+    tables behind it limit nothing.
     """
     rows: dict[str, int] = {}
-    for found in module.modules():
-        pruned = getattr(found, MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT, {})
+    managed: list[str] = []
+    pruned: dict[str, int] = {}
+    for path, found in module.named_modules():
+        if hasattr(found, "_managed_collision_collection"):
+            managed.append(path)
+        if any(path == behind or path.startswith(f"{behind}.") for behind in managed):
+            continue
+        # On a position-weighted collection it is set outside, the configs are inside.
+        pruned |= getattr(found, MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT, {})
         configs = getattr(found, "embedding_bag_configs", None) or getattr(
             found, "embedding_configs", None
         )
-        if callable(configs):
-            for config in configs():
-                table_rows = pruned.get(config.name, config.num_embeddings)
-                for feature in config.feature_names:
-                    rows[feature] = min(rows.get(feature, table_rows), table_rows)
-    for found in module.modules():
-        mapped = getattr(found, "_managed_collision_modules", None)
-        if mapped is not None:
-            tables = getattr(found, "_table_to_features", {})
-            for table in mapped:
-                for feature in tables.get(table, [table]):
-                    rows.pop(feature, None)
+        for config in configs() if callable(configs) else ():
+            left = getattr(config, "num_embeddings_post_pruning", None) or config.num_embeddings
+            for feature in config.feature_names:
+                least = min(left, pruned.get(config.name, left))
+                rows[feature] = min(rows.get(feature, least), least)
     return rows
 
 
@@ -68,59 +87,93 @@ def observe_signature(
         module: the module to call, ready to serve.
         rows: what `feature_rows` gave.
         device: where inputs go.
+
+    Raises:
+        FactoryError: `model_inputs_data` gives an input fewer features than the model takes.
     """
     known = {name: _hints(output, name) for name in output.batching}
-    result: Any = None
-    for _ in range(len(known) + 2):
-        sample = _sample(output.batching, known, device)
-        failure: Exception | None = None
-        with _observing(sample, known) as learned:
-            try:
-                result = getattr(module, FORWARD)(sample)
-            except Exception as error:  # noqa: BLE001  a user's model may raise anything
-                failure = error
-        if not learned or failure is None:
-            break
+    result, failure = _observe(output.batching, module, known, device)
     if failure is not None:
         logger.warning(
-            "signature: a one-row sample raised %s: %s; inputs that are still unknown are checked "
-            "by the model only. PredictFactory.model_inputs_data may describe them",
-            type(failure).__name__,
-            failure,
+            "signature: a sample of one row raised %s: %s", type(failure).__name__, failure
         )
+        for facts in known.values():
+            if facts.is_guess:
+                facts.num_features = None
+    for name, facts in known.items():
+        if facts.num_features is None:
+            logger.warning(
+                "signature: %s: the model does not show how many features it takes, so requests "
+                "are not checked for it; let PredictFactory.model_inputs_data give "
+                "{%r: {'features': [names]}} or {%r: {'num_features': F}}",
+                name,
+                name,
+                name,
+            )
+        elif facts.features and len(facts.features) < facts.num_features:
+            message = (
+                f"{type(output.factory).__name__}.model_inputs_data[{name!r}]: received "
+                f"{len(facts.features)} features, the model takes {facts.num_features}"
+            )
+            raise FactoryError(message)
     return Signature(
         inputs=tuple(
             _input(name, entry.type, known[name], rows) for name, entry in output.batching.items()
         ),
         methods={name: entry.need_preproc for name, entry in output.qualnames.items()},
         result_metadata=output.result_metadata,
-        outputs=_shapes(result) if failure is None else {},
+        outputs=_shapes(result),
     )
 
 
-def _hints(output: FactoryOutput, name: str) -> dict[str, Any]:
+def _hints(output: FactoryOutput, name: str) -> _Facts:
     hint = output.model_inputs_data.get(name)
     if not isinstance(hint, Mapping):
-        return {}
-    known = {key: hint[key] for key in ("features", "num_features", "width") if key in hint}
-    if "features" in known:
-        known["features"] = tuple(known["features"])
-        known["num_features"] = len(known["features"])
-    return known
+        return _Facts()
+    features = tuple(map(str, hint.get("features", ())))
+    return _Facts(
+        features=features,
+        num_features=len(features) or hint.get("num_features"),
+        width=hint.get("width"),
+    )
+
+
+def _observe(
+    batching: Mapping[str, BatchingMetadata],
+    module: torch.nn.Module,
+    known: Mapping[str, _Facts],
+    device: torch.device,
+) -> tuple[Any, Exception | None]:
+    """Call the module on samples of what is known until it shows nothing new.
+
+    Returns:
+        The module's result, and what it raised on a sample that fits all that is known.
+    """
+    for _ in range(MOST_ROUNDS):
+        sample = _sample(batching, known, device)
+        try:
+            with torch.inference_mode(), _observing(sample, known):
+                return getattr(module, FORWARD)(sample), None
+        except _Learned:
+            continue
+        except Exception as error:  # noqa: BLE001  a user's model may raise anything
+            return None, error
+    return None, RuntimeError(f"it asked for other features in each of {MOST_ROUNDS} samples")
 
 
 def _sample(
-    batching: Mapping[str, BatchingMetadata],
-    known: Mapping[str, Mapping[str, Any]],
-    device: torch.device,
+    batching: Mapping[str, BatchingMetadata], known: Mapping[str, _Facts], worker: torch.device
 ) -> Sample:
+    """One row of zeros in every dense and embedding feature, the id 0 in every sparse one."""
     sample: Sample = {}
     for name, entry in batching.items():
-        features = known[name].get("num_features", 1)
+        device = torch.device(entry.device)
+        device = worker if device.type == worker.type else device
+        features = known[name].num_features or 1
         if entry.type == "dense":
             sample[name] = torch.zeros(1, features, device=device)
         elif entry.type == "embedding":
-            width = known[name].get("width", 1)
+            width = known[name].width or 1
             sample[name] = [torch.zeros(1, width, device=device) for _ in range(features)]
         else:
             sample[f"{name}.lengths"] = torch.ones(features, dtype=torch.int32, device=device)
@@ -130,64 +183,97 @@ def _sample(
     return sample
 
 
+class _Learned(Exception):
+    """Ends a forward call whose sample has too few features, before it reaches a lookup."""
+
+
 @contextmanager
-def _observing(sample: Sample, known: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
-    """Note in `known` what the model makes of a sample; yields the names of what was new."""
-    learned: list[str] = []
+def _observing(sample: Sample, known: Mapping[str, _Facts]) -> Iterator[None]:
+    """Note in `known` what the model makes of a sample.
+
+    Raises:
+        _Learned: inside, when it takes more features than the sample has.
+    """
     owners = {
-        tensor.data_ptr(): key.removesuffix(".lengths")
+        _storage(tensor): known[key.removesuffix(".lengths")]
         for key, tensor in sample.items()
         if isinstance(tensor, torch.Tensor) and (key in known or key.endswith(".lengths"))
     }
-
-    def learn(name: str, **facts: Any) -> None:
-        if any(known[name].get(key) != value for key, value in facts.items()):
-            known[name].update(facts)
-            learned.append(name)
+    dense = [known[name] for name in known if isinstance(sample.get(name), torch.Tensor)]
 
     plain_init = KeyedJaggedTensor.__init__
 
     def observed_init(self: KeyedJaggedTensor, *args: Any, **kwargs: Any) -> None:
         plain_init(self, *args, **kwargs)
         lengths = self.lengths_or_none()
-        if lengths is not None and (name := owners.get(lengths.data_ptr())):
-            learn(name, features=tuple(self.keys()), num_features=len(self.keys()))
+        facts = None if lengths is None else owners.get(_storage(lengths))
+        if facts is not None:
+            # Of one row: a part of the lengths starts at the feature it starts with.
+            start = lengths.storage_offset()
+            for position, key in enumerate(self.keys(), start):
+                names = facts.keys.setdefault(position, [])
+                names.extend({key}.difference(names))
+            _learn(facts, start + len(self.keys()))
 
-    dense = [key for key in known if isinstance(sample.get(key), torch.Tensor)]
-    open_dense = [key for key in dense if "num_features" not in known[key]]
-
-    def observed_linear(layer: torch.nn.Module, args: Any) -> None:
-        if not (isinstance(layer, torch.nn.Linear) and args and isinstance(args[0], torch.Tensor)):
+    def observed_layer(layer: torch.nn.Module, args: Any) -> None:
+        expected = _width(layer)
+        if expected is None or not (args and isinstance(args[0], torch.Tensor)):
             return
-        name = owners.get(args[0].data_ptr())
-        lacking = layer.in_features - args[0].shape[-1]
-        if name in dense:
-            learn(name, num_features=layer.in_features)
-        elif lacking > 0 and len(open_dense) == 1 and not learned:
-            # The dense input went in behind others: what the layer lacks is its width, less the
-            # one feature of the sample. The next sample shows whether that was right.
-            learn(open_dense[0], num_features=1 + lacking)
+        facts = owners.get(_storage(args[0]))
+        if facts is not None and facts in dense:
+            _learn(facts, int(args[0].storage_offset()) + expected)
+            return
+        unknown = [entry for entry in dense if entry.num_features is None]
+        lacking = expected - args[0].shape[-1]
+        if lacking > 0 and len(unknown) == 1:
+            # It went in behind others, or changed: what the layer lacks is its width, less the one
+            # feature of the sample. The next sample shows whether that was right.
+            unknown[0].is_guess = True
+            _learn(unknown[0], 1 + lacking)
 
-    hook = register_module_forward_pre_hook(observed_linear)
+    hook = register_module_forward_pre_hook(observed_layer)
     KeyedJaggedTensor.__init__ = observed_init
     try:
-        yield learned
+        yield
     finally:
         KeyedJaggedTensor.__init__ = plain_init
         hook.remove()
 
 
-def _input(
-    name: str, kind: str, known: Mapping[str, Any], rows: Mapping[str, int]
-) -> InputSignature:
-    features = known.get("features", ())
+def _learn(facts: _Facts, num_features: int) -> None:
+    in_sample = facts.num_features or 1
+    facts.num_features = max(num_features, facts.num_features or 0)
+    if facts.num_features > in_sample:
+        raise _Learned
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _width(layer: torch.nn.Module) -> int | None:
+    """Features that a layer takes, where it tells."""
+    if isinstance(layer, torch.nn.Linear):
+        return layer.in_features
+    if isinstance(layer, torch.nn.BatchNorm1d):
+        return layer.num_features
+    if isinstance(layer, torch.nn.LayerNorm):
+        return layer.normalized_shape[-1]
+    return None
+
+
+def _input(name: str, kind: str, facts: _Facts, rows: Mapping[str, int]) -> InputSignature:
+    positions = range(facts.num_features or 0)
+    keys = [facts.keys.get(position, list(facts.features[position:][:1])) for position in positions]
+    features = facts.features or (tuple(found[0] for found in keys) if all(keys) else ())
+    limits = [[rows[key] for key in found if key in rows] for found in keys]
     return InputSignature(
         name=name,
         type=kind,
-        num_features=known.get("num_features"),
+        num_features=facts.num_features,
         features=features,
-        rows=tuple(rows.get(feature) for feature in features) if "sparse" in kind else (),
-        width=known.get("width"),
+        rows=tuple(min(found, default=None) for found in limits) if "sparse" in kind else (),
+        width=facts.width,
     )
 
 

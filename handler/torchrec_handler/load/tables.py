@@ -64,9 +64,14 @@ class TableStore:
 
     @classmethod
     def encode(
-        cls, entries: Sequence[TableEntry], weights: Mapping[tuple[str, str], torch.Tensor]
+        cls, entries: Sequence[TableEntry], rows: Mapping[tuple[str, str], torch.Tensor]
     ) -> "TableStore":
-        """Encode float rows into memory of this process.
+        """Encode rows into memory of this process.
+
+        Args:
+            entries: the tables, each with its place.
+            rows: (collection, table name) -> its rows, as `encode_rows` takes them; of a pruned
+                table the first ones are kept.
 
         Raises:
             WeightsError: an entry has no rows, or rows of another shape.
@@ -74,20 +79,21 @@ class TableStore:
         size = max((entry.offset + entry.nbytes for entry in entries), default=0)
         store = cls(entries=_by_key(entries), buffer=torch.empty(size, dtype=torch.uint8))
         for key, entry in store.entries.items():
-            if key not in weights:
+            if key not in rows:
                 message = (
                     f"table {entry.name!r}: has no weights; the factory leaves it on the meta "
                     "device, so build the archive with --weights"
                 )
                 raise WeightsError(message)
-            rows = weights[key]
-            if rows.shape[0] < entry.rows or rows.shape[1] != entry.width:
+            own = rows[key]
+            width = entry.row_bytes if own.dtype == torch.uint8 else entry.width
+            if own.shape[0] < entry.rows or own.shape[1] != width:
                 message = (
-                    f"table {entry.name!r}: received weights of shape {tuple(rows.shape)}, "
-                    f"expected ({entry.rows}, {entry.width})"
+                    f"table {entry.name!r}: received weights of shape {tuple(own.shape)}, "
+                    f"expected ({entry.rows}, {width})"
                 )
                 raise WeightsError(message)
-            store.rows(entry).copy_(encode_rows(rows[: entry.rows], entry.dtype))
+            store.rows(entry).copy_(encode_rows(own[: entry.rows], entry.dtype))
         return store
 
     def rows(self, entry: TableEntry) -> torch.Tensor:
@@ -97,19 +103,21 @@ class TableStore:
 
 
 def encode_rows(rows: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Encode float rows as the inference lookup reads them.
+    """Encode rows as the inference lookup reads them.
 
     The same FBGEMM operator as in TorchRec's `quantize_state_dict`; each row is encoded on its
     own, so a table may be encoded in pieces. The operator puts scale and bias behind the values,
     the lookup reads them in front.
 
     Args:
-        rows: [rows, D] float32 or float16.
+        rows: [rows, D] floating point, or [rows, row_bytes] uint8 that are encoded already.
         dtype: float32, float16, int8, int4 or int2.
 
     Returns:
         [rows, row_bytes] uint8.
     """
+    if rows.dtype == torch.uint8:
+        return rows
     if dtype == "float32":
         return rows.float().contiguous().view(torch.uint8)
     if dtype == "float16":
@@ -125,15 +133,8 @@ def lookups(module: torch.nn.Module) -> Iterator[Lookup]:
     """The lookups of every quantized collection, sharded or not."""
     for path, found in module.named_modules():
         if hasattr(found, "tbes_configs"):
-            for operator, config in found.tbes_configs().items():
-                shards = [table.local_metadata for table in config.embedding_tables]
-                for table, shard in zip(config.embedding_tables, shards, strict=True):
-                    if shard is not None and shard.shard_offsets[1]:
-                        message = (
-                            f"table {table.name!r}: the plan is column-wise, expected table_wise "
-                            "or row_wise; a quantized row has one scale and cannot be cut"
-                        )
-                        raise ArchiveError(message)
+            for operator, group in found.tbes_configs().items():
+                shards = [table.local_metadata for table in group.embedding_tables]
                 first_rows = tuple(shard.shard_offsets[0] if shard else 0 for shard in shards)
                 yield Lookup(collection=path, operator=operator, first_rows=first_rows)
         elif isinstance(emb_modules := getattr(found, "_emb_modules", None), list):
@@ -169,6 +170,34 @@ def layout(module: torch.nn.Module) -> list[TableEntry]:
             entries.append(entry)
             offset = align(offset + entry.nbytes)
     return entries
+
+
+def quantized_rows(module: torch.nn.Module) -> dict[tuple[str, str], torch.Tensor]:
+    """The rows that a factory quantized itself.
+
+    Args:
+        module: quantized, not sharded.
+
+    Returns:
+        (collection, table name) -> encoded rows, [rows, row_bytes] uint8, views. Lookups that have
+        no rows yet are left out.
+    """
+    gathered = {}
+    for lookup in lookups(module):
+        operator = lookup.operator
+        if operator.weight_initialized and not operator.weights_host.is_meta:
+            # Of rows that are padded for another alignment, without the padding.
+            for spec, (rows, _) in zip(
+                operator.embedding_specs,
+                operator.split_embedding_weights(split_scale_shifts=False),
+                strict=True,
+            ):
+                name, _, width, sparse_type, _ = spec
+                row_bytes = rounded_row_size_in_bytes(
+                    width, sparse_type, 1, operator.scale_bias_size_in_bytes
+                )
+                gathered[lookup.collection, name] = rows[:, :row_bytes].cpu()
+    return gathered
 
 
 def gather(module: torch.nn.Module) -> TableStore | None:

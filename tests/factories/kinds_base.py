@@ -1,0 +1,114 @@
+"""What the factories of every kind of model share: their metadata and their seeded weights.
+
+A kind is a factory that brings its weights; with `tables_device = "meta"` it leaves its tables
+without rows, and an archive of it needs `checkpoint` of the same kind.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrec.inference.modules import (
+    BatchingMetadata,
+    PredictFactory,
+    QualNameMetadata,
+)
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+Batch = dict[str, torch.Tensor]
+WIDTH = 8
+
+
+def table(
+    name: str,
+    rows: int,
+    *,
+    width: int = WIDTH,
+    features: Sequence[str] = (),
+    pooling: PoolingType = PoolingType.SUM,
+) -> EmbeddingBagConfig:
+    """A table `t_NAME` of the feature NAME, or of `features`."""
+    return EmbeddingBagConfig(
+        name=f"t_{name}",
+        num_embeddings=rows,
+        embedding_dim=width,
+        feature_names=list(features or [name]),
+        pooling=pooling,
+    )
+
+
+def keyed(
+    batch: Batch, keys: Sequence[str], name: str = "id_list_features", *, weighted: bool = False
+) -> KeyedJaggedTensor:
+    """A sparse input of a batch under its features' names."""
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        lengths=batch[f"{name}.lengths"],
+        values=batch[f"{name}.values"],
+        weights=batch[f"{name}.weights"] if weighted else None,
+    )
+
+
+def seeded(module: torch.nn.Module) -> torch.nn.Module:
+    """Give every weight a large, seeded value, so that scores differ from row to row.
+
+    Each weight has a generator of its own: those that stay on `meta` change no other.
+    """
+    with torch.no_grad():
+        for position, parameter in enumerate(module.parameters()):
+            if not parameter.is_meta and parameter.is_floating_point():
+                generator = torch.Generator().manual_seed(position)
+                values = torch.randn(parameter.shape, generator=generator)
+                # Not so large that a sigmoid at the end would say 0 or 1 to every row.
+                parameter.copy_(values / parameter.shape[-1] ** 0.5)
+    return module.eval()
+
+
+class KindFactory(PredictFactory):
+    """What the kinds have in common."""
+
+    tables_device = "cpu"
+    inputs: dict[str, str] = {"id_list_features": "sparse"}  # noqa: RUF012  overridden, not changed
+
+    def model(self, tables_device: torch.device) -> Any:
+        """The model that was trained."""
+        raise NotImplementedError
+
+    def predict_module(self, model: torch.nn.Module) -> Any:
+        """What turns a batch into the model's inputs."""
+        raise NotImplementedError
+
+    def create_predict_module(self) -> Any:
+        return self.predict_module(seeded(self.model(torch.device(self.tables_device))))
+
+    def batching_metadata(self) -> dict[str, BatchingMetadata]:
+        return {
+            name: BatchingMetadata(type=kind, device="cpu", pinned=[])
+            for name, kind in self.inputs.items()
+        }
+
+    def result_metadata(self) -> str:
+        return "dict_of_tensor"
+
+    def run_weights_independent_tranformations(
+        self, predict_module: torch.nn.Module
+    ) -> torch.nn.Module:
+        return predict_module
+
+    def run_weights_dependent_transformations(
+        self, predict_module: torch.nn.Module
+    ) -> torch.nn.Module:
+        return predict_module
+
+    def qualname_metadata(self) -> dict[str, QualNameMetadata]:
+        return {"forward": QualNameMetadata(need_preproc=True)}
+
+
+def checkpoint(kind: type[KindFactory], path: Path) -> Path:
+    """Save the weights of a kind as a training job would: by the inner module's own names."""
+    factory = kind()
+    factory.tables_device = "cpu"
+    torch.save(factory.create_predict_module().state_dict(), path)
+    return path

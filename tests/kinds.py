@@ -1,0 +1,100 @@
+"""Every kind of model there is a factory of, and random requests for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.factories.kinds_base import KindFactory
+from tests.factories.kinds_pooled import (
+    ByPositionFactory,
+    ManagedFactory,
+    MeanFactory,
+    PositionWeightedEachFactory,
+    PositionWeightedFactory,
+    SharedFactory,
+    SumFactory,
+    WeightedFactory,
+    WidthsFactory,
+)
+from tests.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
+from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
+from tests.factories.kinds_two_tower import TwoTowerFactory
+from torchrec_archiver import build_archive
+from torchrec_handler.archive import Signature
+from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.options import Options
+
+CPU = torch.device("cpu")
+KINDS: dict[str, type[KindFactory]] = {
+    "sum": SumFactory,
+    "mean": MeanFactory,
+    "weighted": WeightedFactory,
+    "shared": SharedFactory,
+    "widths": WidthsFactory,
+    "by-position": ByPositionFactory,
+    "position-weighted": PositionWeightedFactory,
+    "position-weighted-each": PositionWeightedEachFactory,
+    "managed": ManagedFactory,
+    "sequence": SequenceFactory,
+    "managed-sequence": ManagedSequenceFactory,
+    "dlrm": DlrmFactory,
+    "dlrm-dcn": DlrmDcnFactory,
+    "deepfm": DeepFmFactory,
+    "two-tower": TwoTowerFactory,
+}
+UNSEEN_IDS = 2**31 - 1
+"""Random ids of a feature of which any id is good are below this."""
+MOST_IDS = 4
+"""Ids a feature has in one row at most."""
+
+
+def build(kind: type[KindFactory], folder: Path, name: str = "kind", **arguments: Any) -> Path:
+    """An archive that is served in place."""
+    return build_archive(
+        model_name=name,
+        version="1.0",
+        factory=kind,
+        export_path=folder,
+        archive_format="no-archive",
+        **arguments,
+    )
+
+
+def load_archive(archive: Path, **options: Any) -> Predictor:
+    """Load an archive's folder in this process."""
+    return load(archive, Options.model_validate(options), CPU)
+
+
+def random_request(signature: Signature, rows: int, seed: int = 0) -> dict[str, Any]:
+    """A request in JSON columns, with empty lists and ids up to each table's last row."""
+    random = np.random.default_rng(seed)
+    request: dict[str, Any] = {}
+    for entry in signature.inputs:
+        features = entry.num_features
+        assert features, f"{entry.name} is open: {signature}"
+        if entry.type == "dense":
+            request[entry.name] = random.standard_normal((rows, features)).round(3).tolist()
+            continue
+        lengths = random.integers(0, MOST_IDS + 1, (features, rows))
+        ids = [
+            random.integers(0, limit or UNSEEN_IDS, count)
+            for limit, count in zip(entry.rows, lengths.sum(axis=1), strict=True)
+        ]
+        request[f"{entry.name}.lengths"] = lengths.reshape(-1).tolist()
+        request[f"{entry.name}.values"] = np.concatenate(ids).tolist()
+        if entry.type == "weighted_sparse":
+            weights = random.standard_normal(int(lengths.sum()))
+            request[f"{entry.name}.weights"] = weights.round(3).tolist()
+    return request
+
+
+def batch(request: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A request as the predict module takes it."""
+    return {
+        name: torch.tensor(
+            value, dtype=torch.int32 if name.endswith((".lengths", ".values")) else torch.float32
+        )
+        for name, value in request.items()
+    }
