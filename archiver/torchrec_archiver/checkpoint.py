@@ -1,33 +1,86 @@
-"""Third step of building: read a trained checkpoint and fit it to the predict module."""
+"""Third step of building: read a trained checkpoint of any usual format, without holding it.
 
-import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+Every format ends as tensors that are mapped from a file, so a table is paged in as it is quantized
+and may be dropped again behind the reader.
+"""
+
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.quantize import float_tables
-from torchrec_handler.load.weights import checkpoint_root, dense_state
+
+SAFETENSORS_INDEX = ".safetensors.index.json"
+DCP_METADATA = ".metadata"
+
+State = dict[str, torch.Tensor]
+"""Checkpoint name -> tensor."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """A checkpoint, told apart by where it goes."""
+def read_checkpoint(path: Path, scratch: Path) -> State:
+    """Read a checkpoint.
 
-    dense: Mapping[str, torch.Tensor]
-    """Checkpoint name -> tensor."""
-    rows: Mapping[tuple[str, str], torch.Tensor]
-    """(collection, table name) -> float rows [rows, D]."""
-
-
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Read a `torch.save` file, mapped, so that tables are paged in as they are quantized.
+    Args:
+        path: a `torch.save` file; a `.safetensors` file; the index of a sharded one, or its folder
+            (`*.safetensors.index.json`); the folder of a `torch.distributed.checkpoint`.
+        scratch: a folder for the tensors of the last, which it keeps in pieces.
 
     Raises:
-        BuildError: not a checkpoint that loads with weights_only, or not a dict of tensors.
+        BuildError: it cannot be read, or is not a dict of tensors.
     """
+    if not path.exists():
+        message = f"weights: {path} does not exist"
+        raise BuildError(message)
+    if path.is_dir():
+        if (path / DCP_METADATA).is_file():
+            return _read_distributed(path, scratch)
+        indexes = sorted(path.glob(f"*{SAFETENSORS_INDEX}"))
+        if len(indexes) == 1:
+            return _read_sharded(indexes[0])
+        message = (
+            f"weights: {path} is a folder without {DCP_METADATA} (torch.distributed.checkpoint) "
+            f"or one *{SAFETENSORS_INDEX}, expected one of them or a file"
+        )
+        raise BuildError(message)
+    if path.name.endswith(SAFETENSORS_INDEX):
+        return _read_sharded(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_saved(path)
+
+
+def rename(state: Mapping[str, torch.Tensor], prefixes: Mapping[str, str]) -> State:
+    """Replace prefixes of names: OLD -> NEW, the longest OLD that fits; other names stay.
+
+    Raises:
+        BuildError: an OLD fits no name, or two entries would have one name.
+    """
+    renamed: State = {}
+    unused = set(prefixes)
+    for name, value in state.items():
+        old = max((old for old in prefixes if name.startswith(old)), key=len, default=None)
+        new = name if old is None else prefixes[old] + name.removeprefix(old)
+        if old is not None:
+            unused.discard(old)
+        if new in renamed:
+            message = f"weights-map: two entries would be called {new}, one of them {name}"
+            raise BuildError(message)
+        renamed[new] = value
+    if unused:
+        message = (
+            f"weights-map: no entry starts with {', '.join(map(repr, sorted(unused)))}; "
+            f"the first entries are {', '.join(list(state)[:3])}"
+        )
+        raise BuildError(message)
+    return renamed
+
+
+def _read_saved(path: Path) -> State:
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
@@ -42,48 +95,56 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def fit(state: Mapping[str, torch.Tensor], module: torch.nn.Module) -> Weights:
-    """Find every weight of the module in a checkpoint.
+def _read_safetensors(path: Path) -> State:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        message = f"weights: {path} cannot be read as safetensors: {error}"
+        raise BuildError(message) from error
 
-    Args:
-        state: checkpoint name -> tensor.
-        module: the predict module, its tables still float or on `meta`.
 
-    Raises:
-        BuildError: lists every missing, unexpected and wrongly shaped entry at once.
-    """
-    prefix, _ = checkpoint_root(module)
-    dense = dense_state(module)
-    tables = {table.parameter.removeprefix(prefix): table for table in float_tables(module)}
-    expected = {name: tuple(value.shape) for name, value in dense.items()}
-    expected |= {name: tuple(table.weight.shape) for name, table in tables.items()}
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    faults = [f"missing: {name}{_nearest(name, unexpected)}" for name in missing]
-    faults += [f"unexpected: {name}{_nearest(name, missing)}" for name in unexpected]
-    faults += [
-        f"{name}: received shape {tuple(state[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    if faults:
-        message = "weights: the checkpoint does not fit the predict module\n  " + "\n  ".join(
-            sorted(faults)
-        )
+def _read_sharded(index: Path) -> State:
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {name: index.parent / name for name in sorted(set(files.values()))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"weights: {index} is not an index of safetensors ({error!r})"
+        raise BuildError(message) from error
+    state: State = {}
+    for shard in shards.values():
+        state.update(_read_safetensors(shard))
+    if absent := sorted(set(files) - state.keys()):
+        message = f"weights: {index} lists {', '.join(absent)}, which its shards do not hold"
         raise BuildError(message)
-    return Weights(
-        dense={name: state[name] for name in dense},
-        rows={(table.collection, table.name): state[name] for name, table in tables.items()},
-    )
+    return {name: state[name] for name in files}
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(candidates), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
+def _read_distributed(path: Path, scratch: Path) -> State:
+    """Put the pieces that the ranks wrote together, in a file a tensor, one after another."""
+    try:
+        reader = dcp.FileSystemReader(path)
+        entries = reader.read_metadata().state_dict_metadata
+        state: State = {}
+        for number, (name, entry) in enumerate(entries.items()):
+            if isinstance(entry, TensorStorageMetadata):
+                file = scratch / f"{number}.bin"
+                state[name] = torch.from_file(
+                    str(file),
+                    shared=True,
+                    size=entry.size.numel(),
+                    dtype=entry.properties.dtype,
+                ).view(entry.size)
+                dcp.load({name: state[name]}, storage_reader=reader, no_dist=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        message = f"weights: {path} cannot be read as a torch.distributed.checkpoint: {reason}"
+        raise BuildError(message) from error
+    return state
 
 
 def _describe(state: object) -> str:
     if isinstance(state, Mapping):
         odd = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
         return f"a dict whose {', '.join(odd[:5])} are no tensors"
-    return type(state).__name__
+    return f"a {type(state).__name__}"

@@ -1,5 +1,8 @@
-"""Fourth step of building: quantize tables block by block, straight into `tables.bin`."""
+"""Sixth step of building: quantize tables block by block, straight into `tables.bin`."""
 
+import ctypes
+import dataclasses
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,10 +11,13 @@ from tqdm import tqdm
 
 from torchrec_handler.archive import TableEntry
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.tables import encode_rows
+from torchrec_handler.load.tables import decode_rows, encode_rows
 
-BLOCK_BYTES = 64 * 2**20
-"""Float bytes that are read, encoded and written at a time."""
+BLOCK_BYTES = 8 * 2**20
+"""Float bytes that are read, encoded and written at a time; a few of them fit a core's caches."""
+
+MADV_PAGEOUT = 21
+"""Linux' madvise: give the pages back now; what is not in a file yet stays."""
 
 
 def write_tables(
@@ -20,7 +26,7 @@ def write_tables(
     rows: Mapping[tuple[str, str], torch.Tensor],
     *,
     progress: bool,
-) -> None:
+) -> list[TableEntry]:
     """Encode float rows into a file laid out by its entries.
 
     Args:
@@ -30,9 +36,13 @@ def write_tables(
             pruned table keeps its first ones.
         progress: whether to show a bar.
 
+    Returns:
+        The entries with their largest and mean absolute error against the float rows.
+
     Raises:
         BuildError: an entry has no rows.
     """
+    measured = []
     total = sum(entry.nbytes for entry in entries)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tables", disable=not progress)
     with path.open("wb") as file, bar:
@@ -42,8 +52,27 @@ def write_tables(
                 message = f"table {entry.name!r}: has no rows; give a checkpoint with --weights"
                 raise BuildError(message)
             file.seek(entry.offset)
+            largest, total_error = 0.0, 0.0
             step = max(1, BLOCK_BYTES // (entry.width * source.element_size()))
             for start in range(0, entry.rows, step):
-                block = encode_rows(source[start : min(start + step, entry.rows)], entry.dtype)
-                block.numpy().tofile(file)
-                bar.update(block.numel())
+                block = source[start : min(start + step, entry.rows)]
+                encoded = encode_rows(block, entry.dtype)
+                encoded.numpy().tofile(file)
+                off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
+                largest = max(largest, float(off.max()))
+                total_error += float(off.sum(dtype=torch.float64))
+                _page_out(block)
+                bar.update(encoded.numel())
+            count = max(1, entry.rows * entry.width)
+            measured.append(
+                dataclasses.replace(entry, max_error=largest, mean_error=total_error / count)
+            )
+    return measured
+
+
+def _page_out(block: torch.Tensor) -> None:
+    """Let the pages of a mapped checkpoint go, so that a build's memory does not grow with it."""
+    start = -(-block.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (block.data_ptr() + block.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start and block.is_contiguous():
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_PAGEOUT)

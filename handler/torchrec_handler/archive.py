@@ -23,6 +23,7 @@ MODEL_CONFIG = "model-config.yaml"
 INDEX = "archive.json"
 DENSE = "dense.safetensors"
 TABLES = "tables.bin"
+SAMPLES = "samples.safetensors"
 
 REQUIREMENTS = "requirements.txt"
 """What TorchServe installs for the model; only where --requirements-file gave one."""
@@ -89,6 +90,10 @@ class TableEntry:
     row_bytes: int
     offset: int
     """In bytes, from the start of `tables.bin`."""
+    max_error: float | None = None
+    """Largest absolute difference to the float rows; None where there were none."""
+    mean_error: float | None = None
+    """Mean absolute difference to the float rows."""
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +114,10 @@ class Index:
     """Names of the package's extra files."""
     sha256: Mapping[str, str]
     """Member -> digest, of every other member that the archiver wrote."""
+    plan: str | None = None
+    """The sharding plan, for a reader; a worker makes or reads its own."""
+    output_change: Mapping[str, float] = field(default_factory=dict)
+    """qualname -> largest absolute difference that quantizing made to an output of the samples."""
 
     def dumps(self) -> str:
         """The document, as it is written."""

@@ -50,6 +50,10 @@ class WeightsError(LoadError):
     """Weights are missing, unexpected or of another shape than the module's."""
 
 
+class SelfTestError(LoadError):
+    """A recorded sample gives another output than it gave when the archive was built."""
+
+
 class RequestError(TorchRecServeError):
     """One request failed; the others of its batch are answered."""
 

@@ -75,6 +75,11 @@ class Options(_Section):
     dense: Dense = Field(default_factory=Dense)
     sharding: Sharding = Field(default_factory=Sharding)
     limits: Limits = Field(default_factory=Limits)
+    self_test: bool = True
+    """Replay the archive's samples before the first request; it also warms the worker up."""
+    verify: Literal["code", "full"] = "code"
+    """What is checked against its sha256 at load: members that hold code and the dense weights, or
+    every member, tables included, which reads them all."""
     out_of_range_ids: Literal["reject", "zero", "modulo"] = "reject"
     """reject: answer 400; zero: look up row 0; modulo: the remainder by the table's rows."""
 

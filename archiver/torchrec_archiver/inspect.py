@@ -1,0 +1,134 @@
+"""Reads what an archive says of itself, and shows it."""
+
+import json
+import tarfile
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+
+from torchrec_handler.archive import INDEX, Index, Signature, TableEntry
+from torchrec_handler.errors import BuildError
+
+
+def read_index(archive: Path) -> Index:
+    """Read the index of an archive in any of its formats.
+
+    Raises:
+        BuildError: there is no archive, or plain torch-model-archiver made it.
+        ArchiveError: the index is damaged, or of another major version.
+    """
+    try:
+        return Index.loads(_read(archive))
+    except (OSError, KeyError, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError) as error:
+        if not archive.exists():
+            message = f"archive: {archive} does not exist"
+        else:
+            message = (
+                f"archive: {archive} holds no {INDEX} ({error}); only archives that "
+                "torchrec-archiver built describe themselves"
+            )
+        raise BuildError(message) from error
+
+
+def as_json(index: Index) -> str:
+    """The index as one JSON document."""
+    return json.dumps(asdict(index), indent=2)
+
+
+def show(index: Index, console: Console) -> None:
+    """Print the index as tables."""
+    console.print(_inputs(index.signature))
+    if index.tables:
+        console.print(_tables(index.tables))
+    outputs = ", ".join(
+        f"{name} {shape}" for name, shape in index.signature.outputs.items()
+    )
+    methods = ", ".join(
+        name if need_preproc else f"{name} (keyword arguments)"
+        for name, need_preproc in index.signature.methods.items()
+    )
+    facts = {
+        "methods": methods,
+        "outputs": f"{index.signature.result_metadata}: {outputs or 'not observed'}",
+        "output change": _change(index),
+        "plan": index.plan or "made by the worker",
+        "extra files": ", ".join(index.extra_files) or "none",
+        "built with": ", ".join(f"{name} {version}" for name, version in index.versions.items()),
+        "format": index.format_version,
+    }
+    for name, value in facts.items():
+        console.print(f"{name}: {value}", highlight=False, markup=False)
+
+
+def _read(archive: Path) -> str:
+    if archive.is_dir():
+        return (archive / INDEX).read_text(encoding="utf-8")
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            member: IO[bytes] | None = None
+            for entry in tar:
+                if Path(entry.name).name == INDEX and len(Path(entry.name).parts) == 2:
+                    member = tar.extractfile(entry)
+                    break
+            if member is None:
+                raise KeyError(INDEX)
+            return member.read().decode()
+    with zipfile.ZipFile(archive) as file:
+        return file.read(INDEX).decode()
+
+
+def _inputs(signature: Signature) -> Table:
+    table = Table(title="Inputs", title_justify="left")
+    for column in ("input", "type", "features", "ids below"):
+        table.add_column(column)
+    for entry in signature.inputs:
+        shape = "" if entry.width is None else f" x {entry.width}"
+        count = "?" if entry.num_features is None else str(entry.num_features)
+        names = list(entry.features) or [f"{count}{shape}"]
+        limits = ["any" if rows is None else f"{rows:,}" for rows in entry.rows]
+        table.add_row(entry.name, entry.type, "\n".join(names), "\n".join(limits))
+    return table
+
+
+def _tables(entries: tuple[TableEntry, ...]) -> Table:
+    table = Table(title="Tables", title_justify="left", show_footer=True)
+    total = sum(entry.nbytes for entry in entries)
+    table.add_column("table", footer=f"{len(entries)} tables")
+    for name, footer in (
+        ("rows", f"{sum(entry.rows for entry in entries):,}"),
+        ("width", ""),
+        ("dtype", ""),
+        ("bytes", f"{total:,}"),
+        ("max error", ""),
+        ("mean error", ""),
+    ):
+        table.add_column(name, footer=footer, justify="right")
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            f"{entry.rows:,}",
+            str(entry.width),
+            entry.dtype,
+            f"{entry.nbytes:,}",
+            _number(entry.max_error),
+            _number(entry.mean_error),
+        )
+    return table
+
+
+def _change(index: Index) -> str:
+    if not index.output_change:
+        return "not measured"
+    return ", ".join(
+        f"{name} at most {_number(change)}" for name, change in index.output_change.items()
+    )
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2g}"
+
+

@@ -1,0 +1,199 @@
+"""Last step of loading: replay recorded samples, which warms the model up and checks it.
+
+Letters in shapes: B rows, F features, D width, N ids.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from torchrec_handler.archive import SAMPLES
+from torchrec_handler.errors import ArchiveError, SelfTestError
+
+METADATA = "samples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far an output may be off: `relative` to itself, plus `floor` of the largest one.
+
+    What two processors make of the same sums differs by rounding, in half precision by more.
+    """
+
+    relative: float
+    floor: float
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "float32": Tolerance(relative=1e-3, floor=1e-4),
+    "float16": Tolerance(relative=4e-3, floor=2e-3),
+    "bfloat16": Tolerance(relative=8e-3, floor=4e-3),
+}
+"""By the dense part's data type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One recorded forward call."""
+
+    qualname: str
+    rows: int
+    """B"""
+    inputs: Mapping[str, torch.Tensor]
+    """What the method got; embedding inputs as one tensor [F, B, D]."""
+    outputs: Mapping[str, tuple[torch.Tensor, ...]]
+    """Output name -> its tensors."""
+
+
+def call(
+    module: torch.nn.Module, qualname: str, inputs: Mapping[str, torch.Tensor], device: torch.device
+) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Call a method with recorded inputs.
+
+    Returns:
+        Output name -> its tensors, on the CPU, half precision as float32.
+    """
+    placed = {name: value.to(device) for name, value in inputs.items()}
+    batch: dict[str, Any] = {
+        name: list(value.unbind(0)) if value.dim() == 3 else value for name, value in placed.items()
+    }
+    with torch.inference_mode():
+        result = getattr(module, qualname)(batch)
+    return {
+        str(name): tuple(map(_plain, value if isinstance(value, tuple | list) else (value,)))
+        for name, value in result.items()
+    }
+
+
+def save_samples(samples: Sequence[Sample], path: Path) -> None:
+    """Write samples as safetensors: `N/inputs/NAME` and `N/outputs/NAME/PART`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for number, sample in enumerate(samples):
+        for name, value in sample.inputs.items():
+            tensors[f"{number}/inputs/{name}"] = value.contiguous()
+        for name, parts in sample.outputs.items():
+            for part, value in enumerate(parts):
+                tensors[f"{number}/outputs/{name}/{part}"] = value.contiguous()
+    calls = [{"qualname": sample.qualname, "rows": sample.rows} for sample in samples]
+    save_file(tensors, path, metadata={METADATA: json.dumps(calls)})
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read what `save_samples` wrote.
+
+    Raises:
+        ArchiveError: the file is something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            calls = json.loads(file.metadata()[METADATA])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return [_sample(number, entry, tensors) for number, entry in enumerate(calls)]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        message = f"{SAMPLES}: cannot be read ({error}); the archive was altered or damaged"
+        raise ArchiveError(message) from error
+
+
+def self_test(
+    module: torch.nn.Module, samples: Iterable[Sample], dense_dtype: str, device: torch.device
+) -> None:
+    """Replay samples in the order they were recorded in, small batches first.
+
+    Args:
+        module: ready to serve.
+        samples: from the archive.
+        dense_dtype: the dense part's data type, which tells how exact the outputs can be.
+        device: where to serve.
+
+    Raises:
+        SelfTestError: the module raised, or an output is off; says which and by how much.
+    """
+    tolerance = TOLERANCES[dense_dtype]
+    for sample in samples:
+        where = f"self-test: {sample.qualname}, sample of {sample.rows} rows"
+        try:
+            outputs = call(module, sample.qualname, sample.inputs, device)
+        except Exception as error:
+            message = f"{where}: raised {type(error).__name__}: {error}"
+            raise SelfTestError(message) from error
+        if outputs.keys() != sample.outputs.keys():
+            message = (
+                f"{where}: received the outputs {', '.join(sorted(outputs))}, "
+                f"expected {', '.join(sorted(sample.outputs))}"
+            )
+            raise SelfTestError(message)
+        for name, parts in sample.outputs.items():
+            for received, expected in zip(outputs[name], parts, strict=True):
+                _compare(f"{where}, output {name!r}", received, expected, tolerance)
+
+
+def largest_change(
+    before: Mapping[str, tuple[torch.Tensor, ...]], after: Mapping[str, tuple[torch.Tensor, ...]]
+) -> float:
+    """The largest absolute difference between two calls' outputs."""
+    return max(
+        (
+            float((old.double() - new.double()).abs().max())
+            for name, parts in before.items()
+            for old, new in zip(parts, after[name], strict=True)
+            if old.numel()
+        ),
+        default=0.0,
+    )
+
+
+def _sample(number: int, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Sample:
+    inputs, outputs = f"{number}/inputs/", f"{number}/outputs/"
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(outputs):
+            output, _, part = name.removeprefix(outputs).rpartition("/")
+            parts.setdefault(output, {})[int(part)] = value
+    return Sample(
+        qualname=str(entry["qualname"]),
+        rows=int(entry["rows"]),
+        inputs={
+            name.removeprefix(inputs): value
+            for name, value in tensors.items()
+            if name.startswith(inputs)
+        },
+        outputs={
+            name: tuple(found[part] for part in sorted(found)) for name, found in parts.items()
+        },
+    )
+
+
+def _compare(
+    where: str, received: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance
+) -> None:
+    if received.shape != expected.shape:
+        message = (
+            f"{where}: received shape {tuple(received.shape)}, expected {tuple(expected.shape)}"
+        )
+        raise SelfTestError(message)
+    wanted = expected.double().flatten()
+    if wanted.numel() == 0:
+        return
+    off = (received.double().flatten() - wanted).abs()
+    allowed = tolerance.relative * wanted.abs() + tolerance.floor * wanted.abs().max()
+    # Written so that a NaN counts as off.
+    bad = ~(off <= allowed)
+    if bool(bad.any()):
+        position = int(bad.int().argmax())
+        message = (
+            f"{where}[{position}]: received {float(received.flatten()[position]):.6g}, expected "
+            f"{float(wanted[position]):.6g}, at most {float(allowed[position]):.2g} apart; "
+            "this worker's model does not answer as it did when the archive was built"
+        )
+        raise SelfTestError(message)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    host = tensor.detach().cpu()
+    return host.float() if host.dtype in (torch.float16, torch.bfloat16) else host
