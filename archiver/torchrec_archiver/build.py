@@ -36,7 +36,7 @@ from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, Quantized, load_weights, make_ready
 from torchrec_handler.load.package import open_package
 from torchrec_handler.load.process_group import init_process_group
-from torchrec_handler.load.tables import TableStore, gather, is_sharded, layout
+from torchrec_handler.load.tables import TableStore, is_sharded, layout
 from torchrec_handler.load.weights import dense_state
 from torchrec_handler.options import Options, read_options
 
@@ -165,6 +165,7 @@ def _write_weights(
     device = torch.device("cpu")
     package = open_package(content / PACKAGE)
     output = run_factory(package.factory, device, options.sharding.world_size)
+    mapped = options.tables.quantization_mapping
     if weights is not None:
         if is_sharded(output.module):
             message = (
@@ -172,14 +173,15 @@ def _write_weights(
                 "leave --weights out, or let the factory return the module unsharded"
             )
             raise BuildError(message)
-        fitted = fit(read_checkpoint(Path(weights)), output.module)
+        fitted = fit(read_checkpoint(Path(weights)), output.module, mapped)
         quantized = load_weights(output, fitted.dense, options)
-        dense, rows = fitted.dense, fitted.rows
+        dense, rows = fitted.dense, {**quantized.own_rows, **fitted.rows}
     else:
         # Before the transformations that the worker will run on them again.
-        dense = {name: value.clone() for name, value in dense_state(output.module).items()}
+        own = dense_state(output.module, mapped)
+        dense = {name: value.clone() for name, value in own.items()}
         quantized = load_weights(output, None, options)
-        rows = quantized.own_rows
+        rows = dict(quantized.own_rows)
     if is_sharded(quantized.module):
         return make_ready(package, output, quantized, None, None, options, device)
     _save_dense(dense, content / DENSE)
@@ -201,14 +203,10 @@ def _save_tables(
     *,
     progress: bool,
 ) -> TableStore | None:
-    own = None if rows else gather(quantized.module)
     entries: list[TableEntry] = layout(quantized.module)
     if not entries:
         return None
-    if own is not None:
-        own.buffer.numpy().tofile(path)
-    else:
-        write_tables(path, entries, rows, progress=progress)
+    write_tables(path, entries, rows, progress=progress)
     return TableStore.map(path, entries)
 
 

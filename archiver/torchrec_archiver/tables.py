@@ -21,13 +21,13 @@ def write_tables(
     *,
     progress: bool,
 ) -> None:
-    """Encode float rows into a file laid out by its entries.
+    """Encode rows into a file laid out by its entries.
 
     Args:
         path: the file to make.
         entries: where each table goes, and in which data type.
-        rows: (collection, table name) -> float rows, at least as many as the entry holds; a
-            pruned table keeps its first ones.
+        rows: (collection, table name) -> rows as `encode_rows` takes them, at least as many as
+            the entry holds; a pruned table keeps its first ones.
         progress: whether to show a bar.
 
     Raises:

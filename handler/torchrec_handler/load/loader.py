@@ -92,12 +92,13 @@ def load_weights(
             included.
         options: all options.
     """
+    mapped = options.tables.quantization_mapping
     if dense is not None:
-        to_meta(float_tables(output.module))
-        load_dense(output.module, dense)
+        to_meta(float_tables(output.module, mapped))
+        load_dense(output.module, dense, mapped)
     module = run_weights_dependent(output)
     rows = feature_rows(module)
-    tables = float_tables(module)
+    tables = float_tables(module, mapped)
     own_rows = to_meta(tables)
     quantize(module, tables, options.tables)
     own_rows |= quantized_rows(module)

@@ -200,26 +200,6 @@ def quantized_rows(module: torch.nn.Module) -> dict[tuple[str, str], torch.Tenso
     return gathered
 
 
-def gather(module: torch.nn.Module) -> TableStore | None:
-    """Copy the rows out of a module that a factory quantized itself; None where it has none."""
-    found = list(lookups(module))
-    if not found or any(
-        lookup.operator.weights_host.is_meta or not lookup.operator.weight_initialized
-        for lookup in found
-    ):
-        return None
-    entries = layout(module)
-    size = max(entry.offset + entry.nbytes for entry in entries)
-    store = TableStore(entries=_by_key(entries), buffer=torch.empty(size, dtype=torch.uint8))
-    for lookup in found:
-        specs = lookup.operator.embedding_specs
-        weights = lookup.operator.split_embedding_weights(split_scale_shifts=False)
-        for spec, (rows, _) in zip(specs, weights, strict=True):
-            entry = store.entries[lookup.collection, spec[0]]
-            store.rows(entry).copy_(rows[:, : entry.row_bytes])
-    return store
-
-
 def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> None:
     """Point every lookup of the module at its rows.
 
