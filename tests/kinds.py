@@ -24,6 +24,9 @@ from tests.factories.kinds_two_tower import TwoTowerFactory
 from torchrec_archiver import build_archive
 from torchrec_handler.archive import Signature
 from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
+from torchrec_handler.load.shard import shard
+from torchrec_handler.load.tables import TableStore, attach, layout, quantized_rows
 from torchrec_handler.options import Options
 
 CPU = torch.device("cpu")
@@ -98,3 +101,21 @@ def batch(request: dict[str, Any]) -> dict[str, torch.Tensor]:
         )
         for name, value in request.items()
     }
+
+
+def prepare(
+    module: torch.nn.Module,
+    *,
+    tables: dict[str, Any] | None = None,
+    sharding: dict[str, Any] | None = None,
+    plan: Any = None,
+) -> torch.nn.Module:
+    """Quantize and shard a module that has its rows, as loading does, and point it at them."""
+    options = Options.model_validate({"tables": tables or {}, "sharding": sharding or {}})
+    found = float_tables(module)
+    rows = to_meta(found)
+    quantize(module, found, options.tables)
+    store = TableStore.encode(layout(module), {**rows, **quantized_rows(module)})
+    sharded, _ = shard(module, options.sharding, plan, CPU)
+    attach(sharded, store, CPU)
+    return sharded

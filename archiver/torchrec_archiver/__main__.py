@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from rich.console import Console
+
 from torchrec_archiver.build import build_archive
+from torchrec_archiver.inspect import as_json, read_index, show
 from torchrec_archiver.mar import ArchiveFormat
 from torchrec_handler.errors import BuildError, TorchRecServeError
 
@@ -23,10 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("torchrec_archiver").setLevel(logging.INFO)
     # torch warns here of a call that torchrec makes, with nothing in it for the user.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
-        return _build(options)
+        return int(options.run(options))
     except TorchRecServeError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 1
@@ -42,6 +46,9 @@ def _build(options: argparse.Namespace) -> int:
         factory=options.factory,
         configs=_by_name("--config", options.config),
         weights=options.weights,
+        weights_map=dict(options.weights_map),
+        samples=options.samples,
+        max_output_error=options.max_output_error,
         extra_files=_by_name(
             "--extra-files", [(Path(path).name, path) for path in options.extra_files]
         ),
@@ -53,7 +60,17 @@ def _build(options: argparse.Namespace) -> int:
         force=options.force,
         progress=sys.stderr.isatty(),
     )
+    show(read_index(archive), Console())
     print(archive)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    index = read_index(Path(options.archive))
+    if options.json:
+        print(as_json(index))
+    else:
+        show(index, Console())
     return 0
 
 
@@ -86,7 +103,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=PATH",
         help="a config of the package, repeatable; a .pkl is packed as an object, others as text",
     )
-    build.add_argument("--weights", metavar="PATH", help="a torch.save checkpoint")
+    build.add_argument(
+        "--weights",
+        metavar="PATH",
+        help="a torch.save file, safetensors (or their index), or a torch.distributed.checkpoint",
+    )
+    build.add_argument(
+        "--weights-map",
+        action="append",
+        default=[],
+        type=_prefixes,
+        metavar="OLD=NEW",
+        help="a prefix of the checkpoint's names to replace, repeatable",
+    )
+    build.add_argument(
+        "--samples",
+        metavar="PATH",
+        help="requests, one JSON body a line, that a worker replays before it is ready",
+    )
+    build.add_argument(
+        "--max-output-error",
+        type=float,
+        metavar="X",
+        help="fail when quantizing changes an output of the samples by more",
+    )
     build.add_argument(
         "--extra-files",
         action="extend",
@@ -107,10 +147,17 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--archive-format",
         choices=get_args(ArchiveFormat),
-        default="default",
-        help="as torch-model-archiver's",
+        default="auto",
+        help="as torch-model-archiver's; auto chooses zip-store or no-archive by size",
     )
     build.add_argument("-f", "--force", action="store_true", help="replace an archive")
+    build.set_defaults(run=_build)
+    inspect = commands.add_parser(
+        "inspect", help="show what an archive says of itself", allow_abbrev=False
+    )
+    inspect.add_argument("archive", metavar="ARCHIVE", help="a .mar, .tar.gz or folder")
+    inspect.add_argument("--json", action="store_true", help="print one JSON document")
+    inspect.set_defaults(run=_inspect)
     return parser
 
 
@@ -123,6 +170,14 @@ def _by_name(option: str, named: Iterable[tuple[str, str]]) -> Mapping[str, Path
             raise BuildError(message)
         paths[name] = Path(path)
     return paths
+
+
+def _prefixes(text: str) -> tuple[str, str]:
+    old, separator, new = text.partition("=")
+    if not separator:
+        message = f"received {text!r}, expected OLD=NEW"
+        raise argparse.ArgumentTypeError(message)
+    return old, new
 
 
 def _name_and_path(text: str) -> tuple[str, str]:

@@ -9,35 +9,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import save_file
 from torch.package.importer import Importer
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
 
-from torchrec_archiver.checkpoint import fit, read_checkpoint
 from torchrec_archiver.factory import find_factory, find_packager
-from torchrec_archiver.mar import ArchiveFormat, check_target, staging, write_archive
+from torchrec_archiver.mar import ArchiveFormat, check_targets, staging, write_archive
+from torchrec_archiver.model import Model, write_model
 from torchrec_archiver.package import DefaultPackager, read_bytes, read_config, save_package
-from torchrec_archiver.tables import write_tables
 from torchrec_handler.archive import (
-    DENSE,
     FORMAT_VERSION,
     INDEX,
     MODEL_CONFIG,
     PACKAGE,
     REQUIREMENTS,
-    TABLES,
     Index,
-    TableEntry,
     sha256,
 )
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import Predictor, Quantized, load_weights, make_ready
-from torchrec_handler.load.package import open_package
-from torchrec_handler.load.process_group import init_process_group
-from torchrec_handler.load.tables import TableStore, gather, is_sharded, layout
-from torchrec_handler.load.weights import dense_state
 from torchrec_handler.options import Options, read_options
 
 DEFAULT_MODEL_CONFIG = {
@@ -58,14 +47,17 @@ def build_archive(  # noqa: PLR0913  the command line's options
     factory: str | type[PredictFactory],
     export_path: str | Path,
     configs: Mapping[str, Any] | None = None,
-    weights: str | Path | None = None,
+    weights: str | Path | Mapping[str, torch.Tensor] | None = None,
+    weights_map: Mapping[str, str] | None = None,
+    samples: str | Path | None = None,
+    max_output_error: float | None = None,
     extra_files: Mapping[str, str | bytes | Path] | None = None,
     packager: str | type[PredictFactoryPackager] = DefaultPackager,
     loader_code: str | None = None,
     package_importer: Importer | list[Importer] | None = None,
     config_file: str | Path | None = None,
     requirements_file: str | Path | None = None,
-    archive_format: ArchiveFormat = "default",
+    archive_format: ArchiveFormat = "auto",
     force: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -77,8 +69,13 @@ def build_archive(  # noqa: PLR0913  the command line's options
         factory: a PredictFactory class, or its `module:Class`.
         export_path: the model store.
         configs: name -> object; a `Path` is read, unpickled where it ends in `.pkl`, as text else.
-        weights: a `torch.save` checkpoint by the model's own names; None when the factory brings
+        weights: a checkpoint by the model's own names, or its tensors: see
+            `checkpoint.read_checkpoint` for the formats; None when the factory brings
             its weights itself.
+        weights_map: prefixes of the checkpoint's names to replace, OLD -> NEW.
+        samples: a file of requests, one JSON body a line, whose outputs a worker must reproduce
+            before it is ready; drawn by the signature when not given.
+        max_output_error: fail when quantizing changes an output of the samples by more.
         extra_files: name -> content; a `Path` is read as bytes. The factory reads them with
             `torch_package_importer.load_text("extra_files", name)` or `load_binary`, after an
             `import torch_package_importer` inside of the method: only packaged code has it.
@@ -89,7 +86,8 @@ def build_archive(  # noqa: PLR0913  the command line's options
             `[PackageImporter(…), torch.package.sys_importer]`.
         config_file: model-config.yaml: TorchServe's settings, and ours under `torchrec:`.
         requirements_file: Python requirements that TorchServe installs for the model.
-        archive_format: default (zip, deflated), zip-store, no-archive or tgz.
+        archive_format: auto (by size: see `mar.choose_format`), default (zip, deflated), zip-store,
+            no-archive or tgz.
         force: whether to replace an archive of the same name.
         progress: whether to show progress bars.
 
@@ -101,7 +99,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
         LoadError: the factory cannot be served; the build runs the code that will serve.
     """
     export_path = Path(export_path)
-    target = check_target(model_name, export_path, archive_format, force=force)
+    check_targets(model_name, export_path, archive_format, force=force)
     factory = find_factory(factory)
     packager = find_packager(packager)
     arguments = {"loader_code": loader_code, "package_importer": package_importer}
@@ -131,17 +129,27 @@ def build_archive(  # noqa: PLR0913  the command line's options
         (content / MODEL_CONFIG).write_bytes(model_config)
         if requirements is not None:
             (content / REQUIREMENTS).write_bytes(requirements)
-        predictor = _write_weights(content, weights, options, progress=progress)
-        _write_index(content, predictor, tuple(packed_files))
-        write_archive(
+        scratch = folder / ".scratch"
+        scratch.mkdir()
+        model = write_model(
             content,
-            target,
+            scratch,
+            weights=Path(weights) if isinstance(weights, str) else weights,
+            weights_map=weights_map or {},
+            samples=None if samples is None else Path(samples),
+            options=options,
+            progress=progress,
+        )
+        _check_change(model, max_output_error)
+        _write_index(content, model, tuple(packed_files))
+        return write_archive(
+            content,
+            export_path,
             model_name=model_name,
             version=version,
             archive_format=archive_format,
             requirements_file=REQUIREMENTS if requirements is not None else None,
         )
-    return target
 
 
 @contextmanager
@@ -157,72 +165,38 @@ def _unchanged_process() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _write_weights(
-    content: Path, weights: str | Path | None, options: Options, *, progress: bool
-) -> Predictor:
-    """Write the dense weights and the tables, then make the model ready from what was written."""
-    init_process_group()
-    device = torch.device("cpu")
-    package = open_package(content / PACKAGE)
-    output = run_factory(package.factory, device, options.sharding.world_size)
-    if weights is not None:
-        if is_sharded(output.module):
-            message = (
-                "weights: the factory returns a sharded module, which keeps its own weights; "
-                "leave --weights out, or let the factory return the module unsharded"
-            )
-            raise BuildError(message)
-        fitted = fit(read_checkpoint(Path(weights)), output.module)
-        quantized = load_weights(output, fitted.dense, options)
-        dense, rows = fitted.dense, fitted.rows
-    else:
-        # Before the transformations that the worker will run on them again.
-        dense = {name: value.clone() for name, value in dense_state(output.module).items()}
-        quantized = load_weights(output, None, options)
-        rows = quantized.own_rows
-    if is_sharded(quantized.module):
-        return make_ready(package, output, quantized, None, None, options, device)
-    _save_dense(dense, content / DENSE)
-    store = _save_tables(content / TABLES, quantized, rows, progress=progress)
-    return make_ready(package, output, quantized, store, None, options, device)
-
-
-def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
-    if absent := [name for name, value in dense.items() if value.is_meta]:
-        message = f"weights: the factory leaves {', '.join(absent)} on meta; give --weights"
-        raise BuildError(message)
-    save_file({name: value.clone().contiguous() for name, value in dense.items()}, path)
-
-
-def _save_tables(
-    path: Path,
-    quantized: Quantized,
-    rows: Mapping[tuple[str, str], torch.Tensor],
-    *,
-    progress: bool,
-) -> TableStore | None:
-    own = None if rows else gather(quantized.module)
-    entries: list[TableEntry] = layout(quantized.module)
-    if not entries:
-        return None
-    if own is not None:
-        own.buffer.numpy().tofile(path)
-    else:
-        write_tables(path, entries, rows, progress=progress)
-    return TableStore.map(path, entries)
-
-
-def _write_index(content: Path, predictor: Predictor, extra_files: tuple[str, ...]) -> None:
-    tables = tuple(predictor.tables.entries.values()) if predictor.tables else ()
+def _write_index(content: Path, model: Model, extra_files: tuple[str, ...]) -> None:
     index = Index(
         format_version=FORMAT_VERSION,
         versions=_versions(),
-        signature=predictor.signature,
-        tables=tables,
+        signature=model.signature,
+        tables=model.tables,
         extra_files=extra_files,
         sha256={path.name: sha256(path) for path in sorted(content.iterdir())},
+        plan=model.plan,
+        output_change=model.output_change,
     )
     (content / INDEX).write_text(index.dumps(), encoding="utf-8")
+
+
+def _check_change(model: Model, most: float | None) -> None:
+    if most is None:
+        return
+    if not model.output_change:
+        message = (
+            "max output error: there is nothing to compare with: the factory gives quantized "
+            "tables, or no samples were recorded"
+        )
+        raise BuildError(message)
+    qualname, change = max(model.output_change.items(), key=lambda item: item[1])
+    if not change <= most:
+        worst = max(model.tables, key=lambda entry: entry.max_error or 0.0)
+        message = (
+            f"max output error: quantizing changes an output of {qualname} by {change:.3g}, "
+            f"expected at most {most:.3g}; the largest error of a table is {worst.max_error:.3g} "
+            f"({worst.name}, {worst.dtype})"
+        )
+        raise BuildError(message)
 
 
 def _read_model_config(path: str | Path | None) -> tuple[bytes, Options]:

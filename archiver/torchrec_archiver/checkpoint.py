@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from torchrec_handler.errors import BuildError
 
@@ -123,7 +124,7 @@ def _read_sharded(index: Path) -> State:
 def _read_distributed(path: Path, scratch: Path) -> State:
     """Put the pieces that the ranks wrote together, in a file a tensor, one after another."""
     try:
-        reader = dcp.FileSystemReader(path)
+        reader = FileSystemReader(path)
         entries = reader.read_metadata().state_dict_metadata
         state: State = {}
         for number, (name, entry) in enumerate(entries.items()):
@@ -135,7 +136,7 @@ def _read_distributed(path: Path, scratch: Path) -> State:
                     size=entry.size.numel(),
                     dtype=entry.properties.dtype,
                 ).view(entry.size)
-                dcp.load({name: state[name]}, storage_reader=reader, no_dist=True)
+                load({name: state[name]}, storage_reader=reader, no_dist=True)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         message = f"weights: {path} cannot be read as a torch.distributed.checkpoint: {reason}"

@@ -1,7 +1,7 @@
 """Fourth step of building: fit a checkpoint to the predict module."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,19 +21,22 @@ class Weights:
     """(collection, table name) -> float rows [rows, D]."""
 
 
-def fit(state: Mapping[str, torch.Tensor], module: torch.nn.Module) -> Weights:
+def fit(
+    state: Mapping[str, torch.Tensor], module: torch.nn.Module, mapped: Collection[str] = ()
+) -> Weights:
     """Find every weight of the module in a checkpoint.
 
     Args:
         state: checkpoint name -> tensor.
         module: the predict module, its tables still float or on `meta`.
+        mapped: type names that are quantized beside TorchRec's collections, see `float_tables`.
 
     Raises:
         BuildError: lists every missing, unexpected and wrongly shaped entry at once.
     """
     prefix, _ = checkpoint_root(module)
-    dense = dense_state(module)
-    tables = {table.parameter.removeprefix(prefix): table for table in float_tables(module)}
+    dense = dense_state(module, mapped)
+    tables = {table.parameter.removeprefix(prefix): table for table in float_tables(module, mapped)}
     expected = {name: tuple(value.shape) for name, value in dense.items()}
     expected |= {name: tuple(table.weight.shape) for name, table in tables.items()}
     missing = [name for name in expected if name not in state]

@@ -44,9 +44,7 @@ def show(index: Index, console: Console) -> None:
     console.print(_inputs(index.signature))
     if index.tables:
         console.print(_tables(index.tables))
-    outputs = ", ".join(
-        f"{name} {shape}" for name, shape in index.signature.outputs.items()
-    )
+    outputs = ", ".join(f"{name} {shape}" for name, shape in index.signature.outputs.items())
     methods = ", ".join(
         name if need_preproc else f"{name} (keyword arguments)"
         for name, need_preproc in index.signature.methods.items()
@@ -130,5 +128,3 @@ def _change(index: Index) -> str:
 
 def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:.2g}"
-
-

@@ -1,6 +1,7 @@
 """Last step of building: the archive file, by torch-model-archiver's own code."""
 
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -18,15 +19,21 @@ from model_archiver.model_packaging_utils import ModelExportUtils
 from torchrec_handler.archive import HANDLER, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
 
-ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
+ArchiveFormat = Literal["auto", "default", "zip-store", "no-archive", "tgz"]
+"""torch-model-archiver's formats, and auto."""
+
+LARGE_BYTES = 2**30
+"""From this size on, writing and extracting a zip costs more than one file is worth."""
+
+logger = logging.getLogger(__name__)
 
 STAGING_PREFIX = ".torchrec-archiver-"
 
 
-def check_target(
+def check_targets(
     model_name: str, export_path: Path, archive_format: ArchiveFormat, *, force: bool
-) -> Path:
-    """Where the archive will be, checked before any work is done.
+) -> None:
+    """Check where the archive will be before any work is done.
 
     Raises:
         BuildError: the name or folder is wrong, or an archive is there and `force` is not set.
@@ -46,13 +53,27 @@ def check_target(
         expected = ", ".join(get_args(ArchiveFormat))
         message = f"archive format: received {archive_format!r}, expected one of {expected}"
         raise BuildError(message)
-    target = Path(
-        ModelExportUtils.get_archive_export_path(str(export_path), model_name, archive_format)
+    possible = ("zip-store", "no-archive") if archive_format == "auto" else (archive_format,)
+    for name in possible:
+        target = _target(model_name, export_path, name)
+        if target.exists() and not force:
+            message = f"{target} already exists; replace it with --force"
+            raise BuildError(message)
+
+
+def choose_format(content: Path) -> str:
+    """What suits the size of a staged archive, and the reason in the log.
+
+    Quantized tables hardly deflate, so neither choice tries.
+    """
+    size = sum(path.stat().st_size for path in content.rglob("*"))
+    chosen, reason = (
+        ("zip-store", "small enough for one file")
+        if size < LARGE_BYTES
+        else ("no-archive", "TorchServe serves a folder of the model store in place")
     )
-    if target.exists() and not force:
-        message = f"{target} already exists; replace it with --force"
-        raise BuildError(message)
-    return target
+    logger.info("archive format %s for %.3g MB: %s", chosen, size / 1e6, reason)
+    return chosen
 
 
 @contextmanager
@@ -86,23 +107,27 @@ def staging(export_path: Path) -> Iterator[Path]:
 
 def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
     content: Path,
-    target: Path,
+    export_path: Path,
     *,
     model_name: str,
     version: str,
     archive_format: ArchiveFormat,
     requirements_file: str | None,
-) -> None:
+) -> Path:
     """Write the staged members as an archive and rename it into the model store.
 
     Args:
-        content: the staged folder; the archive is made beside it.
-        target: the archive's final path; one that is there is replaced.
+        content: the staged folder; the archive is made beside it, a no-archive one of it.
+        export_path: the model store; an archive of that name in it is replaced.
         model_name: TorchServe's name of the model.
         version: TorchServe's version of the model.
-        archive_format: as torch-model-archiver names them.
+        archive_format: as torch-model-archiver names them, or auto.
         requirements_file: name of a staged requirements file.
+
+    Returns:
+        The archive's path.
     """
+    written = choose_format(content) if archive_format == "auto" else archive_format
     manifest = ModelExportUtils.generate_manifest_json(
         ModelArchiverConfig(
             model_name=model_name,
@@ -113,9 +138,8 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
             config_file=MODEL_CONFIG,
         )
     )
-    ModelExportUtils.archive(
-        str(content.parent), model_name, str(content), manifest, archive_format
-    )
+    ModelExportUtils.archive(str(content.parent), model_name, str(content), manifest, written)
+    target = _target(model_name, export_path, written)
     staged = content.parent / target.name
     replaced = content.parent / ".replaced"
     if target.is_dir() or (staged.is_dir() and target.exists()):
@@ -126,6 +150,13 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
         if replaced.exists():
             replaced.rename(target)
         raise
+    return target
+
+
+def _target(model_name: str, export_path: Path, archive_format: str) -> Path:
+    return Path(
+        ModelExportUtils.get_archive_export_path(str(export_path), model_name, archive_format)
+    )
 
 
 @contextmanager

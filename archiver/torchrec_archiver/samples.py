@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import BuildError, RequestError
 from torchrec_handler.load.factory import FactoryOutput

@@ -27,17 +27,17 @@ def write_tables(
     *,
     progress: bool,
 ) -> list[TableEntry]:
-    """Encode float rows into a file laid out by its entries.
+    """Encode rows into a file laid out by its entries.
 
     Args:
         path: the file to make.
         entries: where each table goes, and in which data type.
-        rows: (collection, table name) -> float rows, at least as many as the entry holds; a
-            pruned table keeps its first ones.
+        rows: (collection, table name) -> rows as `encode_rows` takes them, at least as many as
+            the entry holds; a pruned table keeps its first ones.
         progress: whether to show a bar.
 
     Returns:
-        The entries with their largest and mean absolute error against the float rows.
+        The entries with their largest and mean absolute error against float rows.
 
     Raises:
         BuildError: an entry has no rows.
@@ -58,15 +58,17 @@ def write_tables(
                 block = source[start : min(start + step, entry.rows)]
                 encoded = encode_rows(block, entry.dtype)
                 encoded.numpy().tofile(file)
-                off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
-                largest = max(largest, float(off.max()))
-                total_error += float(off.sum(dtype=torch.float64))
+                if block.is_floating_point():
+                    off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
+                    largest = max(largest, float(off.max()))
+                    total_error += float(off.sum(dtype=torch.float64))
                 _page_out(block)
                 bar.update(encoded.numel())
-            count = max(1, entry.rows * entry.width)
-            measured.append(
-                dataclasses.replace(entry, max_error=largest, mean_error=total_error / count)
-            )
+            if source.is_floating_point():
+                mean = total_error / max(1, entry.rows * entry.width)
+                measured.append(dataclasses.replace(entry, max_error=largest, mean_error=mean))
+            else:
+                measured.append(entry)
     return measured
 
 
@@ -75,4 +77,6 @@ def _page_out(block: torch.Tensor) -> None:
     start = -(-block.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (block.data_ptr() + block.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start and block.is_contiguous():
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_PAGEOUT)
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_PAGEOUT
+        )

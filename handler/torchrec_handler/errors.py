@@ -6,7 +6,8 @@ TorchRecServeError
 │   ├── ArchiveError             the archive is not what it says it is
 │   ├── OptionError              a wrong `torchrec:` option
 │   ├── FactoryError             the package or its PredictFactory failed
-│   └── WeightsError             weights and module do not fit
+│   ├── WeightsError             weights and module do not fit
+│   └── SelfTestError            the model does not answer as it did when it was built
 └── RequestError                 one request failed
     ├── InvalidRequest       400 not decodable, wrong shape, type or value
     ├── UnknownQualname      404 no method of that name

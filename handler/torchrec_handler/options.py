@@ -1,10 +1,9 @@
 """The `torchrec:` section of model-config.yaml, typed and checked once, when it is read."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from torchrec_handler.errors import OptionError
 
@@ -13,13 +12,9 @@ SECTION = "torchrec"
 TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
 ShardingType = Literal["table_wise", "row_wise"]
 
-V = TypeVar("V")
-Frozen = Annotated[Mapping[str, V], AfterValidator(MappingProxyType)]
-"""A mapping that nobody changes after it was checked."""
-
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Tables(_Section):
@@ -27,11 +22,11 @@ class Tables(_Section):
 
     dtype: TableDtype = "int8"
     """Data type of every table that `per_table` does not name."""
-    per_table: Frozen[TableDtype] = {}
+    per_table: Mapping[str, TableDtype] = {}
     """Table name -> data type."""
     output_dtype: Literal["float32", "float16"] = "float32"
     """What a lookup gives to the dense part."""
-    quantization_mapping: Frozen[str] = {}
+    quantization_mapping: Mapping[str, str] = {}
     """More module types to quantize, beside TorchRec's collections: full type name -> MODULE:CLASS
     of its quantized counterpart, for `quantize_inference_model`."""
 
@@ -48,7 +43,7 @@ class Sharding(_Section):
     world_size: int = Field(default=1, ge=1, le=64)
     type: ShardingType = "table_wise"
     """For every table that `per_table` does not name."""
-    per_table: Frozen[ShardingType] = {}
+    per_table: Mapping[str, ShardingType] = {}
     """Table name -> sharding type, TorchRec's `ParameterConstraints.sharding_types`."""
     plan: str | None = None
     """Name of a config of the package that holds a pickled `ShardingPlan`; the rest of this
@@ -71,10 +66,10 @@ class Options(_Section):
     """auto: the GPU that TorchServe gave to the worker, else the CPU."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads of one forward call on the CPU. Workers multiply it."""
-    tables: Tables = Field(default_factory=Tables)
-    dense: Dense = Field(default_factory=Dense)
-    sharding: Sharding = Field(default_factory=Sharding)
-    limits: Limits = Field(default_factory=Limits)
+    tables: Tables = Tables()
+    dense: Dense = Dense()
+    sharding: Sharding = Sharding()
+    limits: Limits = Limits()
     self_test: bool = True
     """Replay the archive's samples before the first request; it also warms the worker up."""
     verify: Literal["code", "full"] = "code"

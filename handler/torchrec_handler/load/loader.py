@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive import DENSE, TABLES, Index, Signature
+from torchrec_handler.archive import DENSE, SAMPLES, TABLES, Index, Signature
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 from torchrec_handler.load.lower import lower
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process_group import init_process_group
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import FloatTable, float_tables, quantize, to_meta
+from torchrec_handler.load.self_test import read_samples, self_test
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature import feature_rows, observe_signature
 from torchrec_handler.load.tables import TableStore, attach, is_sharded, layout, quantized_rows
@@ -42,6 +43,19 @@ class Predictor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A module that has its dense weights and whose tables are on `meta`."""
+
+    module: torch.nn.Module
+    tables: list[FloatTable]
+    """Its float tables; those that the factory quantized itself are not among them."""
+    own_rows: Mapping[tuple[str, str], torch.Tensor]
+    """(collection, table name) -> float rows that the factory itself brought."""
+    feature_rows: Mapping[str, int]
+    """Feature name -> rows of its table."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantized:
     """A module that has its dense weights and whose collections are quantized."""
 
@@ -63,13 +77,13 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     Raises:
         LoadError: see the steps.
     """
-    archive = verify(folder)
+    archive = verify(folder, full=options.verify == "full")
     init_process_group()
     package = open_package(archive.package)
     output = run_factory(package.factory, device, options.sharding.world_size)
     index = archive.index
     dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
-    quantized = load_weights(output, dense, options)
+    quantized = quantize_tables(load_weights(output, dense, options), options)
     if index and index.tables:
         store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
     elif is_sharded(quantized.module):
@@ -78,13 +92,15 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
         store = TableStore.encode(layout(quantized.module), quantized.own_rows)
     signature = index.signature if index else None
     predictor = make_ready(package, output, quantized, store, signature, options, device)
+    if index and options.self_test and SAMPLES in index.sha256:
+        self_test(predictor.module, read_samples(folder / SAMPLES), options.dense.dtype, device)
     return replace(predictor, index=index)
 
 
 def load_weights(
     output: FactoryOutput, dense: Mapping[str, torch.Tensor] | None, options: Options
-) -> Quantized:
-    """Give the module its dense weights, transform and quantize it; rows are left to `tables`.
+) -> Loaded:
+    """Give the module its dense weights and transform it; rows are left to `tables`.
 
     Args:
         output: what the factory gave.
@@ -92,16 +108,28 @@ def load_weights(
             included.
         options: all options.
     """
+    mapped = options.tables.quantization_mapping
     if dense is not None:
-        to_meta(float_tables(output.module))
-        load_dense(output.module, dense)
+        to_meta(float_tables(output.module, mapped))
+        load_dense(output.module, dense, mapped)
     module = run_weights_dependent(output)
-    rows = feature_rows(module)
-    tables = float_tables(module)
-    own_rows = to_meta(tables)
-    quantize(module, tables, options.tables)
-    own_rows |= quantized_rows(module)
-    return Quantized(module=module, own_rows=own_rows, feature_rows=rows)
+    tables = float_tables(module, mapped)
+    return Loaded(
+        module=module,
+        tables=tables,
+        own_rows=to_meta(tables),
+        feature_rows=feature_rows(module),
+    )
+
+
+def quantize_tables(loaded: Loaded, options: Options) -> Quantized:
+    """Swap the module's float collections for quantized ones without rows, in place."""
+    quantize(loaded.module, loaded.tables, options.tables)
+    return Quantized(
+        module=loaded.module,
+        own_rows={**loaded.own_rows, **quantized_rows(loaded.module)},
+        feature_rows=loaded.feature_rows,
+    )
 
 
 def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
@@ -118,7 +146,7 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
     Args:
         package: for a sharding plan in it.
         output: what the factory gave.
-        quantized: what `load_weights` made of it.
+        quantized: what `quantize_tables` made of it.
         store: the tables; None for a module that its factory sharded.
         signature: as recorded; None to observe it.
         options: all options.

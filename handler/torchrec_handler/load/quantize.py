@@ -29,6 +29,9 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }
 """Our names of table data types -> the dtypes that TorchRec's `QuantConfig` takes."""
 
+WIDTH_MULTIPLES: Mapping[str, int] = {"int8": 2, "int4": 4, "int2": 8}
+"""FBGEMM encodes rows of whole half-precision words only."""
+
 COLLECTIONS = frozenset({*DEFAULT_QUANT_MAPPING, FEATURE_PROCESSED_EBC_TYPE})
 """Type names of the float collections that `quantize_inference_model` finds by itself."""
 
@@ -146,7 +149,7 @@ def _check(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -
             raise OptionError(message)
     for table in tables:
         wanted = options.per_table.get(table.name, options.dtype)
-        multiple = {"int4": 2, "int2": 4}.get(wanted, 1)
+        multiple = WIDTH_MULTIPLES.get(wanted, 1)
         if table.weight.shape[1] % multiple:
             message = (
                 f"torchrec.tables: table {table.name!r} is {table.weight.shape[1]} wide, "

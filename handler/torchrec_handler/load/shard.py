@@ -61,7 +61,7 @@ def shard(
         raise OptionError(message)
     if not names:
         return module, None
-    if sharded := [path for path, found in module.named_modules() if is_sharded(found)]:
+    if sharded := [path for path, found in module.named_modules() if _is_sharded(found)]:
         message = (
             f"the factory sharded {', '.join(sharded)}, but not {', '.join(collections)}; "
             "let it shard all collections or none"
@@ -101,8 +101,7 @@ def shard(
     return result
 
 
-def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether the module itself is a sharded collection."""
+def _is_sharded(module: torch.nn.Module) -> bool:
     return hasattr(module, "tbes_configs")
 
 

@@ -67,6 +67,7 @@ class _Bags(_Stateless):
             for config in configs
             if config.pooling is PoolingType.MEAN
             and params[config.name].sharding_type == ShardingType.ROW_WISE.value
+            and len(params[config.name].sharding_spec.shards) > 1
         }
         for operator, group in sharding.tbes_configs().items():
             if averaged & {table.name for table in group.embedding_tables}:

@@ -129,6 +129,26 @@ def encode_rows(rows: torch.Tensor, dtype: str) -> torch.Tensor:
     return torch.roll(encoded, SCALE_BIAS_BYTES, dims=1)
 
 
+def decode_rows(encoded: torch.Tensor, dtype: str) -> torch.Tensor:
+    """What a lookup reads of encoded rows.
+
+    Args:
+        encoded: [rows, row_bytes] uint8, as `encode_rows` gives them.
+        dtype: as there.
+
+    Returns:
+        [rows, D] float32.
+    """
+    if dtype == "float32":
+        return encoded.view(torch.float32).clone()
+    if dtype == "float16":
+        return encoded.view(torch.float16).float()
+    rows: torch.Tensor = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(
+        torch.roll(encoded, -SCALE_BIAS_BYTES, dims=1), BITS[dtype]
+    )
+    return rows
+
+
 def lookups(module: torch.nn.Module) -> Iterator[Lookup]:
     """The lookups of every quantized collection, sharded or not."""
     for path, found in module.named_modules():
@@ -198,26 +218,6 @@ def quantized_rows(module: torch.nn.Module) -> dict[tuple[str, str], torch.Tenso
                 )
                 gathered[lookup.collection, name] = rows[:, :row_bytes].cpu()
     return gathered
-
-
-def gather(module: torch.nn.Module) -> TableStore | None:
-    """Copy the rows out of a module that a factory quantized itself; None where it has none."""
-    found = list(lookups(module))
-    if not found or any(
-        lookup.operator.weights_host.is_meta or not lookup.operator.weight_initialized
-        for lookup in found
-    ):
-        return None
-    entries = layout(module)
-    size = max(entry.offset + entry.nbytes for entry in entries)
-    store = TableStore(entries=_by_key(entries), buffer=torch.empty(size, dtype=torch.uint8))
-    for lookup in found:
-        specs = lookup.operator.embedding_specs
-        weights = lookup.operator.split_embedding_weights(split_scale_shifts=False)
-        for spec, (rows, _) in zip(specs, weights, strict=True):
-            entry = store.entries[lookup.collection, spec[0]]
-            store.rows(entry).copy_(rows[:, : entry.row_bytes])
-    return store
 
 
 def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torchrec_handler.archive import (
     FORMAT_VERSION,
     INDEX,
     MANIFEST,
+    SAMPLES,
     TABLES,
     Index,
     sha256,
@@ -29,12 +31,17 @@ class Archive:
     """None for an archive made with plain torch-model-archiver."""
 
 
-def verify(folder: Path) -> Archive:
+def verify(folder: Path, *, full: bool = False) -> Archive:
     """Check an extracted archive.
 
     Every member that the archiver listed is checked against its digest before anything in it is
-    imported, unpickled or obeyed, `tables.bin` excepted: it is only mapped, so its size is checked,
-    not its content, and a worker starts without reading it.
+    imported, unpickled or obeyed, but for two that hold no code. `tables.bin` is only mapped, so
+    its size is checked, not its content, and a worker starts without reading it; samples are
+    checked by replaying them.
+
+    Args:
+        folder: where TorchServe extracted the archive, or a `no-archive` folder.
+        full: check these two as well.
 
     Raises:
         ArchiveError: a member is missing, altered or truncated, or of another format version.
@@ -65,7 +72,7 @@ def verify(folder: Path) -> Archive:
             index.format_version,
             FORMAT_VERSION,
         )
-    _check_members(folder, index)
+    _check_members(folder, index, unchecked=() if full else (TABLES, SAMPLES))
     return Archive(folder=folder, package=package, index=index)
 
 
@@ -83,13 +90,13 @@ def _package_name(folder: Path) -> str:
     return name
 
 
-def _check_members(folder: Path, index: Index) -> None:
+def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> None:
     for member, digest in index.sha256.items():
         path = folder / member
         if not path.is_file():
             message = f"{member}: listed in {INDEX}, but missing from {folder}"
             raise ArchiveError(message)
-        if member != TABLES and (found := sha256(path)) != digest:
+        if member not in unchecked and (found := sha256(path)) != digest:
             message = (
                 f"{member}: its sha256 is {found[:16]}…, expected {digest[:16]}…; "
                 "the archive was altered or damaged, build or copy it again"

@@ -1,6 +1,6 @@
 """Dense weights: all of a checkpoint that is not a table, loaded by the model's own names."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -25,14 +25,18 @@ def checkpoint_root(module: torch.nn.Module) -> tuple[str, torch.nn.Module]:
     return "", module
 
 
-def dense_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[str, torch.Tensor]:
     """The module's own dense weights: checkpoint name -> tensor, parameters and buffers.
+
+    Args:
+        module: the predict module.
+        mapped: type names that are quantized beside TorchRec's collections, see `float_tables`.
 
     Raises:
         WeightsError: a module keeps something else in its state, which only a pickle could hold.
     """
     prefix, root = checkpoint_root(module)
-    collections = {table.collection for table in float_tables(module)}
+    collections = {table.collection for table in float_tables(module, mapped)}
     collections |= {lookup.collection for lookup in lookups(module)}
     roots = tuple(f"{collection.removeprefix(prefix)}." for collection in collections)
     dense = {
@@ -49,17 +53,20 @@ def dense_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dense
 
 
-def load_dense(module: torch.nn.Module, dense: Mapping[str, torch.Tensor]) -> None:
+def load_dense(
+    module: torch.nn.Module, dense: Mapping[str, torch.Tensor], mapped: Collection[str] = ()
+) -> None:
     """Load dense weights in place, keeping each parameter's device and data type.
 
     Args:
         module: the predict module.
         dense: checkpoint name -> tensor; no tables.
+        mapped: as in `dense_state`.
 
     Raises:
         WeightsError: lists every missing, unexpected and wrongly shaped entry.
     """
-    own = dense_state(module)
+    own = dense_state(module, mapped)
     faults = [f"missing: {name}" for name in own if name not in dense]
     faults += [f"unexpected: {name}" for name in dense if name not in own]
     faults += [

@@ -1,0 +1,213 @@
+"""From a package and a checkpoint to the archive's members that hold the model.
+
+Runs the worker's own steps of loading, with the archive's writing in between.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from torchrec_archiver.checkpoint import read_checkpoint, rename
+from torchrec_archiver.fit import fit
+from torchrec_archiver.samples import draw_requests, read_requests, record
+from torchrec_archiver.tables import write_tables
+from torchrec_handler.archive import DENSE, PACKAGE, SAMPLES, TABLES, Signature, TableEntry
+from torchrec_handler.errors import BuildError
+from torchrec_handler.load.factory import FactoryOutput, run_factory
+from torchrec_handler.load.loader import (
+    Loaded,
+    Predictor,
+    load_weights,
+    make_ready,
+    quantize_tables,
+)
+from torchrec_handler.load.lower import lower
+from torchrec_handler.load.package import open_package
+from torchrec_handler.load.process_group import init_process_group
+from torchrec_handler.load.self_test import Sample, largest_change, save_samples
+from torchrec_handler.load.signature import observe_signature
+from torchrec_handler.load.tables import TableStore, is_sharded, layout
+from torchrec_handler.load.weights import dense_state
+from torchrec_handler.options import Dense, Options
+from torchrec_handler.serve.request import ValidRequest
+
+logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+
+Rows = dict[tuple[str, str], torch.Tensor]
+"""(collection, table name) -> rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What was written."""
+
+    signature: Signature
+    tables: tuple[TableEntry, ...]
+    plan: str | None
+    output_change: Mapping[str, float]
+    """qualname -> largest absolute difference that quantizing made to an output of the samples;
+    empty where there is no float model to compare with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """The float model, asked before it is quantized."""
+
+    signature: Signature
+    requests: Sequence[ValidRequest]
+    samples: Sequence[Sample]
+
+
+def write_model(  # noqa: PLR0913
+    content: Path,
+    scratch: Path,
+    *,
+    weights: Path | Mapping[str, torch.Tensor] | None,
+    weights_map: Mapping[str, str],
+    samples: Path | None,
+    options: Options,
+    progress: bool,
+) -> Model:
+    """Write dense weights, tables and samples beside the package.
+
+    Args:
+        content: the staged folder, which holds the package.
+        scratch: for temporary files.
+        weights: a checkpoint, or its tensors; None when the factory brings them.
+        weights_map: prefixes of the checkpoint's names to replace, OLD -> NEW.
+        samples: a file of requests to record; None to draw them.
+        options: as the worker will read them.
+        progress: whether to show a bar.
+
+    Raises:
+        BuildError: weights and module do not fit, or the samples cannot be recorded.
+        LoadError: the worker's own steps failed.
+    """
+    init_process_group()
+    package = open_package(content / PACKAGE)
+    output = run_factory(package.factory, CPU, options.sharding.world_size)
+    mapped = options.tables.quantization_mapping
+    if weights is None:
+        # Before the transformations that the worker will run on them again.
+        own = dense_state(output.module, mapped)
+        dense = {name: value.clone() for name, value in own.items()}
+        loaded = load_weights(output, None, options)
+        rows: Rows = dict(loaded.own_rows)
+    else:
+        if is_sharded(output.module):
+            message = (
+                "weights: the factory returns a sharded module, which keeps its own weights; "
+                "leave --weights out, or let the factory return the module unsharded"
+            )
+            raise BuildError(message)
+        state = read_checkpoint(weights, scratch) if isinstance(weights, Path) else weights
+        fitted = fit(rename(state, weights_map), output.module, mapped)
+        dense = dict(fitted.dense)
+        loaded = load_weights(output, dense, options)
+        rows = {**loaded.own_rows, **fitted.rows}
+    reference = _ask_float_model(output, loaded, rows, samples, options)
+    quantized = quantize_tables(loaded, options)
+    store = None
+    if not is_sharded(quantized.module):
+        _save_dense(dense, content / DENSE)
+        if entries := layout(quantized.module):
+            rows = {**quantized.own_rows, **rows}
+            measured = write_tables(content / TABLES, entries, rows, progress=progress)
+            store = TableStore.map(content / TABLES, measured)
+    signature = reference.signature if reference else None
+    predictor = make_ready(package, output, quantized, store, signature, options, CPU)
+    recorded = _record(predictor, output, reference, samples, options)
+    if recorded:
+        save_samples(recorded, content / SAMPLES)
+    return Model(
+        signature=predictor.signature,
+        tables=tuple(store.entries.values()) if store else (),
+        plan=str(predictor.plan) if predictor.plan else None,
+        output_change=_change(reference.samples, recorded) if reference else {},
+    )
+
+
+def _ask_float_model(
+    output: FactoryOutput, loaded: Loaded, rows: Rows, samples: Path | None, options: Options
+) -> _Reference | None:
+    """Run the float model on the samples; its tables are the checkpoint's own mapped rows.
+
+    Returns:
+        None where there is no float model: a module that its factory quantized, tables without
+        rows or in another data type than the module's.
+    """
+    sources = [
+        (table, rows[table.collection, table.name])
+        for table in loaded.tables
+        if (table.collection, table.name) in rows
+    ]
+    usable = [source.dtype == table.weight.dtype for table, source in sources]
+    if is_sharded(loaded.module) or not usable or not all(usable):
+        return None
+    if len(usable) < len(loaded.tables):
+        return None
+    try:
+        for table, source in sources:
+            table.owner.weight = torch.nn.Parameter(source, requires_grad=False)
+        lower(loaded.module, Dense(), options.threads, CPU)
+        signature = observe_signature(output, loaded.module, loaded.feature_rows, CPU)
+        requests = _requests(signature, samples, options)
+        try:
+            recorded = record(loaded.module, output, requests, CPU)
+        except BuildError as error:
+            if samples is not None:
+                raise
+            logger.warning("%s; no samples are recorded, give some with --samples", error)
+            requests, recorded = [], []
+    finally:
+        for table in loaded.tables:
+            table.owner.weight = torch.nn.Parameter(table.weight.detach().to("meta"))
+    return _Reference(signature=signature, requests=requests, samples=recorded)
+
+
+def _record(
+    predictor: Predictor,
+    output: FactoryOutput,
+    reference: _Reference | None,
+    samples: Path | None,
+    options: Options,
+) -> list[Sample]:
+    if reference is not None:
+        return record(predictor.module, output, reference.requests, CPU)
+    requests = _requests(predictor.signature, samples, options)
+    try:
+        return record(predictor.module, output, requests, CPU)
+    except BuildError as error:
+        if samples is not None:
+            raise
+        logger.warning("%s; no samples are recorded, give some with --samples", error)
+        return []
+
+
+def _requests(
+    signature: Signature, samples: Path | None, options: Options
+) -> Sequence[ValidRequest]:
+    if samples is not None:
+        return read_requests(samples, signature, options)
+    return draw_requests(signature)
+
+
+def _change(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, float]:
+    changes: dict[str, float] = {}
+    for old, new in zip(before, after, strict=False):
+        change = largest_change(old.outputs, new.outputs)
+        changes[new.qualname] = max(changes.get(new.qualname, 0.0), change)
+    return changes
+
+
+def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
+    if absent := [name for name, value in dense.items() if value.is_meta]:
+        message = f"weights: the factory leaves {', '.join(absent)} on meta; give --weights"
+        raise BuildError(message)
+    save_file({name: value.clone().contiguous() for name, value in dense.items()}, path)

@@ -1,0 +1,240 @@
+"""The `torchrec:` section: its defaults, and what is said of every wrong value in it."""
+
+from dataclasses import dataclass
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from torchrec_handler.errors import OptionError
+from torchrec_handler.options import Options, read_options
+
+
+def read(text: str) -> Options:
+    return read_options(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("text", ["", "minWorkers: 1", "torchrec:", "torchrec: {}"])
+def test_every_option_has_a_default(text: str) -> None:
+    assert read(text).model_dump() == {
+        "device": "auto",
+        "threads": 1,
+        "tables": {
+            "dtype": "int8",
+            "per_table": {},
+            "output_dtype": "float32",
+            "quantization_mapping": {},
+        },
+        "dense": {"dtype": "float32"},
+        "sharding": {"world_size": 1, "type": "table_wise", "per_table": {}, "plan": None},
+        "limits": {
+            "rows_per_request": 65_536,
+            "ids_per_request": 4_194_304,
+            "rows_per_forward": 16_384,
+        },
+        "out_of_range_ids": "reject",
+    }
+
+
+def test_every_option_can_be_given() -> None:
+    options = read(
+        """
+        torchrec:
+          device: cpu
+          threads: 2
+          tables:
+            dtype: float16
+            per_table: {t_user: int4, t_movie: int2}
+            output_dtype: float16
+            quantization_mapping: {shop.Layer: "shop:QuantizedLayer"}
+          dense: {dtype: bfloat16}
+          sharding:
+            world_size: 2
+            type: row_wise
+            per_table: {t_user: table_wise}
+            plan: plan.pkl
+          limits: {rows_per_request: 1, ids_per_request: 2, rows_per_forward: 3}
+          out_of_range_ids: modulo
+        """
+    )
+    assert options.model_dump() == {
+        "device": "cpu",
+        "threads": 2,
+        "tables": {
+            "dtype": "float16",
+            "per_table": {"t_user": "int4", "t_movie": "int2"},
+            "output_dtype": "float16",
+            "quantization_mapping": {"shop.Layer": "shop:QuantizedLayer"},
+        },
+        "dense": {"dtype": "bfloat16"},
+        "sharding": {
+            "world_size": 2,
+            "type": "row_wise",
+            "per_table": {"t_user": "table_wise"},
+            "plan": "plan.pkl",
+        },
+        "limits": {"rows_per_request": 1, "ids_per_request": 2, "rows_per_forward": 3},
+        "out_of_range_ids": "modulo",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong:
+    text: str
+    message: str
+
+
+WRONG = [
+    Wrong(text="torchrec: 5", message="torchrec: received 5, expected a mapping of options"),
+    Wrong(text="torchrec: []", message="torchrec: received [], expected a mapping of options"),
+    Wrong(
+        text="torchrec: {1: 2}", message="torchrec: received the name 1, expected strings as names"
+    ),
+    Wrong(
+        text="torchrec: {dtype: int8}",
+        message=(
+            "torchrec.dtype: unknown option, expected one of dense, device, limits, "
+            "out_of_range_ids, sharding, tables, threads"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {tables: {type: int8}}",
+        message=(
+            "torchrec.tables.type: unknown option, expected one of dtype, output_dtype, per_table, "
+            "quantization_mapping"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {dense: {type: int8}}",
+        message="torchrec.dense.type: unknown option, expected one of dtype",
+    ),
+    Wrong(
+        text="torchrec: {sharding: {ranks: 2}}",
+        message=(
+            "torchrec.sharding.ranks: unknown option, expected one of per_table, plan, type, "
+            "world_size"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {limits: {rows: 2}}",
+        message=(
+            "torchrec.limits.rows: unknown option, expected one of ids_per_request, "
+            "rows_per_forward, rows_per_request"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {tables: }", message="torchrec.tables: received None, expected a mapping"
+    ),
+    Wrong(
+        text="torchrec: {tables: int8}",
+        message="torchrec.tables: received 'int8', expected a mapping",
+    ),
+    Wrong(
+        text="torchrec: {device: gpu}",
+        message="torchrec.device: received 'gpu', expected 'auto', 'cpu' or 'cuda'",
+    ),
+    Wrong(
+        text="torchrec: {threads: 0}", message="torchrec.threads: received 0, expected at least 1"
+    ),
+    Wrong(
+        text="torchrec: {threads: 2000}",
+        message="torchrec.threads: received 2000, expected at most 1024",
+    ),
+    Wrong(
+        text="torchrec: {threads: '2'}",
+        message="torchrec.threads: received '2', expected a valid integer",
+    ),
+    Wrong(
+        text="torchrec: {threads: 2.0}",
+        message="torchrec.threads: received 2.0, expected a valid integer",
+    ),
+    Wrong(
+        text="torchrec: {threads: true}",
+        message="torchrec.threads: received True, expected a valid integer",
+    ),
+    Wrong(
+        text="torchrec: {tables: {dtype: 8}}",
+        message=(
+            "torchrec.tables.dtype: received 8, "
+            "expected 'float32', 'float16', 'int8', 'int4' or 'int2'"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {tables: {per_table: {t_user: int7}}}",
+        message=(
+            "torchrec.tables.per_table.t_user: received 'int7', "
+            "expected 'float32', 'float16', 'int8', 'int4' or 'int2'"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {tables: {per_table: {1: int8}}}",
+        message="torchrec.tables.per_table: received the name 1, expected strings as names",
+    ),
+    Wrong(
+        text="torchrec: {tables: {per_table: [t_user]}}",
+        message="torchrec.tables.per_table: received ['t_user'], expected a mapping",
+    ),
+    Wrong(
+        text="torchrec: {tables: {output_dtype: int8}}",
+        message="torchrec.tables.output_dtype: received 'int8', expected 'float32' or 'float16'",
+    ),
+    Wrong(
+        text="torchrec: {tables: {quantization_mapping: {shop.Layer: 5}}}",
+        message=(
+            "torchrec.tables.quantization_mapping.shop.Layer: received 5, expected a valid string"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {dense: {dtype: int8}}",
+        message=(
+            "torchrec.dense.dtype: received 'int8', expected 'float32', 'float16' or 'bfloat16'"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {sharding: {world_size: 0}}",
+        message="torchrec.sharding.world_size: received 0, expected at least 1",
+    ),
+    Wrong(
+        text="torchrec: {sharding: {type: column_wise}}",
+        message=(
+            "torchrec.sharding.type: received 'column_wise', expected 'table_wise' or 'row_wise'"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {sharding: {plan: 5}}",
+        message="torchrec.sharding.plan: received 5, expected a valid string",
+    ),
+    Wrong(
+        text="torchrec: {limits: {rows_per_forward: -1}}",
+        message="torchrec.limits.rows_per_forward: received -1, expected at least 1",
+    ),
+    Wrong(
+        text="torchrec: {out_of_range_ids: clip}",
+        message=(
+            "torchrec.out_of_range_ids: received 'clip', expected 'reject', 'zero' or 'modulo'"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {threads: 0, dense: {dtype: int8, type: x}}",
+        message=(
+            "torchrec.threads: received 0, expected at least 1; "
+            "torchrec.dense.dtype: received 'int8', expected 'float32', 'float16' or 'bfloat16'; "
+            "torchrec.dense.type: unknown option, expected one of dtype"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: str(wrong.text))
+def test_wrong_options_are_named_with_what_is_allowed(wrong: Wrong) -> None:
+    with pytest.raises(OptionError) as caught:
+        read(wrong.text)
+    assert str(caught.value) == wrong.message
+
+
+def test_options_cannot_change_after_they_were_checked() -> None:
+    options = read("torchrec: {threads: 2}")
+    with pytest.raises(ValidationError):
+        options.threads = 1
+    with pytest.raises(ValidationError):
+        options.tables.dtype = "int4"
