@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -122,7 +123,10 @@ def _read_sharded(index: Path) -> State:
 
 
 def _read_distributed(path: Path, scratch: Path) -> State:
-    """Put the pieces that the ranks wrote together, in a file a tensor, one after another."""
+    """Put the pieces that the ranks wrote together, in a file a tensor, one after another.
+
+    The default process group has to be there.
+    """
     try:
         reader = FileSystemReader(path)
         entries = reader.read_metadata().state_dict_metadata
@@ -136,9 +140,12 @@ def _read_distributed(path: Path, scratch: Path) -> State:
                     size=entry.size.numel(),
                     dtype=entry.properties.dtype,
                 ).view(entry.size)
-                load({name: state[name]}, storage_reader=reader, no_dist=True)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
+                load({name: state[name]}, storage_reader=reader)
+    except (CheckpointException, Exception) as error:
+        cause: BaseException = error
+        if isinstance(error, CheckpointException):  # of one rank, but made for many
+            cause = next(iter(error.failures.values()))[0]
+        reason = str(cause).partition("\n")[0]
         message = f"weights: {path} cannot be read as a torch.distributed.checkpoint: {reason}"
         raise BuildError(message) from error
     return state

@@ -8,6 +8,7 @@ TorchRecServeError
 │   ├── FactoryError             the package or its PredictFactory failed
 │   ├── WeightsError             weights and module do not fit
 │   └── SelfTestError            the model does not answer as it did when it was built
+├── AnswerError                  what a client got instead of an answer
 └── RequestError                 one request failed
     ├── InvalidRequest       400 not decodable, wrong shape, type or value
     ├── UnknownQualname      404 no method of that name
@@ -53,6 +54,16 @@ class WeightsError(LoadError):
 
 class SelfTestError(LoadError):
     """A recorded sample gives another output than it gave when the archive was built."""
+
+
+class AnswerError(TorchRecServeError):
+    """What `torchrec_handler.client` got instead of an answer."""
+
+    def __init__(self, message: str, status: int, type: str) -> None:  # noqa: A002  the body's key
+        """Keep the answer's status and its body's `type`."""
+        super().__init__(message)
+        self.status = status
+        self.type = type
 
 
 class RequestError(TorchRecServeError):

@@ -1,0 +1,99 @@
+"""The client, against a real server."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from examples.movielens.data import SPARSE_FEATURES, load
+from examples.movielens.rows import Rows
+from tests.torchserve import TorchServe
+from torchrec_handler.client import Client, encode
+from torchrec_handler.errors import AnswerError
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return load().test().take(slice(30, 35))
+
+
+def jagged(rows: Rows, weights: torch.Tensor | None = None) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(
+        keys=list(SPARSE_FEATURES),
+        lengths=torch.from_numpy(rows.lengths.ravel()),
+        values=torch.from_numpy(rows.values),
+        weights=weights,
+    )
+
+
+def test_tensors_go_in_and_arrays_come_out(movielens: TorchServe, rows: Rows) -> None:
+    url = f"{movielens.inference.base_url}/predictions/movielens"
+    with Client(url, token="unused here", timeout=30) as client:  # noqa: S106
+        answer = client.predict(encode(torch.from_numpy(rows.dense), jagged(rows)))
+    expected = movielens.predict("movielens", dict(rows.request())).json()
+    np.testing.assert_allclose(answer["default"], expected["default"], atol=1e-7, rtol=0)
+
+
+def test_an_error_is_raised_with_status_and_type(movielens: TorchServe, rows: Rows) -> None:
+    with Client(f"{movielens.inference.base_url}/predictions/movielens") as client:
+        with pytest.raises(AnswerError) as caught:
+            client.predict(encode(rows.dense, jagged(rows)), qualname="rank")
+        assert (caught.value.status, caught.value.type) == (404, "UnknownQualname")
+        assert str(caught.value) == "qualname: received 'rank', expected one of forward"
+    with Client(f"{movielens.inference.base_url}/predictions/nobody") as client:
+        with pytest.raises(AnswerError) as caught:
+            client.predict(encode(rows.dense, jagged(rows)))
+        assert (caught.value.status, caught.value.type) == (404, "ModelNotFoundException")
+
+
+def test_no_server_is_the_http_librarys_error() -> None:
+    with Client("http://127.0.0.1:9/predictions/x") as client, pytest.raises(httpx.ConnectError):
+        client.predict(b"")
+
+
+def test_encode_names_what_disagrees(rows: Rows) -> None:
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            "received dense of 1 rows, id_list_features of 5 rows, "
+            "expected inputs of one number of rows"
+        ),
+    ):
+        encode(rows.dense[:1], jagged(rows))
+    with pytest.raises(ValueError, match="id_list_features: received two KeyedJaggedTensors"):
+        encode(rows.dense, jagged(rows), jagged(rows))
+    with pytest.raises(ValueError, match=re.escape("dense: received shape (6,), expected 2 dim")):
+        encode(rows.dense[0], jagged(rows))
+    with pytest.raises(ValueError, match="received no input"):
+        encode(None)
+
+
+def test_weights_choose_the_input(rows: Rows) -> None:
+    from torchrec_handler.serve.codecs.predictor_pb2 import (  # noqa: PLC0415
+        PredictionRequest,
+    )
+
+    weights = torch.ones(rows.values.size)
+    embeddings = np.zeros((len(rows), 2, 3))
+    body = encode(None, jagged(rows), jagged(rows, weights), embeddings=embeddings)
+    request = PredictionRequest.FromString(body)
+    assert request.batch_size == 5
+    assert not request.id_list_features.weights
+    assert len(request.id_score_list_features.weights) == 4 * rows.values.size
+    assert request.embedding_features.num_features == 2
+
+
+def test_it_needs_no_serving_dependency() -> None:
+    """An application that asks should not have to install torch."""
+    code = (
+        "import torchrec_handler.client, sys;"
+        "assert not {'torch', 'torchrec', 'ts', 'simdjson'} & set(sys.modules)"
+    )
+    folder = Path(__file__).parents[2] / "handler"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
