@@ -72,7 +72,7 @@ class RecordingPredictModule(RankingPredictModule):
 
     def see(self, transformation: str) -> None:
         """Record the first row of the first layer."""
-        self.seen[transformation] = self.state_dict()["over.0.weight"][0].tolist()
+        self.seen[transformation] = self.predict_module.state_dict()["over.0.weight"][0].tolist()
 
 
 class RecordingPredictFactory(RankingPredictFactory):
