@@ -38,7 +38,7 @@ def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[s
     prefix, root = checkpoint_root(module)
     collections = {table.collection for table in float_tables(module, mapped)}
     collections |= {lookup.collection for lookup in lookups(module)}
-    roots = tuple(f"{collection.removeprefix(prefix)}." for collection in collections)
+    roots = tuple(f"{collection}.".removeprefix(prefix) for collection in collections)
     dense = {
         name: value
         for name, value in root.state_dict().items()
