@@ -181,7 +181,7 @@ def test_one_mapped_file_serves_every_plan(options: dict[str, Any], tmp_path: Pa
     encoded = TableStore.encode(layout(module), rows)
     # Behind bytes of something else, and in another order than the lookups'.
     entries, content, offset = [], bytearray(b"\xff" * 300), 384
-    for entry in reversed(encoded.entries.values()):
+    for entry in reversed(list(encoded.entries.values())):
         block = encoded.rows(entry).numpy().tobytes()
         content.extend(b"\xff" * (offset - len(content)))
         content.extend(block)
