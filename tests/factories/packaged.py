@@ -46,9 +46,6 @@ class ConfiguredPredictFactory(RankingPredictFactory):
 class HousePredictFactory(RankingPredictFactory):
     """Multiplies by what an extern module of the worker says."""
 
-    house = house
-    telemetry = telemetry
-
     def create_predict_module(self) -> torch.nn.Module:
         """The module, scaled."""
         return ScaledPredictModule(house.FACTOR)
