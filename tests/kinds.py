@@ -125,7 +125,7 @@ def prepare(
 ) -> torch.nn.Module:
     """Quantize and shard a module that has its rows, as loading does, and point it at them."""
     options = Options.model_validate({"tables": tables or {}, "sharding": sharding or {}})
-    found = float_tables(module)
+    found = float_tables(module, options.tables.quantization_mapping)
     rows = to_meta(found)
     quantize(module, found, options.tables)
     store = TableStore.encode(layout(module), {**rows, **quantized_rows(module)})
