@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torchrec.inference.model_packager import load_config_text, load_pickle_config
+from torchrec.inference.modules import quantize_inference_model
 
 from tests.factories import house, telemetry
 from tests.factories.ranking import RankingPredictFactory, RankingPredictModule, seeded
@@ -98,3 +99,13 @@ class RecordingPredictFactory(RankingPredictFactory):
         assert isinstance(predict_module, RecordingPredictModule)
         predict_module.see("dependent")
         return predict_module
+
+
+class QuantizedPredictFactory(RankingPredictFactory):
+    """Quantizes tables that have no rows yet, as a factory of a large model does."""
+
+    def create_predict_module(self) -> torch.nn.Module:
+        """The module, quantized on meta."""
+        module = RankingPredictModule(seeded("meta"), "cpu")
+        quantized: torch.nn.Module = quantize_inference_model(module)
+        return quantized
