@@ -117,7 +117,7 @@ class OwnTypeFactory(SumFactory):
     """A collection of a type that came out of the package."""
 
     def collection(self, tables_device: torch.device) -> Any:
-        return OwnCollection(tables=list(self.tables), device=tables_device)
+        return OwnCollection(tables=self.configs(), device=tables_device)
 
 
 class OwnQuantized(QuantEmbeddingBagCollection):
