@@ -181,7 +181,7 @@ def managed(tables: Sequence[EmbeddingBagConfig]) -> ManagedCollisionCollection:
             eviction_policy=LFU_EvictionPolicy(),
             eviction_interval=1,
         )
-    collection = ManagedCollisionCollection(modules, list(tables))
+    collection = ManagedCollisionCollection(modules, tables)
     features = [name for config in tables for name in config.feature_names]
     ids = torch.tensor(SEEN_IDS).repeat(len(features))
     collection.train()
@@ -209,9 +209,9 @@ class ManagedFactory(PooledFactory):
     tables = (table("user", MANAGED_ROWS), table("movie", MANAGED_ROWS))
 
     def collection(self, tables_device: torch.device) -> Any:
+        configs = self.configs()
         return ManagedCollisionEmbeddingBagCollection(
-            EmbeddingBagCollection(tables=self.configs(), device=tables_device),
-            managed(self.configs()),
+            EmbeddingBagCollection(tables=configs, device=tables_device), managed(configs)
         )
 
     def predict_module(self, model: torch.nn.Module) -> Any:

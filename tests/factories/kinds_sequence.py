@@ -86,7 +86,7 @@ class ManagedSequenceFactory(SequenceFactory):
     tables = (table("movie", MANAGED_ROWS), table("genre", MANAGED_ROWS))
 
     def collection(self, tables_device: torch.device) -> Any:
+        configs = self.configs()
         return ManagedCollisionEmbeddingCollection(
-            EmbeddingCollection(tables=self.configs(), device=tables_device),
-            managed(self.configs()),
+            EmbeddingCollection(tables=configs, device=tables_device), managed(configs)
         )
