@@ -142,7 +142,11 @@ def serve(
             if workers == WORKERS[0]:
                 answer = server.register(archive)
             else:
-                wanted: dict[str, str | int] = {"min_worker": workers, "max_worker": workers, "synchronous": "true"}
+                wanted: dict[str, str | int] = {
+                    "min_worker": workers,
+                    "max_worker": workers,
+                    "synchronous": "true",
+                }
                 answer = server.management.put(f"/models/{archive.name}", params=wanted)
             if not answer.is_success:
                 raise RuntimeError(answer.text + server.log()[-3000:])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchrec_archiver import build_archive
 
 from examples.movielens import train
 from tests.torchserve import TorchServe
+from torchrec_archiver import build_archive
 
 # Tests run beside a server and each other on two cores.
 torch.set_num_threads(1)

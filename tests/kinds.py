@@ -23,9 +23,11 @@ from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFacto
 from tests.factories.kinds_two_tower import TwoTowerFactory
 from torchrec_archiver import build_archive
 from torchrec_handler.archive import Signature
+from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
+from torchrec_handler.load.signature import feature_rows, observe_signature
 from torchrec_handler.load.tables import TableStore, attach, layout, quantized_rows
 from torchrec_handler.options import Options
 
@@ -70,6 +72,12 @@ def load_archive(archive: Path, **options: Any) -> Predictor:
     return load(archive, Options.model_validate(options), CPU)
 
 
+def signature(kind: type[KindFactory]) -> Signature:
+    """What the float model of a kind takes and gives."""
+    output = run_factory(kind(), CPU, world_size=1)
+    return observe_signature(output, output.module, feature_rows(output.module), CPU)
+
+
 def random_request(signature: Signature, rows: int, seed: int = 0) -> dict[str, Any]:
     """A request in JSON columns, with empty lists and ids up to each table's last row."""
     random = np.random.default_rng(seed)
@@ -103,6 +111,11 @@ def batch(request: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
+def random_batch(kind: type[KindFactory], rows: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A random request for a kind, as its predict module takes it."""
+    return batch(random_request(signature(kind), rows, seed))
+
+
 def prepare(
     module: torch.nn.Module,
     *,
@@ -112,7 +125,7 @@ def prepare(
 ) -> torch.nn.Module:
     """Quantize and shard a module that has its rows, as loading does, and point it at them."""
     options = Options.model_validate({"tables": tables or {}, "sharding": sharding or {}})
-    found = float_tables(module)
+    found = float_tables(module, options.tables.quantization_mapping)
     rows = to_meta(found)
     quantize(module, found, options.tables)
     store = TableStore.encode(layout(module), {**rows, **quantized_rows(module)})

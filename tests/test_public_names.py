@@ -35,13 +35,16 @@ def test_the_arguments_of_build_archive() -> None:
     assert optional == {
         "configs": None,
         "weights": None,
+        "weights_map": None,
+        "samples": None,
+        "max_output_error": None,
         "extra_files": None,
         "packager": torchrec_archiver.DefaultPackager,
         "loader_code": None,
         "package_importer": None,
         "config_file": None,
         "requirements_file": None,
-        "archive_format": "default",
+        "archive_format": "auto",
         "force": False,
         "progress": False,
     }

@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 with one ERROR line on standard error.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # torch has made its own root handler by now.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    # torch-model-archiver logs what it also raises.
+    logging.getLogger().addFilter(lambda record: record.module != "model_packaging_utils")
     logging.getLogger("torchrec_archiver").setLevel(logging.INFO)
     # torch warns here of a call that torchrec makes, with nothing in it for the user.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -146,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--requirements-file", metavar="PATH", help="the model's requirements.txt")
     build.add_argument(
         "--archive-format",
-        choices=get_args(ArchiveFormat),
+        choices=("auto", *get_args(ArchiveFormat)),
         default="auto",
         help="as torch-model-archiver's; auto chooses zip-store or no-archive by size",
     )

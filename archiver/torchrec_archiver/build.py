@@ -1,10 +1,11 @@
 """From a factory and its checkpoint to a model archive: the steps of building, in order."""
 
 import importlib.metadata
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,13 @@ from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
 
 from torchrec_archiver.factory import find_factory, find_packager
-from torchrec_archiver.mar import ArchiveFormat, check_targets, staging, write_archive
+from torchrec_archiver.mar import (
+    ArchiveFormat,
+    check_target,
+    choose_format,
+    staging,
+    write_archive,
+)
 from torchrec_archiver.model import Model, write_model
 from torchrec_archiver.package import DefaultPackager, read_bytes, read_config, save_package
 from torchrec_handler.archive import (
@@ -28,6 +35,11 @@ from torchrec_handler.archive import (
 )
 from torchrec_handler.errors import BuildError
 from torchrec_handler.options import Options, read_options
+
+logger = logging.getLogger(__name__)
+
+AUTO_FORMATS: tuple[ArchiveFormat, ...] = ("zip-store", "no-archive")
+"""What `auto` may choose."""
 
 DEFAULT_MODEL_CONFIG = {
     "minWorkers": 1,
@@ -57,7 +69,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
     package_importer: Importer | list[Importer] | None = None,
     config_file: str | Path | None = None,
     requirements_file: str | Path | None = None,
-    archive_format: ArchiveFormat = "auto",
+    archive_format: ArchiveFormat | Literal["auto"] = "auto",
     force: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -99,7 +111,8 @@ def build_archive(  # noqa: PLR0913  the command line's options
         LoadError: the factory cannot be served; the build runs the code that will serve.
     """
     export_path = Path(export_path)
-    check_targets(model_name, export_path, archive_format, force=force)
+    for possible in AUTO_FORMATS if archive_format == "auto" else (archive_format,):
+        check_target(model_name, export_path, possible, force=force)
     factory = find_factory(factory)
     packager = find_packager(packager)
     arguments = {"loader_code": loader_code, "package_importer": package_importer}
@@ -142,14 +155,19 @@ def build_archive(  # noqa: PLR0913  the command line's options
         )
         _check_change(model, max_output_error)
         _write_index(content, model, tuple(packed_files))
-        return write_archive(
+        if archive_format == "auto":
+            archive_format, reason = choose_format(content)
+            logger.info("archive format: %s, since %s", archive_format, reason)
+        target = check_target(model_name, export_path, archive_format, force=force)
+        write_archive(
             content,
-            export_path,
+            target,
             model_name=model_name,
             version=version,
             archive_format=archive_format,
             requirements_file=REQUIREMENTS if requirements is not None else None,
         )
+    return target
 
 
 @contextmanager

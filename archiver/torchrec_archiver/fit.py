@@ -1,4 +1,4 @@
-"""Fourth step of building: fit a checkpoint to the predict module."""
+"""Fourth step of building: fit a checkpoint to the predict module by the model's own names."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
@@ -8,6 +8,7 @@ import torch
 
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.quantize import float_tables
+from torchrec_handler.load.tables import layout
 from torchrec_handler.load.weights import checkpoint_root, dense_state
 
 
@@ -28,7 +29,8 @@ def fit(
 
     Args:
         state: checkpoint name -> tensor.
-        module: the predict module, its tables still float or on `meta`.
+        module: the predict module; its tables may be float, on `meta`, or quantized by the factory,
+            a checkpoint holds them in floats.
         mapped: type names that are quantized beside TorchRec's collections, see `float_tables`.
 
     Raises:
@@ -36,9 +38,18 @@ def fit(
     """
     prefix, _ = checkpoint_root(module)
     dense = dense_state(module, mapped)
-    tables = {table.parameter.removeprefix(prefix): table for table in float_tables(module, mapped)}
     expected = {name: tuple(value.shape) for name, value in dense.items()}
-    expected |= {name: tuple(table.weight.shape) for name, table in tables.items()}
+    tables: dict[str, tuple[str, str]] = {}
+    for table in float_tables(module, mapped):
+        name = table.parameter.removeprefix(prefix)
+        tables[name] = table.collection, table.name
+        expected[name] = tuple(table.weight.shape)
+    for entry in layout(module):
+        collection = module.get_submodule(entry.collection)
+        part = "embedding_bags" if hasattr(collection, "embedding_bags") else "embeddings"
+        name = f"{entry.collection}.{part}.{entry.name}.weight".removeprefix(prefix)
+        tables[name] = entry.collection, entry.name
+        expected[name] = entry.rows, entry.width
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     faults = [f"missing: {name}{_nearest(name, unexpected)}" for name in missing]
@@ -55,7 +66,7 @@ def fit(
         raise BuildError(message)
     return Weights(
         dense={name: state[name] for name in dense},
-        rows={(table.collection, table.name): state[name] for name, table in tables.items()},
+        rows={table: state[name] for name, table in tables.items()},
     )
 
 

@@ -1,7 +1,6 @@
 """Last step of building: the archive file, by torch-model-archiver's own code."""
 
 import fcntl
-import logging
 import os
 import shutil
 import signal
@@ -19,21 +18,18 @@ from model_archiver.model_packaging_utils import ModelExportUtils
 from torchrec_handler.archive import HANDLER, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
 
-ArchiveFormat = Literal["auto", "default", "zip-store", "no-archive", "tgz"]
-"""torch-model-archiver's formats, and auto."""
+ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
 
 LARGE_BYTES = 2**30
 """From this size on, writing and extracting a zip costs more than one file is worth."""
 
-logger = logging.getLogger(__name__)
-
 STAGING_PREFIX = ".torchrec-archiver-"
 
 
-def check_targets(
+def check_target(
     model_name: str, export_path: Path, archive_format: ArchiveFormat, *, force: bool
-) -> None:
-    """Check where the archive will be before any work is done.
+) -> Path:
+    """Where the archive will be, checked before any work is done.
 
     Raises:
         BuildError: the name or folder is wrong, or an archive is there and `force` is not set.
@@ -53,27 +49,27 @@ def check_targets(
         expected = ", ".join(get_args(ArchiveFormat))
         message = f"archive format: received {archive_format!r}, expected one of {expected}"
         raise BuildError(message)
-    possible = ("zip-store", "no-archive") if archive_format == "auto" else (archive_format,)
-    for name in possible:
-        target = _target(model_name, export_path, name)
-        if target.exists() and not force:
-            message = f"{target} already exists; replace it with --force"
-            raise BuildError(message)
+    target = Path(
+        ModelExportUtils.get_archive_export_path(str(export_path), model_name, archive_format)
+    )
+    if target.exists() and not force:
+        message = f"{target} already exists; replace it with --force"
+        raise BuildError(message)
+    return target
 
 
-def choose_format(content: Path) -> str:
-    """What suits the size of a staged archive, and the reason in the log.
+def choose_format(content: Path) -> tuple[ArchiveFormat, str]:
+    """What suits the size of a staged archive.
 
     Quantized tables hardly deflate, so neither choice tries.
+
+    Returns:
+        The format, and why.
     """
-    size = sum(path.stat().st_size for path in content.rglob("*"))
-    chosen, reason = (
-        ("zip-store", "small enough for one file")
-        if size < LARGE_BYTES
-        else ("no-archive", "TorchServe serves a folder of the model store in place")
-    )
-    logger.info("archive format %s for %.3g MB: %s", chosen, size / 1e6, reason)
-    return chosen
+    size = sum(path.stat().st_size for path in content.iterdir())
+    if size < LARGE_BYTES:
+        return "zip-store", f"{size / 1e6:,.1f} MB are small enough for one file"
+    return "no-archive", f"TorchServe serves these {size / 1e9:,.1f} GB in place, uncopied"
 
 
 @contextmanager
@@ -107,27 +103,23 @@ def staging(export_path: Path) -> Iterator[Path]:
 
 def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
     content: Path,
-    export_path: Path,
+    target: Path,
     *,
     model_name: str,
     version: str,
     archive_format: ArchiveFormat,
     requirements_file: str | None,
-) -> Path:
+) -> None:
     """Write the staged members as an archive and rename it into the model store.
 
     Args:
-        content: the staged folder; the archive is made beside it, a no-archive one of it.
-        export_path: the model store; an archive of that name in it is replaced.
+        content: the staged folder; the archive is made beside it.
+        target: the archive's final path; one that is there is replaced.
         model_name: TorchServe's name of the model.
         version: TorchServe's version of the model.
-        archive_format: as torch-model-archiver names them, or auto.
+        archive_format: as torch-model-archiver names them.
         requirements_file: name of a staged requirements file.
-
-    Returns:
-        The archive's path.
     """
-    written = choose_format(content) if archive_format == "auto" else archive_format
     manifest = ModelExportUtils.generate_manifest_json(
         ModelArchiverConfig(
             model_name=model_name,
@@ -138,8 +130,9 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
             config_file=MODEL_CONFIG,
         )
     )
-    ModelExportUtils.archive(str(content.parent), model_name, str(content), manifest, written)
-    target = _target(model_name, export_path, written)
+    ModelExportUtils.archive(
+        str(content.parent), model_name, str(content), manifest, archive_format
+    )
     staged = content.parent / target.name
     replaced = content.parent / ".replaced"
     if target.is_dir() or (staged.is_dir() and target.exists()):
@@ -150,13 +143,6 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
         if replaced.exists():
             replaced.rename(target)
         raise
-    return target
-
-
-def _target(model_name: str, export_path: Path, archive_format: str) -> Path:
-    return Path(
-        ModelExportUtils.get_archive_export_path(str(export_path), model_name, archive_format)
-    )
 
 
 @contextmanager

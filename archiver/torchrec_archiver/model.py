@@ -32,7 +32,7 @@ from torchrec_handler.load.self_test import Sample, largest_change, save_samples
 from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, is_sharded, layout
 from torchrec_handler.load.weights import dense_state
-from torchrec_handler.options import Dense, Options
+from torchrec_handler.options import Options
 from torchrec_handler.serve.request import ValidRequest
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _ask_float_model(
     try:
         for table, source in sources:
             table.owner.weight = torch.nn.Parameter(source, requires_grad=False)
-        lower(loaded.module, Dense(), options.threads, CPU)
+        lower(loaded.module, Options(threads=options.threads), CPU)
         signature = observe_signature(output, loaded.module, loaded.feature_rows, CPU)
         requests = _requests(signature, samples, options)
         try:

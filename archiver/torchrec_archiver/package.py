@@ -1,6 +1,7 @@
 """Second step of building: TorchRec's own packager, with externs that suit this server."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,12 @@ def save_package(
             )
             raise BuildError(message)
     try:
-        packager.save_predict_factory(
-            factory, dict(configs), output, dict(extra_files), **arguments
-        )
+        with warnings.catch_warnings():
+            # torch.package itself uses it, for tensors in configs.
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+            packager.save_predict_factory(
+                factory, dict(configs), output, dict(extra_files), **arguments
+            )
     except PackagingError as error:
         message = (
             f"packager: {packager.__name__} could not pack {factory.__name__}; extern, mock or "

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,25 @@ def test_what_is_no_checkpoint_is_named(
         read_checkpoint(Path(name), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("saved", "held"),
+    [
+        ([torch.zeros(1)], "a list"),
+        (torch.zeros(1), "a Tensor"),
+        (
+            {"model": {"over.0.bias": torch.zeros(1)}, "epoch": 3},
+            "a dict whose model, epoch are no tensors",
+        ),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, saved: Any, held: str) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(saved, path)
+    with pytest.raises(BuildError) as caught:
+        read_checkpoint(path, tmp_path)
+    assert str(caught.value) == f"weights: {path} holds {held}, expected a state_dict of tensors"
+
+
 def test_a_damaged_distributed_checkpoint_is_named(
     state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -171,9 +191,7 @@ def test_a_damaged_distributed_checkpoint_is_named(
 def test_a_pickled_object_is_not_loaded(tmp_path: Path) -> None:
     """Nothing in a checkpoint is run: weights_only."""
     torch.save({"model": build("cpu")}, tmp_path / "weights.pt")
-    with pytest.raises(
-        BuildError, match="checkpoint: Weights only load failed"
-    ):
+    with pytest.raises(BuildError, match="checkpoint: Weights only load failed"):
         read_checkpoint(tmp_path / "weights.pt", tmp_path)
 
 

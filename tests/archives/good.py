@@ -1,5 +1,6 @@
 """A good archive of the ranking model: built, unpacked, loaded and asked in this process."""
 
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -82,3 +83,8 @@ def scores(module: torch.nn.Module) -> torch.Tensor:
 def expected_scores() -> torch.Tensor:
     """[ROWS] logits of `batch` by TorchRec's own quantized module, without an archive."""
     return scores(quantize_inference_model(RankingPredictModule(seeded(), "cpu")))
+
+
+def unmangled(message: str) -> str:
+    """A message without torch.package's counter of packages."""
+    return re.sub(r"<torch_package_\d+>", "<torch_package>", message)

@@ -110,5 +110,5 @@ def checkpoint(kind: type[KindFactory], path: Path) -> Path:
     """Save the weights of a kind as a training job would: by the inner module's own names."""
     factory = kind()
     factory.tables_device = "cpu"
-    torch.save(factory.create_predict_module().state_dict(), path)
+    torch.save(factory.create_predict_module().predict_module.state_dict(), path)
     return path

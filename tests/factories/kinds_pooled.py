@@ -1,5 +1,6 @@
 """Kinds of pooled embedding collections, each with one linear layer on top."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,8 +62,12 @@ class PooledFactory(KindFactory):
 
     tables: tuple[EmbeddingBagConfig, ...]
 
+    def configs(self) -> list[EmbeddingBagConfig]:
+        """The tables for one collection, which may change them."""
+        return copy.deepcopy(list(self.tables))
+
     def collection(self, tables_device: torch.device) -> Any:
-        return EmbeddingBagCollection(tables=list(self.tables), device=tables_device)
+        return EmbeddingBagCollection(tables=self.configs(), device=tables_device)
 
     def model(self, tables_device: torch.device) -> Any:
         return Pooled(self.collection(tables_device), self.tables)
@@ -140,9 +145,7 @@ class WeightedFactory(PooledFactory):
     tables = (table("tags", 30), table("clicks", 20))
 
     def collection(self, tables_device: torch.device) -> Any:
-        return EmbeddingBagCollection(
-            tables=list(self.tables), is_weighted=True, device=tables_device
-        )
+        return EmbeddingBagCollection(tables=self.configs(), is_weighted=True, device=tables_device)
 
     def predict_module(self, model: torch.nn.Module) -> Any:
         return WeightedPredictModule(model, "cpu")
@@ -153,9 +156,7 @@ class PositionWeightedFactory(SumFactory):
 
     def collection(self, tables_device: torch.device) -> Any:
         return FeatureProcessedEmbeddingBagCollection(
-            EmbeddingBagCollection(
-                tables=list(self.tables), is_weighted=True, device=tables_device
-            ),
+            EmbeddingBagCollection(tables=self.configs(), is_weighted=True, device=tables_device),
             PositionWeightedModuleCollection(dict.fromkeys(["user", "movie"], MAX_LENGTH)),
         )
 
@@ -165,9 +166,7 @@ class PositionWeightedEachFactory(SumFactory):
 
     def collection(self, tables_device: torch.device) -> Any:
         return FeatureProcessedEmbeddingBagCollection(
-            EmbeddingBagCollection(
-                tables=list(self.tables), is_weighted=True, device=tables_device
-            ),
+            EmbeddingBagCollection(tables=self.configs(), is_weighted=True, device=tables_device),
             {name: PositionWeightedModule(MAX_LENGTH) for name in ("user", "movie")},
         )
 
@@ -182,7 +181,7 @@ def managed(tables: Sequence[EmbeddingBagConfig]) -> ManagedCollisionCollection:
             eviction_policy=LFU_EvictionPolicy(),
             eviction_interval=1,
         )
-    collection = ManagedCollisionCollection(modules, list(tables))
+    collection = ManagedCollisionCollection(modules, tables)
     features = [name for config in tables for name in config.feature_names]
     ids = torch.tensor(SEEN_IDS).repeat(len(features))
     collection.train()
@@ -210,9 +209,9 @@ class ManagedFactory(PooledFactory):
     tables = (table("user", MANAGED_ROWS), table("movie", MANAGED_ROWS))
 
     def collection(self, tables_device: torch.device) -> Any:
+        configs = self.configs()
         return ManagedCollisionEmbeddingBagCollection(
-            EmbeddingBagCollection(tables=list(self.tables), device=tables_device),
-            managed(self.tables),
+            EmbeddingBagCollection(tables=configs, device=tables_device), managed(configs)
         )
 
     def predict_module(self, model: torch.nn.Module) -> Any:

@@ -1,5 +1,6 @@
 """Kinds of ranking models that TorchRec ships: DLRM, DLRM with deep cross layers, DeepFM."""
 
+import copy
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class DlrmFactory(KindFactory):
     inputs = {"float_features": "dense", "id_list_features": "sparse"}  # noqa: RUF012  not changed
 
     def collection(self, tables_device: torch.device) -> Any:
-        return EmbeddingBagCollection(tables=list(TABLES), device=tables_device)
+        return EmbeddingBagCollection(tables=copy.deepcopy(list(TABLES)), device=tables_device)
 
     def model(self, tables_device: torch.device) -> Any:
         return DLRM(

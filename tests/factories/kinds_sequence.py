@@ -1,5 +1,6 @@
 """Kinds of sequence models: one embedding an id, in the order of the ids."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,8 +66,12 @@ class SequenceFactory(KindFactory):
 
     tables = (table("movie", 40, ["clicked", "bought"]), table("genre", 10))
 
+    def configs(self) -> list[EmbeddingConfig]:
+        """The tables for one collection, which may change them."""
+        return copy.deepcopy(list(self.tables))
+
     def collection(self, tables_device: torch.device) -> Any:
-        return EmbeddingCollection(tables=list(self.tables), device=tables_device)
+        return EmbeddingCollection(tables=self.configs(), device=tables_device)
 
     def model(self, tables_device: torch.device) -> Any:
         return Histories(self.collection(tables_device), self.tables)
@@ -81,7 +86,7 @@ class ManagedSequenceFactory(SequenceFactory):
     tables = (table("movie", MANAGED_ROWS), table("genre", MANAGED_ROWS))
 
     def collection(self, tables_device: torch.device) -> Any:
+        configs = self.configs()
         return ManagedCollisionEmbeddingCollection(
-            EmbeddingCollection(tables=list(self.tables), device=tables_device),
-            managed(self.tables),
+            EmbeddingCollection(tables=configs, device=tables_device), managed(configs)
         )

@@ -1,9 +1,12 @@
 """A two-tower model: a score for a pair, and each tower's embedding alone."""
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torchrec.inference.modules import PredictModule, QualNameMetadata
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -11,6 +14,12 @@ from tests.factories.kinds_base import WIDTH, Batch, KindFactory, keyed, table
 
 USER = (table("user", 50), table("city", 20))
 ITEM = (table("movie", 40), table("genre", 10))
+
+
+def collection(
+    tables: Sequence[EmbeddingBagConfig], tables_device: torch.device
+) -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(tables=copy.deepcopy(list(tables)), device=tables_device)
 
 
 class Tower(torch.nn.Module):
@@ -38,8 +47,8 @@ class TwoTower(torch.nn.Module):
 
     def __init__(self, tables_device: torch.device) -> None:
         super().__init__()
-        self.user = Tower(EmbeddingBagCollection(tables=list(USER), device=tables_device))
-        self.item = Tower(EmbeddingBagCollection(tables=list(ITEM), device=tables_device))
+        self.user = Tower(collection(USER, tables_device))
+        self.item = Tower(collection(ITEM, tables_device))
 
     def forward(self, user: KeyedJaggedTensor, item: KeyedJaggedTensor) -> torch.Tensor:
         """Features of B pairs to [B]."""

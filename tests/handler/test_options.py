@@ -32,6 +32,8 @@ def test_every_option_has_a_default(text: str) -> None:
             "ids_per_request": 4_194_304,
             "rows_per_forward": 16_384,
         },
+        "self_test": True,
+        "verify": "code",
         "out_of_range_ids": "reject",
     }
 
@@ -54,6 +56,8 @@ def test_every_option_can_be_given() -> None:
             per_table: {t_user: table_wise}
             plan: plan.pkl
           limits: {rows_per_request: 1, ids_per_request: 2, rows_per_forward: 3}
+          self_test: false
+          verify: full
           out_of_range_ids: modulo
         """
     )
@@ -74,6 +78,8 @@ def test_every_option_can_be_given() -> None:
             "plan": "plan.pkl",
         },
         "limits": {"rows_per_request": 1, "ids_per_request": 2, "rows_per_forward": 3},
+        "self_test": False,
+        "verify": "full",
         "out_of_range_ids": "modulo",
     }
 
@@ -94,7 +100,7 @@ WRONG = [
         text="torchrec: {dtype: int8}",
         message=(
             "torchrec.dtype: unknown option, expected one of dense, device, limits, "
-            "out_of_range_ids, sharding, tables, threads"
+            "out_of_range_ids, self_test, sharding, tables, threads, verify"
         ),
     ),
     Wrong(

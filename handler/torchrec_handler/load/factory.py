@@ -181,6 +181,12 @@ def _read_model_inputs_data(factory: PredictFactory) -> Mapping[str, Any]:
             if not isinstance(known.get(key, 1), int) or known.get(key, 1) < 1:
                 message = f"{where}[{name!r}][{key!r}]: received {known[key]!r}, expected 1 or more"
                 raise FactoryError(message)
+        if "features" in known and known.get("num_features", len(features)) != len(features):
+            message = (
+                f"{where}[{name!r}]: received {len(features)} features, "
+                f"but num_features {known['num_features']}"
+            )
+            raise FactoryError(message)
     return cast("Mapping[str, Any]", data)
 
 

@@ -157,7 +157,7 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
     module, plan = shard(quantized.module, options.sharding, given, device)
     if store is not None:
         attach(module, store, device)
-    lower(module, options.dense, options.threads, device)
+    lower(module, options, device)
     return Predictor(
         module=module,
         signature=signature or observe_signature(output, module, quantized.feature_rows, device),

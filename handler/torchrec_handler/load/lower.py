@@ -1,56 +1,88 @@
 """Seventh step of loading: fit the dense part and this process to the machine."""
 
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 from torchrec.inference.modules import quantize_dense
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollectionInterface,
     EmbeddingCollectionInterface,
 )
 
-from torchrec_handler.errors import OptionError
-from torchrec_handler.options import Dense
+from torchrec_handler.options import Options
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+COLLECTIONS = (EmbeddingBagCollectionInterface, EmbeddingCollectionInterface)
+COLLECTION_ATTRIBUTES = ("tbes_configs", "_emb_modules", "_managed_collision_collection")
+"""What sharded, quantized and managed-collision collections have, which share no class."""
 
 
-def lower(module: torch.nn.Module, options: Dense, threads: int, device: torch.device) -> None:
+def lower(module: torch.nn.Module, options: Options, device: torch.device) -> None:
     """Set threads, evaluation mode, the dense part's data type, and a `PredictModule`'s device.
 
     A `PredictModule` without a device takes the current CUDA device at its first call, which
     raises on a machine without one (torchrec.inference.modules).
     """
     if device.type == "cpu":
-        torch.set_num_threads(threads)
+        torch.set_num_threads(options.threads)
     module.eval()
     for found in module.modules():
         if hasattr(found, "predict_module") and getattr(found, "_device", device) is None:
             setattr(found, "_device", device)  # noqa: B010  PredictModule has no other way to set it
-    if options.dtype == "float32":
+    dtype = DTYPES[options.dense.dtype]
+    if dtype is torch.float32 and options.tables.output_dtype == "float32":
         return
-    if not hasattr(module, "predict_module"):
-        message = (
-            f"torchrec.dense.dtype: {options.dtype!r} needs a PredictModule, the factory gives "
-            f"{type(module).__name__}; expected 'float32'"
-        )
-        raise OptionError(message)
-    if options.dtype == "float16":
-        quantize_dense(module, torch.half)
-    else:
-        _dense_to_bfloat16(module.predict_module)
+    for part in _dense_parts(getattr(module, "predict_module", module)):
+        _lower_part(part, dtype)
 
 
-def _dense_to_bfloat16(inner: Any) -> None:
-    """What TorchRec's `quantize_dense` does for float16, for bfloat16, which it refuses."""
-    for child in inner.children():
-        if not isinstance(child, EmbeddingBagCollectionInterface | EmbeddingCollectionInterface):
-            child.bfloat16()
-            child.register_forward_pre_hook(_inputs_to_bfloat16)
+def _dense_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The largest modules without an embedding collection inside.
+
+    Position weights and managed collision are parts of their collections: they stay as they are.
+    """
+    for child in module.children():
+        if not any(map(_is_collection, child.modules())):
+            yield child
+        elif not _is_collection(child):
+            yield from _dense_parts(child)
 
 
-def _inputs_to_bfloat16(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        value.bfloat16()
-        if isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float64)
-        else value
-        for value in inputs
+def _is_collection(module: torch.nn.Module) -> bool:
+    return isinstance(module, COLLECTIONS) or any(
+        hasattr(module, name) for name in COLLECTION_ATTRIBUTES
     )
+
+
+def _lower_part(part: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Convert a dense module's weights now, and its inputs whenever it is called.
+
+    What a lookup gives may be of another data type even where the weights stay as they are.
+    TorchRec's `quantize_dense` converts all children of a predict module, float16 only, and their
+    positional tensors; it is given one child at a time.
+    """
+
+    def cast(value: torch.Tensor) -> torch.Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
+
+    def cast_inputs(
+        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Also tensors in lists, and in KeyedTensors, which TorchRec registers with pytree.
+        return (
+            tuple(tree_map_only(torch.Tensor, cast, value) for value in args),
+            {name: tree_map_only(torch.Tensor, cast, value) for name, value in kwargs.items()},
+        )
+
+    if dtype is torch.float16:
+        quantize_dense(SimpleNamespace(predict_module=torch.nn.ModuleList([part])), dtype)
+    elif dtype is torch.bfloat16:
+        part.bfloat16()
+    part.register_forward_pre_hook(cast_inputs, with_kwargs=True)

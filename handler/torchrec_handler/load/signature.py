@@ -101,14 +101,14 @@ def observe_signature(
             if facts.is_guess:
                 facts.num_features = None
     for name, facts in known.items():
-        if facts.num_features is None:
+        is_embedding = output.batching[name].type == "embedding"
+        if facts.num_features is None or (is_embedding and facts.width is None):
             logger.warning(
                 "signature: %s: the model does not show how many features it takes, so requests "
-                "are not checked for it; let PredictFactory.model_inputs_data give "
-                "{%r: {'features': [names]}} or {%r: {'num_features': F}}",
+                "are not checked for it; let PredictFactory.model_inputs_data()[%r] give %s",
                 name,
                 name,
-                name,
+                "'num_features' and 'width'" if is_embedding else "'features' or 'num_features'",
             )
         elif facts.features and len(facts.features) < facts.num_features:
             message = (
@@ -130,7 +130,7 @@ def _hints(output: FactoryOutput, name: str) -> _Facts:
     hint = output.model_inputs_data.get(name)
     if not isinstance(hint, Mapping):
         return _Facts()
-    features = tuple(map(str, hint.get("features", ())))
+    features = tuple(hint.get("features", ()))
     return _Facts(
         features=features,
         num_features=len(features) or hint.get("num_features"),
@@ -151,14 +151,16 @@ def _observe(
     """
     for _ in range(MOST_ROUNDS):
         sample = _sample(batching, known, device)
+        before = [facts.num_features or 1 for facts in known.values()]
+        result, failure = None, None
         try:
             with torch.inference_mode(), _observing(sample, known):
-                return getattr(module, FORWARD)(sample), None
-        except _Learned:
-            continue
+                result = getattr(module, FORWARD)(sample)
         except Exception as error:  # noqa: BLE001  a user's model may raise anything
-            return None, error
-    return None, RuntimeError(f"it asked for other features in each of {MOST_ROUNDS} samples")
+            failure = error
+        if before == [facts.num_features or 1 for facts in known.values()]:
+            return result, failure
+    return None, RuntimeError(f"it asked for more features in each of {MOST_ROUNDS} samples")
 
 
 def _sample(
@@ -192,7 +194,7 @@ def _observing(sample: Sample, known: Mapping[str, _Facts]) -> Iterator[None]:
     """Note in `known` what the model makes of a sample.
 
     Raises:
-        _Learned: inside, when it takes more features than the sample has.
+        _Learned: inside, where it takes more features than the sample has. The model may catch it.
     """
     owners = {
         _storage(tensor): known[key.removesuffix(".lengths")]
@@ -285,4 +287,8 @@ def _shapes(result: Any) -> dict[str, Any]:
         if isinstance(value, tuple | list)
         else list(value.shape)
         for name, value in result.items()
+        if all(
+            isinstance(part, torch.Tensor)
+            for part in (value if isinstance(value, tuple | list) else [value])
+        )
     }

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 
 import torch
+from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 
 from torchrec_handler.errors import WeightsError
 from torchrec_handler.load.quantize import float_tables
@@ -38,7 +39,7 @@ def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[s
     prefix, root = checkpoint_root(module)
     collections = {table.collection for table in float_tables(module, mapped)}
     collections |= {lookup.collection for lookup in lookups(module)}
-    roots = tuple(f"{collection.removeprefix(prefix)}." for collection in collections)
+    roots = tuple(f"{collection}.".removeprefix(prefix) for collection in collections)
     dense = {
         name: value
         for name, value in root.state_dict().items()
@@ -81,4 +82,9 @@ def load_dense(
         name: dense[name].to("cpu" if value.is_meta else value.device, value.dtype)
         for name, value in own.items()
     }
-    checkpoint_root(module)[1].load_state_dict(cast, strict=False, assign=True)
+    root = checkpoint_root(module)[1]
+    root.load_state_dict(cast, strict=False, assign=True)
+    for found in root.modules():
+        if isinstance(found, PositionWeightedModuleCollection):
+            # Its second dict of the same weights follows only when it is loaded by itself.
+            found.position_weights_dict.update(found.position_weights.items())

@@ -100,12 +100,13 @@ def cut(requests: Sequence[ValidRequest], most: int) -> Iterator[list[tuple[int,
         if call and rows + request.rows > most:
             yield call
             call, rows = [], 0
-        if request.rows <= most:
-            call.append((position, request))
-            rows += request.rows
-            continue
-        for start in range(0, request.rows, most):
-            yield [(position, take_rows(request, start, min(start + most, request.rows)))]
+        start = 0
+        while request.rows - start > most:
+            yield [(position, take_rows(request, start, start + most))]
+            start += most
+        rest = take_rows(request, start, request.rows) if start else request
+        call.append((position, rest))
+        rows += rest.rows
     if call:
         yield call
 

@@ -142,13 +142,21 @@ def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | Request
         logger.warning("%s raised", where, exc_info=True)
         if _is_out_of_memory(error):
             return OutOfMemory(f"{where}: out of memory; send fewer rows")
-        return PredictError(f"{where} raised {type(error).__name__}: {error}")
+        return PredictError(f"{where} raised {type(error).__name__}: {_said(error)}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     # torch has no type of its own for host memory.
-    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in _said(error)
     return is_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _said(error: Exception) -> str:
+    """An error's message as text that can be sent, whatever a model put into it."""
+    try:
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception:  # noqa: BLE001  an exception's own __str__ may raise
+        return "(a message that cannot be shown)"
 
 
 def _ok(content_type: str, body: bytes) -> Response:
@@ -156,7 +164,5 @@ def _ok(content_type: str, body: bytes) -> Response:
 
 
 def _error(error: RequestError) -> Response:
-    # A model's message may hold what is no text.
-    message = str(error).encode("utf-8", "replace").decode()
-    body: dict[str, Any] = {"code": error.status, "type": error.type, "message": message}
+    body: dict[str, Any] = {"code": error.status, "type": error.type, "message": _said(error)}
     return Response(status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body))

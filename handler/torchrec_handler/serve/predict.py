@@ -87,6 +87,7 @@ def _tensors(where: str, value: Any, result_metadata: str) -> tuple[HostArray, .
 
 
 def _host(tensor: torch.Tensor) -> HostArray:
+    """With one axis at least: a model that squeezes gives one row no axis."""
     host = tensor.detach().cpu()
     if host.dtype in (torch.float16, torch.bfloat16):
         host = host.float()

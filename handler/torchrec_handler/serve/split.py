@@ -32,7 +32,7 @@ def split(
     masked = result_metadata == "dict_with_mask_tensor"
     for name, tensors in result.items():
         for tensor in tensors[:1] if masked else tensors:
-            if tensor.ndim == 0 or tensor.shape[0] % total:
+            if tensor.shape[0] % total:
                 message = (
                     f"output {name!r}: received shape {tensor.shape}, "
                     f"expected a first axis of k x {total} rows"

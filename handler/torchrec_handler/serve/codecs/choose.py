@@ -153,7 +153,7 @@ def _reply(raw: RawRequest, own: Format, identifier: str | None) -> Reply:
     accepted = [part.partition(";")[0].strip().lower() for part in raw.accept.split(",")]
     for name in accepted:
         kind = CONTENT_TYPES.get(name) if name else None
-        if kind == "protobuf" or (kind == "bytes" and own == "protobuf"):
+        if kind in ("protobuf", "bytes"):
             return Reply(format="protobuf")
         if kind == "json":
             return Reply(format="json" if own == "protobuf" else own, id=identifier)

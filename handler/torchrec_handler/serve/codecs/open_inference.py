@@ -19,7 +19,9 @@ from torchrec_handler.serve.request import Columns
 
 INPUTS = "inputs"
 DATATYPES: Mapping[str, bool] = {
-    **dict.fromkeys(("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32"), True),
+    **dict.fromkeys(
+        ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"), True
+    ),
     **dict.fromkeys(("FP16", "FP32", "FP64", "BF16"), False),
 }
 """The protocol's names of what may be sent -> whether it is an integer."""
@@ -32,6 +34,9 @@ ANSWERED: Mapping[str, str] = {
     "int16": "INT16",
     "int8": "INT8",
     "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
     "bool": "BOOL",
 }
 """numpy's names -> the protocol's."""

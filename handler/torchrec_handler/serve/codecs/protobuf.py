@@ -82,13 +82,14 @@ def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 def _input(name: str, kind: str, signature: Signature) -> InputSignature:
     """The input of that name, or the only one of its type where the model names it otherwise."""
-    is_sparse = kind in SPARSE
-    same = []
     for entry in signature.inputs:
-        if entry.name == name and (entry.type in SPARSE) == is_sparse:
+        if entry.name != name:
+            continue
+        if (entry.type in SPARSE) == (kind in SPARSE):
             return entry
-        if entry.type == kind and entry.name not in FIELDS:
-            same.append(entry)
+        message = f"{name}: the model's input of that name is {entry.type}, the field is {kind}"
+        raise InvalidRequest(message)
+    same = [entry for entry in signature.inputs if entry.type == kind and entry.name not in FIELDS]
     if len(same) == 1:
         return same[0]
     message = (

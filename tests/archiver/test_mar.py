@@ -1,0 +1,390 @@
+"""The archive file: its target checked first, its work hidden, its place taken at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from model_archiver.model_archiver_config import ModelArchiverConfig
+
+from tests.archives import good
+from torchrec_archiver.mar import (
+    STAGING_PREFIX,
+    ArchiveFormat,
+    check_target,
+    staging,
+    write_archive,
+)
+from torchrec_handler.archive import HANDLER, MANIFEST, MODEL_CONFIG, PACKAGE
+from torchrec_handler.errors import BuildError
+
+ROOT = Path(__file__).parents[2]
+FORMATS: list[tuple[ArchiveFormat, str]] = [
+    ("default", "ranking.mar"),
+    ("zip-store", "ranking.mar"),
+    ("no-archive", "ranking"),
+    ("tgz", "ranking.tar.gz"),
+]
+
+
+def error_of(call: Callable[[], object]) -> str:
+    with pytest.raises(BuildError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that staging folders are made in: this test's own."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    folder = tmp_path / "model_store"
+    folder.mkdir()
+    return folder
+
+
+# The target.
+
+
+@pytest.mark.parametrize(("archive_format", "name"), FORMATS)
+def test_an_archive_is_named_as_torchserve_wants_it(
+    store: Path, archive_format: ArchiveFormat, name: str
+) -> None:
+    assert check_target("ranking", store, archive_format, force=False) == store / name
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "../a", ".", "ä"])
+def test_a_model_name_that_torchserve_refuses_is_refused(store: Path, name: str) -> None:
+    assert error_of(lambda: check_target(name, store, "default", force=False)) == (
+        f"model name: received {name!r}, expected letters, digits, '_', '-' and '.', "
+        "a letter or a digit first"
+    )
+
+
+def test_a_model_store_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        assert error_of(lambda at=path: check_target("ranking", at, "default", force=False)) == (  # type: ignore[misc]
+            f"export path: {path} is not a folder; make it first"
+        )
+
+
+def test_an_unknown_format_is_named(store: Path) -> None:
+    assert error_of(lambda: check_target("ranking", store, "zip", force=False)) == (  # type: ignore[arg-type]
+        "archive format: received 'zip', expected one of default, zip-store, no-archive, tgz"
+    )
+
+
+@pytest.mark.parametrize(("archive_format", "name"), FORMATS)
+def test_an_archive_is_replaced_only_by_force(
+    store: Path, archive_format: ArchiveFormat, name: str
+) -> None:
+    (store / name).touch()
+    assert error_of(lambda: check_target("ranking", store, archive_format, force=False)) == (
+        f"{store / name} already exists; replace it with --force"
+    )
+    assert check_target("ranking", store, archive_format, force=True) == store / name
+
+
+# The staging folder.
+
+
+def test_the_work_is_done_outside_of_the_model_store(workspace: Path, store: Path) -> None:
+    with staging(store) as folder:
+        assert folder.parent == workspace
+        assert folder.name.startswith(STAGING_PREFIX)
+        assert not list(store.iterdir())
+    assert not list(workspace.iterdir())
+
+
+def test_the_work_is_done_on_the_model_store_s_file_system(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the temporary folder is on another one, a rename from there could not be atomic."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        assert Path(elsewhere).stat().st_dev != store.stat().st_dev
+        monkeypatch.setattr(tempfile, "tempdir", elsewhere)
+        with staging(store) as folder:
+            assert folder.parent == store.parent
+            assert folder.stat().st_dev == store.stat().st_dev
+        assert list(store.parent.iterdir()) == [store]
+
+
+def test_the_staging_folder_goes_whatever_happens(workspace: Path, store: Path) -> None:
+    def fail(failure: BaseException) -> None:
+        with staging(store) as folder:
+            (folder / "half").write_text("an archive")
+            raise failure
+
+    for failure in (BuildError("no"), KeyboardInterrupt(), SystemExit(1), MemoryError()):
+        with pytest.raises(type(failure)):
+            fail(failure)
+        assert not list(workspace.iterdir())
+        assert not list(store.iterdir())
+
+
+def test_what_cannot_be_written_is_an_error_with_its_reason(workspace: Path, store: Path) -> None:
+    with pytest.raises(BuildError) as caught, staging(store) as folder:
+        (folder / "nowhere" / "member").write_text("x")
+    assert str(caught.value) == (
+        f"{folder}/nowhere/member: cannot be written: No such file or directory"
+    )
+    assert not list(workspace.iterdir())
+
+
+def test_a_folder_that_a_killed_build_left_is_removed(workspace: Path, store: Path) -> None:
+    stale = workspace / f"{STAGING_PREFIX}stale"
+    (stale / "ranking").mkdir(parents=True)
+    (stale / "ranking" / "tables.bin").write_bytes(b"half")
+    with staging(store) as folder:
+        assert list(workspace.iterdir()) == [folder]
+
+
+def test_the_folder_of_a_build_that_runs_is_left_alone(workspace: Path, store: Path) -> None:
+    """Known by its lock, not by a process id: those repeat in containers."""
+    with staging(store) as first, staging(store) as second:
+        assert sorted(workspace.iterdir()) == sorted([first, second])
+        assert first != second
+    assert not list(workspace.iterdir())
+
+
+def test_a_file_of_somebody_else_s_is_left_alone(workspace: Path, store: Path) -> None:
+    (workspace / "ranking").mkdir()
+    with staging(store):
+        assert (workspace / "ranking").is_dir()
+    assert list(workspace.iterdir()) == [workspace / "ranking"]
+
+
+def test_sigterm_is_the_caller_s_again_afterwards(workspace: Path, store: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with staging(store):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert workspace.is_dir()
+
+
+# The archive.
+
+
+@pytest.fixture
+def content(workspace: Path, store: Path) -> Iterator[Path]:
+    """Staged members, as the build leaves them."""
+    assert workspace.is_dir()
+    with staging(store) as folder:
+        staged = folder / "ranking"
+        staged.mkdir()
+        for member in (PACKAGE, MODEL_CONFIG, "tables.bin"):
+            (staged / member).write_text(f"what {member} holds")
+        yield staged
+
+
+def write(content: Path, store: Path, archive_format: ArchiveFormat) -> Path:
+    target = check_target("ranking", store, archive_format, force=True)
+    write_archive(
+        content,
+        target,
+        model_name="ranking",
+        version="1.0",
+        archive_format=archive_format,
+        requirements_file=None,
+    )
+    return target
+
+
+def members(archive: Path) -> dict[str, str]:
+    if archive.is_dir():
+        return {
+            str(path.relative_to(archive)): path.read_text()
+            for path in archive.rglob("*")
+            if path.is_file()
+        }
+    if archive.suffix == ".mar":
+        with zipfile.ZipFile(archive) as opened:
+            return {name: opened.read(name).decode() for name in opened.namelist()}
+    found = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None
+            found[member.name.removeprefix("ranking/")] = file.read().decode()
+    return found
+
+
+@pytest.mark.parametrize(("archive_format", "name"), FORMATS)
+def test_every_format_holds_the_members_and_a_manifest(
+    content: Path, store: Path, archive_format: ArchiveFormat, name: str
+) -> None:
+    archive = write(content, store, archive_format)
+    assert list(store.iterdir()) == [store / name]
+    found = members(archive)
+    manifest = json.loads(found.pop(MANIFEST))
+    assert found == {
+        member: f"what {member} holds" for member in (PACKAGE, MODEL_CONFIG, "tables.bin")
+    }
+    assert manifest.pop("createdOn")
+    assert manifest.pop("archiverVersion")
+    assert manifest == {
+        "runtime": ModelArchiverConfig.runtime,
+        "model": {
+            "modelName": "ranking",
+            "modelVersion": "1.0",
+            "handler": HANDLER,
+            "serializedFile": PACKAGE,
+            "configFile": MODEL_CONFIG,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("archive_format", "compression"),
+    [("default", zipfile.ZIP_DEFLATED), ("zip-store", zipfile.ZIP_STORED)],
+)
+def test_zip_store_does_not_compress(
+    content: Path, store: Path, archive_format: ArchiveFormat, compression: int
+) -> None:
+    with zipfile.ZipFile(write(content, store, archive_format)) as archive:
+        assert {member.compress_type for member in archive.infolist()} == {compression}
+
+
+@pytest.mark.parametrize(("archive_format", "name"), FORMATS)
+def test_an_archive_that_is_there_is_replaced_whole(
+    content: Path, store: Path, archive_format: ArchiveFormat, name: str
+) -> None:
+    if archive_format == "no-archive":
+        (store / name).mkdir()
+        (store / name / "old").touch()
+    else:
+        (store / name).write_text("old")
+    archive = write(content, store, archive_format)
+    assert list(store.iterdir()) == [archive]
+    assert set(members(archive)) == {PACKAGE, MODEL_CONFIG, "tables.bin", MANIFEST}
+
+
+def test_a_model_may_be_called_what_its_predecessor_becomes(content: Path, store: Path) -> None:
+    staged = content.rename(content.with_name("replaced"))
+    target = store / "replaced"
+    target.mkdir()
+    write_archive(
+        staged,
+        target,
+        model_name="replaced",
+        version="1.0",
+        archive_format="no-archive",
+        requirements_file=None,
+    )
+    assert set(members(target)) == {PACKAGE, MODEL_CONFIG, "tables.bin", MANIFEST}
+
+
+def test_a_folder_takes_the_place_of_a_file(content: Path, store: Path) -> None:
+    (store / "ranking").write_text("no archive at all")
+    assert MANIFEST in members(write(content, store, "no-archive"))
+
+
+def test_an_archive_that_cannot_be_put_in_place_leaves_the_old_one(
+    content: Path, store: Path
+) -> None:
+    """Here: the new one vanishes before it is renamed."""
+    (store / "ranking").mkdir()
+    (store / "ranking" / "old").touch()
+    target = store / "ranking"
+    moved = content.rename(content.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError):
+        write_archive(
+            moved,
+            target,
+            model_name="another",
+            version="1.0",
+            archive_format="no-archive",
+            requirements_file=None,
+        )
+    assert [path.name for path in target.iterdir()] == ["old"]
+
+
+def test_the_manifest_names_a_requirements_file(content: Path, store: Path) -> None:
+    (content / "requirements.txt").write_text("httpx")
+    write_archive(
+        content,
+        store / "ranking",
+        model_name="ranking",
+        version="1.0",
+        archive_format="no-archive",
+        requirements_file="requirements.txt",
+    )
+    manifest = json.loads((store / "ranking" / MANIFEST).read_text())
+    assert manifest["model"]["requirementsFile"] == "requirements.txt"
+
+
+# A build that is killed half way.
+
+
+def kill(workspace: Path, store: Path, number: signal.Signals) -> tuple[int, str]:
+    """Build a large archive in a process of its own and send it a signal while it is written.
+
+    Returns:
+        The exit status, and standard error.
+    """
+    command = [
+        *(str(Path(sys.executable).with_name("torchrec-archiver")), "build"),
+        *("--model-name", "large", "--version", "1.0"),
+        *("--factory", "tests.factories.large:LargePredictFactory"),
+        *("--export-path", str(store), "--force"),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(workspace)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(path.stat().st_size for path in workspace.glob("*/large.mar")):
+        with pytest.raises(subprocess.TimeoutExpired):  # it goes on
+            process.wait(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    return process.returncode, said
+
+
+def test_a_build_that_is_interrupted_leaves_nothing(workspace: Path, store: Path) -> None:
+    """Ctrl-C."""
+    assert kill(workspace, store, signal.SIGINT) == (
+        130,
+        "ERROR: interrupted; nothing was written\n",
+    )
+    assert not list(store.iterdir())
+    assert not list(workspace.iterdir())
+
+
+def test_a_build_that_is_terminated_leaves_nothing(workspace: Path, store: Path) -> None:
+    assert kill(workspace, store, signal.SIGTERM) == (128 + signal.SIGTERM, "")
+    assert not list(store.iterdir())
+    assert not list(workspace.iterdir())
+
+
+def test_a_build_that_is_killed_outright_leaves_the_model_store_as_it_was(
+    workspace: Path, store: Path
+) -> None:
+    """And the next build removes what it left elsewhere."""
+    large = store / "large.mar"
+    large.write_bytes(b"the archive that is served")
+    assert kill(workspace, store, signal.SIGKILL) == (-signal.SIGKILL, "")
+    assert list(store.iterdir()) == [large]
+    assert large.read_bytes() == b"the archive that is served"
+    assert [path.name for path in workspace.glob("*/*.mar")] == ["large.mar"]
+    archive = good.build(store)
+    assert sorted(store.iterdir()) == [large, archive]
+    assert not list(workspace.iterdir())

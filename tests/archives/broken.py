@@ -1,0 +1,153 @@
+"""Every way to break an archive's folder: each breaks it and says what must be said of it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torchrec_handler.archive import (
+    DENSE,
+    INDEX,
+    MANIFEST,
+    MODEL_CONFIG,
+    PACKAGE,
+    REQUIREMENTS,
+    TABLES,
+    sha256,
+)
+
+Break = Callable[[Path], str]
+"""Takes the folder of a good archive; returns the whole message of the ArchiveError."""
+
+
+def _missing(member: str) -> Break:
+    def apply(folder: Path) -> str:
+        (folder / member).unlink()
+        return f"{member}: listed in archive.json, but missing from {folder}"
+
+    return apply
+
+
+def _flipped(member: str) -> Break:
+    def apply(folder: Path) -> str:
+        path = folder / member
+        before = sha256(path)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        return (
+            f"{member}: its sha256 is {sha256(path)[:16]}…, expected {before[:16]}…; "
+            "the archive was altered or damaged, build or copy it again"
+        )
+
+    return apply
+
+
+def _no_package(folder: Path) -> str:
+    (folder / PACKAGE).unlink()
+    return f"{PACKAGE}: the manifest names it as serializedFile, but it is not in {folder}"
+
+
+def _another_package(folder: Path) -> str:
+    (folder / "other.pt").write_bytes((folder / PACKAGE).read_bytes())
+    _edit(folder / MANIFEST, lambda manifest: manifest["model"].update(serializedFile="other.pt"))
+    return (
+        "other.pt: the manifest names it as serializedFile, but archive.json does not list it; "
+        "the archive was altered, build or copy it again"
+    )
+
+
+def _truncated_tables(folder: Path) -> str:
+    path = folder / TABLES
+    expected = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: expected // 2])
+    return (
+        f"tables.bin: received {expected // 2} bytes, expected {expected} for 5 tables; "
+        "the archive is truncated, build or copy it again"
+    )
+
+
+def _no_index(folder: Path) -> str:
+    (folder / INDEX).unlink()
+    return f"archive.json: missing from {folder}, which holds tables.bin; copy the archive again"
+
+
+def _index_is_not_json(folder: Path) -> str:
+    (folder / INDEX).write_bytes(b'{"format_version": \xff')
+    return (
+        "archive.json: is not JSON (Expecting value: line 1 column 20 (char 19)); "
+        "build the archive again"
+    )
+
+
+def _other_major(folder: Path) -> str:
+    _edit(folder / INDEX, lambda index: index.update(format_version="2.0"))
+    return (
+        "archive.json: received format version 2.0, expected 1.0; "
+        "build the archive again with this version of torchrec-serve"
+    )
+
+
+def _no_manifest(folder: Path) -> str:
+    (folder / MANIFEST).unlink()
+    return (
+        "MAR-INF/MANIFEST.json: cannot be read ([Errno 2] No such file or directory: "
+        f"'{folder / MANIFEST}'); is {folder} a model archive?"
+    )
+
+
+def _manifest_is_not_json(folder: Path) -> str:
+    (folder / MANIFEST).write_text("{")
+    return (
+        "MAR-INF/MANIFEST.json: cannot be read (Expecting property name enclosed in double quotes: "
+        f"line 1 column 2 (char 1)); is {folder} a model archive?"
+    )
+
+
+def _manifest_without(change: Callable[[dict[str, Any]], object]) -> Break:
+    def apply(folder: Path) -> str:
+        _edit(folder / MANIFEST, change)
+        return (
+            "MAR-INF/MANIFEST.json: names no serializedFile; give the package with "
+            "--serialized-file"
+        )
+
+    return apply
+
+
+def _manifest_is_a_list(folder: Path) -> str:
+    (folder / MANIFEST).write_text("[]")
+    return "MAR-INF/MANIFEST.json: names no serializedFile; give the package with --serialized-file"
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+BROKEN: dict[str, Break] = {
+    "no manifest": _no_manifest,
+    "manifest is not JSON": _manifest_is_not_json,
+    "manifest is a list": _manifest_is_a_list,
+    "manifest without model": _manifest_without(lambda manifest: manifest.pop("model")),
+    "manifest without package": _manifest_without(
+        lambda manifest: manifest["model"].pop("serializedFile")
+    ),
+    "no package": _no_package,
+    "another package": _another_package,
+    "no index": _no_index,
+    "index is not JSON": _index_is_not_json,
+    "index of another major version": _other_major,
+    "tables cut off": _truncated_tables,
+    **{
+        f"no {re.sub(r'[.].*', '', member)}": _missing(member)
+        for member in (MODEL_CONFIG, DENSE, TABLES, REQUIREMENTS)
+    },
+    **{
+        f"a byte of {re.sub(r'[.].*', '', member)} flipped": _flipped(member)
+        for member in (PACKAGE, MODEL_CONFIG, DENSE, REQUIREMENTS)
+    },
+}
+"""What is broken -> how. The good archive has a requirements file, dense weights and tables."""

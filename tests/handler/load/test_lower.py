@@ -1,0 +1,170 @@
+"""The dense part computes in the data type asked for, and all else stays as it was."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torchrec.inference.modules import PredictModule, quantize_dense
+
+from tests.factories.kinds_base import Batch, KindFactory
+from tests.factories.kinds_own import OwnTypeFactory
+from tests.factories.kinds_pooled import (
+    ManagedFactory,
+    PositionWeightedFactory,
+    SumFactory,
+    WeightedFactory,
+)
+from tests.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
+from tests.factories.kinds_sequence import SequenceFactory
+from tests.factories.kinds_two_tower import TwoTowerFactory
+from tests.kinds import CPU, prepare, random_batch
+from torchrec_handler.load.lower import lower
+from torchrec_handler.options import Options
+
+KINDS = [
+    SumFactory,
+    WeightedFactory,
+    PositionWeightedFactory,
+    ManagedFactory,
+    SequenceFactory,
+    DlrmFactory,
+    DlrmDcnFactory,
+    DeepFmFactory,
+    TwoTowerFactory,
+]
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+TOLERANCE = {"float32": 1e-3, "float16": 3e-3, "bfloat16": 3e-2}
+
+
+def lowered(module: torch.nn.Module, **options: Any) -> torch.nn.Module:
+    lower(module, Options.model_validate(options), CPU)
+    return module
+
+
+class Around(torch.nn.Module):
+    """A model inside a model, as a training job may wrap it."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("output_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_answers_in_every_data_type(
+    kind: type[KindFactory], dtype: str, output_dtype: str
+) -> None:
+    """Whatever precision its lookups give, on the CPU."""
+    inputs = random_batch(kind)
+    expected = prepare(kind().create_predict_module())(inputs)["default"]
+    module = prepare(kind().create_predict_module(), tables={"output_dtype": output_dtype})
+    lowered(module, dense={"dtype": dtype}, tables={"output_dtype": output_dtype})
+    received = module(inputs)["default"]
+    if dtype != "float32":
+        assert received.dtype == DTYPES[dtype]
+        assert not torch.equal(received.float(), expected)
+    torch.testing.assert_close(received.float(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("kind", [DlrmFactory, DeepFmFactory])
+def test_a_model_inside_a_model_is_reached(kind: type[KindFactory], dtype: str) -> None:
+    inputs = random_batch(kind)
+    plain = lowered(prepare(kind().create_predict_module()), dense={"dtype": dtype})
+    wrapped = prepare(kind().predict_module(Around(kind().create_predict_module()._module)))
+    lowered(wrapped, dense={"dtype": dtype})
+    assert torch.equal(wrapped(inputs)["default"], plain(inputs)["default"])
+    assert {parameter.dtype for parameter in wrapped.parameters()} == {DTYPES[dtype]}
+
+
+def test_float16_is_what_torchrecs_quantize_dense_gives() -> None:
+    """Where that can be had: children of the predict module with positional tensors."""
+    inputs = random_batch(SumFactory)
+    module = prepare(SumFactory().create_predict_module())
+    model: Any = module.predict_module
+    expected = quantize_dense(
+        copy.deepcopy(module), torch.half, additional_embedding_module_type=[type(model.collection)]
+    )
+    lowered(module, dense={"dtype": "float16"})
+    assert torch.equal(module(inputs)["default"], expected(inputs)["default"])
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_position_weights_stay_as_they_are(dtype: str) -> None:
+    """They are part of the lookup, whose kernel takes weights of float32 only."""
+    inputs = random_batch(PositionWeightedFactory)
+    expected = prepare(PositionWeightedFactory().create_predict_module())(inputs)["pooled"]
+    module = prepare(PositionWeightedFactory().create_predict_module())
+    lowered(module, dense={"dtype": dtype})
+    assert torch.equal(module(inputs)["pooled"], expected)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_a_collection_that_stays_float_keeps_its_tables(dtype: str) -> None:
+    inputs = random_batch(OwnTypeFactory)
+    module = OwnTypeFactory().create_predict_module()
+    expected = module(inputs)["pooled"]
+    lowered(module, dense={"dtype": dtype})
+    assert torch.equal(module(inputs)["pooled"], expected)
+    assert module.predict_module.over.weight.dtype == DTYPES[dtype]
+
+
+class Doubled(torch.nn.Module):
+    """No predict module, no tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        self.dropout = torch.nn.Dropout(0.9)
+
+    def forward(self, batch: Batch) -> Batch:
+        return {"default": self.dropout(self.layer(batch["float_features"]))}
+
+
+def test_a_module_that_is_no_predict_module_is_lowered_too() -> None:
+    """And put in evaluation mode, which no base class does for it."""
+    module = lowered(Doubled().train(), dense={"dtype": "bfloat16"})
+    received = module({"float_features": torch.ones(1, 2)})["default"]
+    assert received.dtype == torch.bfloat16
+    assert not any(found.training for found in module.modules())
+
+
+def test_float32_adds_nothing_to_a_call() -> None:
+    module = lowered(prepare(DlrmFactory().create_predict_module()))
+    assert not any(found._forward_pre_hooks for found in module.modules())
+
+
+class Deviceless(PredictModule):
+    """Without a device, as PredictModule allows."""
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        return {"default": self.predict_module(batch["float_features"])}
+
+
+def test_a_predict_module_without_a_device_takes_the_workers() -> None:
+    """Its own way is to ask for the current CUDA device at its first call."""
+    module = Deviceless(torch.nn.Linear(2, 2))
+    devices = [module._device]
+    lowered(module)
+    devices.append(module._device)
+    assert devices == [None, CPU]
+    assert module({"float_features": torch.ones(1, 2)})["default"].shape == (1, 2)
+    named = Deviceless(torch.nn.Linear(2, 2), "meta")
+    lowered(named)
+    assert named._device == torch.device("meta")
+
+
+def test_threads_are_set() -> None:
+    before = torch.get_num_threads()
+    try:
+        lowered(torch.nn.Linear(1, 1), threads=2)
+        assert torch.get_num_threads() == 2
+        lowered(torch.nn.Linear(1, 1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

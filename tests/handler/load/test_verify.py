@@ -1,0 +1,93 @@
+"""A good archive passes; each broken one is refused by name, before anything in it is used."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.archives import good
+from tests.archives.broken import BROKEN
+from torchrec_handler.archive import INDEX, MANIFEST, PACKAGE, TABLES, sha256
+from torchrec_handler.errors import ArchiveError
+from torchrec_handler.load.verify import verify
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a good archive with every member that there can be; not to be changed."""
+    folder = tmp_path_factory.mktemp("good")
+    (folder / "requirements.txt").write_text("httpx\n")
+    return good.build(
+        folder, archive_format="no-archive", requirements_file=folder / "requirements.txt"
+    )
+
+
+@pytest.fixture
+def copy(archive: Path, tmp_path: Path) -> Path:
+    """The good archive's folder, to break."""
+    return Path(shutil.copytree(archive, tmp_path / "archive"))
+
+
+def test_a_good_archive_is_read(archive: Path) -> None:
+    found = verify(archive)
+    assert (found.folder, found.package) == (archive, archive / PACKAGE)
+    assert found.index is not None
+    assert set(found.index.sha256) | {INDEX, MANIFEST} == {
+        str(path.relative_to(archive)) for path in archive.rglob("*") if path.is_file()
+    }
+
+
+def test_an_archive_without_an_index_is_a_plain_one(copy: Path) -> None:
+    for member in (INDEX, TABLES):
+        (copy / member).unlink()
+    assert verify(copy).index is None
+
+
+def test_a_plain_archive_s_package_may_have_any_name(copy: Path) -> None:
+    for member in (INDEX, TABLES):
+        (copy / member).unlink()
+    (copy / PACKAGE).rename(copy / "my.pt")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["model"]["serializedFile"] = "my.pt"
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    assert verify(copy).package == copy / "my.pt"
+
+
+def test_a_byte_of_the_tables_is_not_looked_at(copy: Path) -> None:
+    """tables.bin is mapped: a worker starts without reading it, whatever its size."""
+    content = bytearray((copy / TABLES).read_bytes())
+    content[0] ^= 1
+    (copy / TABLES).write_bytes(content)
+    index = verify(copy).index
+    assert index is not None
+    assert index.sha256[TABLES] != sha256(copy / TABLES)
+
+
+def test_a_newer_minor_version_is_served_with_a_warning(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = {**json.loads((copy / INDEX).read_text()), "format_version": "1.9", "owner": "shop"}
+    (copy / INDEX).write_text(json.dumps(newer))
+    with caplog.at_level(logging.WARNING):
+        assert verify(copy).index is not None
+    assert caplog.messages == [
+        "archive.json: written in format 1.9, read as 1.0; newer fields are ignored"
+    ]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_archive_is_refused(name: str, copy: Path) -> None:
+    message = BROKEN[name](copy)
+    with pytest.raises(ArchiveError) as caught:
+        verify(copy)
+    assert str(caught.value) == message
+
+
+def test_a_broken_package_is_not_imported(copy: Path) -> None:
+    """Its digest is wrong, and that is said before its code could run."""
+    message = BROKEN["a byte of predict_factory flipped"](copy)
+    with pytest.raises(ArchiveError) as caught:
+        good.load_folder(copy)
+    assert str(caught.value) == message
