@@ -45,5 +45,5 @@ def write_tables(
             step = max(1, BLOCK_BYTES // (entry.width * source.element_size()))
             for start in range(0, entry.rows, step):
                 block = encode_rows(source[start : min(start + step, entry.rows)], entry.dtype)
-                block.numpy().tofile(file)
+                file.write(block.numpy().data)
                 bar.update(block.numel())
