@@ -8,6 +8,7 @@ import torch
 
 from tests.factories.kinds_base import KindFactory
 from tests.factories.kinds_pooled import (
+    SEEN_IDS,
     ByPositionFactory,
     ManagedFactory,
     MeanFactory,
@@ -49,8 +50,6 @@ KINDS: dict[str, type[KindFactory]] = {
     "deepfm": DeepFmFactory,
     "two-tower": TwoTowerFactory,
 }
-UNSEEN_IDS = 2**31 - 1
-"""Random ids of a feature of which any id is good are below this."""
 MOST_IDS = 4
 """Ids a feature has in one row at most."""
 
@@ -79,7 +78,10 @@ def signature(kind: type[KindFactory]) -> Signature:
 
 
 def random_request(signature: Signature, rows: int, seed: int = 0) -> dict[str, Any]:
-    """A request in JSON columns, with empty lists and ids up to each table's last row."""
+    """A request in JSON columns, with empty lists and ids up to each table's last row.
+
+    Where any id is good, some that the model has seen and some that it has not.
+    """
     random = np.random.default_rng(seed)
     request: dict[str, Any] = {}
     for entry in signature.inputs:
@@ -90,7 +92,9 @@ def random_request(signature: Signature, rows: int, seed: int = 0) -> dict[str, 
             continue
         lengths = random.integers(0, MOST_IDS + 1, (features, rows))
         ids = [
-            random.integers(0, limit or UNSEEN_IDS, count)
+            random.integers(0, limit, count)
+            if limit
+            else random.choice([*SEEN_IDS, *random.integers(0, 2**31, 3)], count)
             for limit, count in zip(entry.rows, lengths.sum(axis=1), strict=True)
         ]
         request[f"{entry.name}.lengths"] = lengths.reshape(-1).tolist()

@@ -224,7 +224,11 @@ def _read_model_config(path: str | Path | None) -> tuple[bytes, Options]:
     try:
         document = yaml.safe_load(content)
     except yaml.YAMLError as error:
-        message = f"config file: {path} is not YAML: {' '.join(str(error).split())}"
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            said = f"line {error.problem_mark.line + 1}: {error.problem}"
+        else:
+            said = " ".join(str(error).split())
+        message = f"config file: {path} is not YAML: {said}"
         raise BuildError(message) from error
     if not isinstance(document, dict):
         message = f"config file: {path} holds a {type(document).__name__}, expected a mapping"

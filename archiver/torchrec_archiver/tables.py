@@ -57,7 +57,7 @@ def write_tables(
             for start in range(0, entry.rows, step):
                 block = source[start : min(start + step, entry.rows)]
                 encoded = encode_rows(block, entry.dtype)
-                encoded.numpy().tofile(file)
+                file.write(encoded.numpy().data)
                 if block.is_floating_point():
                     off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
                     largest = max(largest, float(off.max()))

@@ -1,11 +1,10 @@
 """What the factories of every kind of model share: their metadata and their seeded weights.
 
 A kind is a factory that brings its weights; with `tables_device = "meta"` it leaves its tables
-without rows, and an archive of it needs `checkpoint` of the same kind.
+without rows, and an archive of it needs the checkpoint of a `trained` model.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ def keyed(
     )
 
 
-def seeded(module: torch.nn.Module) -> torch.nn.Module:
+def seeded(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Give every weight a large, seeded value, so that scores differ from row to row.
 
     Each weight has a generator of its own: those that stay on `meta` change no other.
@@ -59,7 +58,7 @@ def seeded(module: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for position, parameter in enumerate(module.parameters()):
             if not parameter.is_meta and parameter.is_floating_point():
-                generator = torch.Generator().manual_seed(position)
+                generator = torch.Generator().manual_seed(1_000 * seed + position)
                 values = torch.randn(parameter.shape, generator=generator)
                 # Not so large that a sigmoid at the end would say 0 or 1 to every row.
                 parameter.copy_(values / parameter.shape[-1] ** 0.5)
@@ -70,6 +69,7 @@ class KindFactory(PredictFactory):
     """What the kinds have in common."""
 
     tables_device = "cpu"
+    seed = 0
     inputs: dict[str, str] = {"id_list_features": "sparse"}  # noqa: RUF012  overridden, not changed
 
     def model(self, tables_device: torch.device) -> Any:
@@ -81,7 +81,7 @@ class KindFactory(PredictFactory):
         raise NotImplementedError
 
     def create_predict_module(self) -> Any:
-        return self.predict_module(seeded(self.model(torch.device(self.tables_device))))
+        return self.predict_module(seeded(self.model(torch.device(self.tables_device)), self.seed))
 
     def batching_metadata(self) -> dict[str, BatchingMetadata]:
         return {
@@ -106,9 +106,9 @@ class KindFactory(PredictFactory):
         return {"forward": QualNameMetadata(need_preproc=True)}
 
 
-def checkpoint(kind: type[KindFactory], path: Path) -> Path:
-    """Save the weights of a kind as a training job would: by the inner module's own names."""
+def trained(kind: type[KindFactory]) -> Any:
+    """A predict module with other weights than the kind's factory brings."""
     factory = kind()
     factory.tables_device = "cpu"
-    torch.save(factory.create_predict_module().predict_module.state_dict(), path)
-    return path
+    factory.seed = 1
+    return factory.create_predict_module()

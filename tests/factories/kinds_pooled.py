@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torchrec.inference.modules import PredictModule
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.feature_processor_ import (
     PositionWeightedModule,
@@ -171,8 +171,8 @@ class PositionWeightedEachFactory(SumFactory):
         )
 
 
-def managed(tables: Sequence[EmbeddingBagConfig]) -> ManagedCollisionCollection:
-    """Managed collision that was trained on `SEEN_IDS`."""
+def managed(tables: Sequence[BaseEmbeddingConfig], seed: int) -> ManagedCollisionCollection:
+    """Managed collision that was trained on `SEEN_IDS`, less the first `seed` of them."""
     modules = {}
     for config in tables:
         modules[config.name] = MCHManagedCollisionModule(
@@ -183,7 +183,7 @@ def managed(tables: Sequence[EmbeddingBagConfig]) -> ManagedCollisionCollection:
         )
     collection = ManagedCollisionCollection(modules, tables)
     features = [name for config in tables for name in config.feature_names]
-    ids = torch.tensor(SEEN_IDS).repeat(len(features))
+    ids = torch.tensor(SEEN_IDS[seed:]).repeat(len(features))
     collection.train()
     for _ in range(2):
         collection(
@@ -211,7 +211,8 @@ class ManagedFactory(PooledFactory):
     def collection(self, tables_device: torch.device) -> Any:
         configs = self.configs()
         return ManagedCollisionEmbeddingBagCollection(
-            EmbeddingBagCollection(tables=configs, device=tables_device), managed(configs)
+            EmbeddingBagCollection(tables=configs, device=tables_device),
+            managed(configs, self.seed),
         )
 
     def predict_module(self, model: torch.nn.Module) -> Any:

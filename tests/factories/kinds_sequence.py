@@ -88,5 +88,5 @@ class ManagedSequenceFactory(SequenceFactory):
     def collection(self, tables_device: torch.device) -> Any:
         configs = self.configs()
         return ManagedCollisionEmbeddingCollection(
-            EmbeddingCollection(tables=configs, device=tables_device), managed(configs)
+            EmbeddingCollection(tables=configs, device=tables_device), managed(configs, self.seed)
         )

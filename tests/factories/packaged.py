@@ -109,3 +109,24 @@ class QuantizedPredictFactory(RankingPredictFactory):
         module = RankingPredictModule(seeded("meta"), "cpu")
         quantized: torch.nn.Module = quantize_inference_model(module)
         return quantized
+
+
+class RenamingPredictFactory(RankingPredictFactory):
+    """Changes the dense part in place once the weights are there, as lowering to a backend does."""
+
+    def run_weights_dependent_transformations(
+        self, predict_module: torch.nn.Module
+    ) -> torch.nn.Module:
+        """Wrap the dense part: its weights have other names from here on."""
+        assert isinstance(predict_module, RankingPredictModule)
+        inner = predict_module.predict_module
+        inner.over = torch.nn.Sequential(inner.over, torch.nn.Identity())
+        return predict_module
+
+
+class EmptyPredictFactory(RankingPredictFactory):
+    """Brings no weights at all, rows or dense."""
+
+    def create_predict_module(self) -> torch.nn.Module:
+        """The module on meta."""
+        return RankingPredictModule(seeded().to("meta"), "cpu")

@@ -76,7 +76,9 @@ def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
         if array.dtype.kind not in "biuf":
             message = f"output {name!r}: {array.dtype.name} cannot be written as floats"
             raise PredictError(message)
-        response.predictions[name].data.extend(array.reshape(-1).astype(np.float32).tolist())
+        with np.errstate(over="ignore"):
+            data = array.reshape(-1).astype(np.float32)
+        response.predictions[name].data.extend(data.tolist())
     return response.SerializeToString()
 
 

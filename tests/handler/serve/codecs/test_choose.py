@@ -345,19 +345,8 @@ class TestHostileBodies:
         assert response.status == 400, response.body
 
 
-KEYS = [
-    "genres",
-    "instances",
-    "shared",
-    "inputs",
-    "batch_size",
-    "name",
-    "shape",
-    "datatype",
-    "data",
-    "id",
-    "x",
-]
+TENSOR_KEYS = ("name", "shape", "datatype", "data", "id")
+KEYS = ("genres", "instances", "shared", "inputs", "batch_size", "x", *TENSOR_KEYS)
 
 ANY_JSON = st.recursive(
     st.none()

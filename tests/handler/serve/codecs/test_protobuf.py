@@ -296,6 +296,10 @@ class TestEncode:
             "mask": [1, 0],
         }
 
+    def test_what_is_too_large_for_a_float_is_infinite(self) -> None:
+        response = PredictionResponse.FromString(protobuf.encode({"x": np.array([1e39, -1e39])}))
+        assert list(response.predictions["x"].data) == [np.inf, -np.inf]
+
     def test_refuses_what_is_no_number(self) -> None:
         with pytest.raises(PredictError) as caught:
             protobuf.encode({"default": np.array(["a"])})
