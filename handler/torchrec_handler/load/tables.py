@@ -247,9 +247,7 @@ def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> 
                 raise ArchiveError(message)
             shards.append((entry, first_row, rows))
         if device.type == "cpu":
-            operator.reset_weights_placements_and_offsets(device, EmbeddingLocation.HOST.value)
-            operator.recompute_module_buffers()
-            _materialise_buffers(operator, device)
+            _move(operator, device, EmbeddingLocation.HOST)
             offsets = [entry.offset + first * entry.row_bytes for entry, first, _ in shards]
             operator.weights_physical_offsets = offsets
             operator.weights_offsets = torch.tensor(
@@ -258,14 +256,25 @@ def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> 
             operator.weights_host = store.buffer
             operator.weight_initialized = True
         else:
+            if operator.current_device.type == "meta":  # of a collection that has no sharder
+                _move(operator, device, EmbeddingLocation.DEVICE)
+                operator.weight_initialized = False
+                operator.initialize_weights()
             weights = operator.split_embedding_weights(split_scale_shifts=False)
             for (entry, first, rows), (target, _) in zip(shards, weights, strict=True):
                 block = store.rows(entry)[first : first + rows]
                 target[:, : entry.row_bytes].copy_(block)
 
 
-def _materialise_buffers(operator: torch.nn.Module, device: torch.device) -> None:
-    # What recompute_module_buffers leaves on meta serves the cache on CUDA only; zeros will do.
+def _move(
+    operator: IntNBitTableBatchedEmbeddingBagsCodegen,
+    device: torch.device,
+    location: EmbeddingLocation,
+) -> None:
+    """Give a lookup a device, its row alignment and all buffers but rows."""
+    operator.reset_weights_placements_and_offsets(device, location.value)
+    operator.recompute_module_buffers()
+    # What that leaves on meta serves the cache on CUDA only; zeros will do.
     for name, buffer in operator.named_buffers(recurse=False):
         if buffer.is_meta:
             setattr(operator, name, torch.zeros_like(buffer, device=device))
