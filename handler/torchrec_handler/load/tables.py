@@ -114,10 +114,10 @@ def encode_rows(rows: torch.Tensor, dtype: str) -> torch.Tensor:
         dtype: float32, float16, int8, int4 or int2.
 
     Returns:
-        [rows, row_bytes] uint8.
+        [rows, row_bytes] uint8, contiguous.
     """
     if rows.dtype == torch.uint8:
-        return rows
+        return rows.contiguous()
     if dtype == "float32":
         return rows.float().contiguous().view(torch.uint8)
     if dtype == "float16":

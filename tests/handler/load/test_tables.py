@@ -102,6 +102,9 @@ def test_rows_may_come_in_pieces_and_in_any_precision() -> None:
         encode_rows(rows.bfloat16(), "int4"), encode_rows(rows.bfloat16().float(), "int4")
     )
     assert encode_rows(whole, "int8") is whole
+    padded = torch.nn.functional.pad(whole, (0, 4))[:, :12]
+    assert encode_rows(padded, "int8").is_contiguous()
+    assert torch.equal(encode_rows(padded, "int8"), whole)
 
 
 def test_tables_lie_one_behind_another_in_the_order_of_their_lookups() -> None:
