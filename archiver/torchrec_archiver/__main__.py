@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -47,12 +47,12 @@ def _build(options: argparse.Namespace) -> int:
         model_name=options.model_name,
         version=options.version,
         factory=options.factory,
-        configs=_by_name("--config", options.config),
+        configs=_paths("--config", options.config),
         weights=options.weights,
-        weights_map=dict(options.weights_map),
+        weights_map=_by_name("--weights-map", options.weights_map),
         samples=options.samples,
         max_output_error=options.max_output_error,
-        extra_files=_by_name(
+        extra_files=_paths(
             "--extra-files", [(Path(path).name, path) for path in options.extra_files]
         ),
         packager=options.packager,
@@ -164,15 +164,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _by_name(option: str, named: Iterable[tuple[str, str]]) -> Mapping[str, Path]:
-    """Name -> path; a name given twice would silently lose one."""
-    paths: dict[str, Path] = {}
-    for name, path in named:
-        if name in paths:
-            message = f"{option}: {path} and {paths[name]} are both named {name!r}"
+def _paths(option: str, named: Iterable[tuple[str, str]]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in _by_name(option, named).items()}
+
+
+def _by_name(option: str, named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Name -> value; a name given twice would silently lose one."""
+    values: dict[str, str] = {}
+    for name, value in named:
+        if name in values:
+            message = f"{option}: {name!r} is given twice: {values[name]} and {value}"
             raise BuildError(message)
-        paths[name] = Path(path)
-    return paths
+        values[name] = value
+    return values
 
 
 def _prefixes(text: str) -> tuple[str, str]:

@@ -341,7 +341,7 @@ def kill(workspace: Path, store: Path, number: signal.Signals) -> tuple[int, str
         *(str(Path(sys.executable).with_name("torchrec-archiver")), "build"),
         *("--model-name", "large", "--version", "1.0"),
         *("--factory", "tests.factories.large:LargePredictFactory"),
-        *("--export-path", str(store), "--force"),
+        *("--export-path", str(store), "--force", "--archive-format", "default"),
     ]
     process = subprocess.Popen(
         command,

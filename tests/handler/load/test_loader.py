@@ -51,7 +51,7 @@ def error_of(folder: Path, factory: type[RankingPredictFactory], **arguments: An
 
 def test_a_loaded_archive_scores_as_torchrec_s_own_module(tmp_path: Path) -> None:
     predictor = good.load_folder(good.build(tmp_path, archive_format="no-archive"))
-    assert torch.equal(good.scores(predictor.module), good.expected_scores())
+    torch.testing.assert_close(good.scores(predictor.module), good.expected_scores())
 
 
 def test_a_predictor_says_all_that_serving_needs(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_weights_of_a_checkpoint_are_those_that_are_served(tmp_path: Path) -> No
         weights=tmp_path / "weights.pt",
         archive_format="no-archive",
     )
-    assert torch.equal(good.scores(good.load_folder(folder).module), good.expected_scores())
+    torch.testing.assert_close(good.scores(good.load_folder(folder).module), good.expected_scores())
 
 
 def test_transformations_run_before_and_after_the_weights_are_loaded(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_plain_archive_of_any_packager_is_served(
 ) -> None:
     predictor = load_plain(tmp_path, RankingPredictFactory, packager=packager)
     assert predictor.index is None
-    assert torch.equal(good.scores(predictor.module), good.expected_scores())
+    torch.testing.assert_close(good.scores(predictor.module), good.expected_scores())
 
 
 def test_a_plain_archive_s_handler_is_the_file_that_it_was_given(tmp_path: Path) -> None:
@@ -139,10 +139,7 @@ def test_a_plain_archive_s_handler_is_the_file_that_it_was_given(tmp_path: Path)
         "configFile": "model-config.yaml",
     }
     assert (folder / "predict_factory_handler.py").is_file()
-    assert torch.equal(
-        good.scores(good.load_folder(folder).module),
-        good.expected_scores(),
-    )
+    torch.testing.assert_close(good.scores(good.load_folder(folder).module), good.expected_scores())
 
 
 def test_a_plain_archive_s_options_are_followed(tmp_path: Path) -> None:
