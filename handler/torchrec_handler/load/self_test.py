@@ -76,10 +76,13 @@ def save_samples(samples: Sequence[Sample], path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for number, sample in enumerate(samples):
         for name, value in sample.inputs.items():
-            tensors[f"{number}/inputs/{name}"] = value.contiguous()
+            # Methods that were recorded with the same inputs share them, which the file cannot.
+            tensors[f"{number}/inputs/{name}"] = value.clone(memory_format=torch.contiguous_format)
         for name, parts in sample.outputs.items():
             for part, value in enumerate(parts):
-                tensors[f"{number}/outputs/{name}/{part}"] = value.contiguous()
+                tensors[f"{number}/outputs/{name}/{part}"] = value.clone(
+                    memory_format=torch.contiguous_format
+                )
     calls = [{"qualname": sample.qualname, "rows": sample.rows} for sample in samples]
     save_file(tensors, path, metadata={METADATA: json.dumps(calls)})
 
