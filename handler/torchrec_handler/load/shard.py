@@ -35,13 +35,14 @@ def shard(
     """Shard every quantized collection; a module that its factory sharded is taken as it is.
 
     On the CPU the sharded lookups are made on `meta`, so that no table is allocated; `tables`
-    points them at their rows. On CUDA they are allocated on their devices, as TorchRec does it.
+    points them at their rows. On CUDA they are allocated on their devices, as TorchRec does it, or,
+    for one GPU that is not the first, by `tables`.
 
     Args:
         module: with quantized collections.
         options: constraints for the planner.
         plan: a plan to follow instead of planning.
-        device: where to serve; on CUDA its kind only, a plan names devices by rank.
+        device: where to serve; of several GPUs its kind only, a plan names them by rank.
 
     Returns:
         The module, and the plan; None when there was nothing to shard.
@@ -78,6 +79,8 @@ def shard(
         }
     _check_position_weighted(module, types)
     _show_logical_shapes(module)
+    # TorchRec counts GPUs from 0; a worker may have another one for itself.
+    is_one_of_many = options.world_size == 1 and bool(device.index)
     # Without this the lookups are made on CUDA whatever the compute device is.
     set_propogate_device(True)
     # Of one call these log some 200 lines of statistics, every argument's whole repr, and a warning
@@ -89,7 +92,7 @@ def shard(
             module,
             world_size=options.world_size,
             compute_device=device.type,
-            sharding_device="meta" if device.type == "cpu" else device.type,
+            sharding_device="meta" if device.type == "cpu" or is_one_of_many else device.type,
             sharders=list(SHARDERS),
             constraints=_constraints(types),
             ddr_cap=UNBOUNDED_BYTES,

@@ -32,6 +32,9 @@ DTYPE_NAMES: Mapping[str, str] = {
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4, "int2": 2}
 SCALE_BIAS_BYTES = 4
 
+WHOLE = 1.0
+"""FBGEMM's cache load factor of tables that are on the GPU as a whole."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
@@ -224,7 +227,8 @@ def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> 
     """Point every lookup of the module at its rows.
 
     On the CPU that is one buffer and an offset per table. On CUDA each shard's rows are copied to
-    the device the lookup was sharded to, whose rows are padded to 16 bytes.
+    the device the lookup was sharded to, or else to the worker's, where rows are padded to 16
+    bytes.
 
     Raises:
         ArchiveError: the module has a table that the store lacks, or of another shape.
@@ -247,7 +251,9 @@ def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> 
                 raise ArchiveError(message)
             shards.append((entry, first_row, rows))
         if device.type == "cpu":
-            _move(operator, device, EmbeddingLocation.HOST)
+            operator.reset_weights_placements_and_offsets(device, EmbeddingLocation.HOST.value)
+            operator.recompute_module_buffers()
+            _materialise_buffers(operator, device)
             offsets = [entry.offset + first * entry.row_bytes for entry, first, _ in shards]
             operator.weights_physical_offsets = offsets
             operator.weights_offsets = torch.tensor(
@@ -256,25 +262,16 @@ def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> 
             operator.weights_host = store.buffer
             operator.weight_initialized = True
         else:
-            if operator.current_device.type == "meta":  # of a collection that has no sharder
-                _move(operator, device, EmbeddingLocation.DEVICE)
-                operator.weight_initialized = False
-                operator.initialize_weights()
+            if operator.current_device.type == "meta":
+                operator.move_to_device_with_cache(device, WHOLE)
             weights = operator.split_embedding_weights(split_scale_shifts=False)
             for (entry, first, rows), (target, _) in zip(shards, weights, strict=True):
                 block = store.rows(entry)[first : first + rows]
                 target[:, : entry.row_bytes].copy_(block)
 
 
-def _move(
-    operator: IntNBitTableBatchedEmbeddingBagsCodegen,
-    device: torch.device,
-    location: EmbeddingLocation,
-) -> None:
-    """Give a lookup a device, its row alignment and all buffers but rows."""
-    operator.reset_weights_placements_and_offsets(device, location.value)
-    operator.recompute_module_buffers()
-    # What that leaves on meta serves the cache on CUDA only; zeros will do.
+def _materialise_buffers(operator: torch.nn.Module, device: torch.device) -> None:
+    # What recompute_module_buffers leaves on meta serves the cache on CUDA only; zeros will do.
     for name, buffer in operator.named_buffers(recurse=False):
         if buffer.is_meta:
             setattr(operator, name, torch.zeros_like(buffer, device=device))
