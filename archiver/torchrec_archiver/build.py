@@ -18,6 +18,7 @@ from torchrec_archiver.factory import find_factory, find_packager
 from torchrec_archiver.mar import (
     ArchiveFormat,
     check_target,
+    check_version,
     choose_format,
     staging,
     write_archive,
@@ -111,6 +112,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
         LoadError: the factory cannot be served; the build runs the code that will serve.
     """
     export_path = Path(export_path)
+    check_version(version)
     for possible in AUTO_FORMATS if archive_format == "auto" else (archive_format,):
         check_target(model_name, export_path, possible, force=force)
     factory = find_factory(factory)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Literal, get_args
+from urllib.parse import quote
 
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_archiver_error import ModelArchiverError
@@ -46,7 +47,7 @@ def check_target(
         message = f"export path: {export_path} is not a folder; make it first"
         raise BuildError(message)
     if archive_format not in get_args(ArchiveFormat):
-        expected = ", ".join(get_args(ArchiveFormat))
+        expected = ", ".join(("auto", *get_args(ArchiveFormat)))
         message = f"archive format: received {archive_format!r}, expected one of {expected}"
         raise BuildError(message)
     target = Path(
@@ -56,6 +57,20 @@ def check_target(
         message = f"{target} already exists; replace it with --force"
         raise BuildError(message)
     return target
+
+
+def check_version(version: str) -> None:
+    """See that TorchServe's addresses, `/predictions/NAME/VERSION`, can hold a model's version.
+
+    Raises:
+        BuildError: they cannot.
+    """
+    if not version or quote(version, safe=":+") != version:
+        message = (
+            f"version: received {version!r}, expected text that an address holds as it is, "
+            "like '1.0' or '2024-11-24'"
+        )
+        raise BuildError(message)
 
 
 def choose_format(content: Path) -> tuple[ArchiveFormat, str]:
@@ -77,8 +92,9 @@ def staging(export_path: Path) -> Iterator[Path]:
     """A folder outside the model store, on its file system, gone again whatever happens.
 
     A model store must never hold half an archive, not even after a kill, so the work is done
-    elsewhere and renamed into it. What a build that was killed outright left there is removed by
-    the next one.
+    elsewhere and renamed into it. Where there is no other folder on its file system, as for a
+    mounted volume, it is a hidden one in the model store, which TorchServe passes over. What a
+    build that was killed outright left is removed by the next one.
 
     Raises:
         BuildError: something could not be written.
@@ -93,12 +109,12 @@ def staging(export_path: Path) -> Iterator[Path]:
         ),
         export_path,
     )
-    with _terminating(), _locked_folder(parent) as folder:
-        try:
+    try:
+        with _terminating(), _locked_folder(parent) as folder:
             yield folder
-        except OSError as error:
-            message = f"{error.filename or folder}: cannot be written: {error.strerror or error}"
-            raise BuildError(message) from error
+    except OSError as error:
+        message = f"{error.filename or parent}: cannot be written: {error.strerror or error}"
+        raise BuildError(message) from error
 
 
 def write_archive(  # noqa: PLR0913  torch-model-archiver's own options

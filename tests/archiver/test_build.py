@@ -449,7 +449,16 @@ WRONG = [
         name="unknown format",
         arguments={"archive_format": "zip"},
         message=(
-            "archive format: received 'zip', expected one of default, zip-store, no-archive, tgz"
+            "archive format: received 'zip', expected one of auto, default, zip-store, no-archive, "
+            "tgz"
+        ),
+    ),
+    Wrong(
+        name="version",
+        arguments={"version": "1/0"},
+        message=(
+            "version: received '1/0', expected text that an address holds as it is, like '1.0' or "
+            "'2024-11-24'"
         ),
     ),
     Wrong(
@@ -500,9 +509,7 @@ def test_a_full_disk_is_an_error_with_its_reason(store: Path, workspace: Path) -
             good.build(store, factory=LargePredictFactory)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    said = str(caught.value)
-    assert said.startswith(str(workspace))
-    assert said.endswith(": cannot be written: File too large")
+    assert str(caught.value) == f"{workspace}: cannot be written: File too large"
     assert not list(store.iterdir())
     assert not list(workspace.iterdir())
 

@@ -17,9 +17,11 @@ import torch
 
 from tests.archives import good
 from tests.factories.packaged import Scale
-from tests.factories.ranking import seeded
+from tests.factories.ranking import RankingPredictFactory, seeded
+from torchrec_archiver import DefaultPackager
 from torchrec_archiver import __main__ as command_line
-from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG, REQUIREMENTS, Index
+from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG, PACKAGE, REQUIREMENTS, Index
+from torchrec_handler.load.package import open_package
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = {
@@ -180,6 +182,7 @@ def test_every_option_in_one_real_command(tmp_path: Path) -> None:
     assert (folder / REQUIREMENTS).read_text() == "httpx\n"
     assert (folder / MODEL_CONFIG).read_text() == "torchrec: {tables: {dtype: int8}}\n"
     assert Index.loads((folder / INDEX).read_text()).extra_files == ("scale.txt", "scale.bin")
+    assert open_package(folder / PACKAGE).factory.made_by == "my loader"
     predictor = good.load_folder(folder)
     torch.testing.assert_close(
         good.scores(predictor.module), good.expected_scores() * (2 * 5 * 7 * 11)
@@ -211,6 +214,32 @@ def test_extra_files_may_be_given_together_and_one_by_one(store: Path, tmp_path:
     folder = good.unpack(store / "ranking.mar", tmp_path / "unpacked")
     index = Index.loads((folder / INDEX).read_text())
     assert index.extra_files == ("a.txt", "b.txt", "c.txt")
+
+
+def test_a_factory_out_of_another_package_is_packed_again(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a packager of the user's own, which knows where the factory came from."""
+    first = tmp_path / "first.pt"
+    DefaultPackager.save_predict_factory(RankingPredictFactory, {}, first, {})
+    (tmp_path / "repacked.py").write_text(
+        "from torch.package import PackageImporter, sys_importer\n"
+        "from torchrec_archiver import DefaultPackager\n"
+        "importer = PackageImporter('first.pt')\n"
+        "module = importer.import_module('tests.factories.ranking')\n"
+        "RepackedPredictFactory = module.RankingPredictFactory\n"
+        "class RepackingPackager(DefaultPackager):\n"
+        "    @classmethod\n"
+        "    def save_predict_factory(cls, *args):\n"
+        "        importers = [importer, sys_importer]\n"
+        "        super().save_predict_factory(*args, package_importer=importers)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    named = ("--factory", "repacked:RepackedPredictFactory")
+    assert build(store, *named, "--packager", "repacked:RepackingPackager") == 0
+    folder = good.unpack(store / "ranking.mar", tmp_path / "unpacked")
+    torch.testing.assert_close(good.scores(good.load_folder(folder).module), good.expected_scores())
 
 
 # What is wrong.
@@ -246,6 +275,13 @@ def test_extra_files_may_be_given_together_and_one_by_one(store: Path, tmp_path:
             (
                 "model name: received 'a b', expected letters, digits, '_', '-' and '.', "
                 "a letter or a digit first"
+            ),
+        ),
+        (
+            ("--version", ""),
+            (
+                "version: received '', expected text that an address holds as it is, like '1.0' or "
+                "'2024-11-24'"
             ),
         ),
         (

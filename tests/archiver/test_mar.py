@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from torchrec_archiver.mar import (
     STAGING_PREFIX,
     ArchiveFormat,
     check_target,
+    check_version,
     staging,
     write_archive,
 )
@@ -85,7 +88,20 @@ def test_a_model_store_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_named(store: Path) -> None:
     assert error_of(lambda: check_target("ranking", store, "zip", force=False)) == (  # type: ignore[arg-type]
-        "archive format: received 'zip', expected one of default, zip-store, no-archive, tgz"
+        "archive format: received 'zip', expected one of auto, default, zip-store, no-archive, tgz"
+    )
+
+
+@pytest.mark.parametrize("version", ["1.0", "7", "2024-11-24T10:00", "1.0+cpu", "1.0_rc1~2"])
+def test_a_version_that_an_address_can_hold_is_taken(version: str) -> None:
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["", "1 0", "1/0", "1?a", "1#a", "1%20", "ä"])
+def test_a_version_that_no_address_can_hold_is_refused(version: str) -> None:
+    assert error_of(lambda: check_version(version)) == (
+        f"version: received {version!r}, expected text that an address holds as it is, "
+        "like '1.0' or '2024-11-24'"
     )
 
 
@@ -122,6 +138,42 @@ def test_the_work_is_done_on_the_model_store_s_file_system(
             assert folder.parent == store.parent
             assert folder.stat().st_dev == store.stat().st_dev
         assert list(store.parent.iterdir()) == [store]
+
+
+def test_a_volume_of_its_own_has_a_hidden_folder(workspace: Path) -> None:
+    """Nothing else is on its file system, as for a model store mounted into a container."""
+    volume = Path("/dev/shm")  # noqa: S108  the one that every Linux has
+    assert volume.stat().st_dev not in {workspace.stat().st_dev, volume.parent.stat().st_dev}
+    with staging(volume) as folder:
+        assert folder.parent == volume
+        assert folder.name.startswith(".")
+    assert not folder.exists()
+    assert not list(workspace.iterdir())
+
+
+def test_a_model_store_that_cannot_be_written_is_named(workspace: Path) -> None:
+    with pytest.raises(BuildError) as caught, staging(Path("/proc")):
+        pass
+    assert re.fullmatch(
+        r"/proc/\.torchrec-archiver-\w+: cannot be written: No such file or directory",
+        str(caught.value),
+    )
+    assert not list(workspace.iterdir())
+
+
+def test_a_build_outside_of_the_main_thread_leaves_signals_alone(
+    workspace: Path, store: Path
+) -> None:
+    """Only the main thread may set a handler; the application has its own."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work() -> bool:
+        with staging(store):
+            return signal.getsignal(signal.SIGTERM) is before
+
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(work).result()
+    assert not list(workspace.iterdir())
 
 
 def test_the_staging_folder_goes_whatever_happens(workspace: Path, store: Path) -> None:
