@@ -110,12 +110,12 @@ class TorchServe:
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """Ask over HTTP: a mapping goes as JSON, bytes as they are."""
-        query = {"qualname": qualname} if qualname else {}
+        given = dict(headers or {})
+        if qualname:
+            given["X-TorchRec-Qualname"] = qualname
         if isinstance(body, bytes):
-            return self.inference.post(
-                f"/predictions/{name}", content=body, params=query, headers=headers
-            )
-        return self.inference.post(f"/predictions/{name}", json=body, params=query, headers=headers)
+            return self.inference.post(f"/predictions/{name}", content=body, headers=given)
+        return self.inference.post(f"/predictions/{name}", json=body, headers=given)
 
     def workers(self, name: str) -> list[dict[str, Any]]:
         """What the management API says of a model's workers: `pid`, `status` and more."""

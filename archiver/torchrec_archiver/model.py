@@ -97,7 +97,7 @@ def write_model(  # noqa: PLR0913
         # Before the transformations that the worker will run on them again.
         own = dense_state(output.module, mapped)
         dense = {name: value.clone() for name, value in own.items()}
-        loaded = load_weights(output, None, options)
+        loaded = load_weights(output, None, options, CPU)
         rows: Rows = dict(loaded.own_rows)
     else:
         if is_sharded(output.module):
@@ -109,7 +109,7 @@ def write_model(  # noqa: PLR0913
         state = read_checkpoint(weights, scratch) if isinstance(weights, Path) else weights
         fitted = fit(rename(state, weights_map), output.module, mapped)
         dense = dict(fitted.dense)
-        loaded = load_weights(output, dense, options)
+        loaded = load_weights(output, dense, options, CPU)
         rows = {**loaded.own_rows, **fitted.rows}
     reference = _ask_float_model(output, loaded, rows, samples, options)
     quantized = quantize_tables(loaded, options)

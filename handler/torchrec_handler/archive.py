@@ -200,8 +200,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         _expect(dict, value, where)
         return {name: _read(inner[1], item, f"{where}[{name!r}]") for name, item in value.items()}
-    _expect(kind, value, where)
-    return value
+    # JSON has one kind of number.
+    plain = float(value) if kind is float and type(value) is int else value
+    _expect(kind, plain, where)
+    return plain
 
 
 def _expect(kind: type, value: Any, where: str) -> None:

@@ -42,6 +42,8 @@ INDEX = Index(
             dtype="int8",
             row_bytes=10,
             offset=0,
+            max_error=0.25,
+            mean_error=0.125,
         ),
         TableEntry(
             collection="_module.sparse",
@@ -64,6 +66,8 @@ INDEX = Index(
     ),
     extra_files=("movies.json",),
     sha256={"predict_factory.pt": "0" * 64},
+    plan="table_wise",
+    output_change={"forward": 0.5},
 )
 
 
@@ -97,9 +101,19 @@ def test_fields_that_have_a_default_may_be_left_out() -> None:
     older = document()
     older["signature"]["inputs"][0] = {"name": "float_features", "type": "dense"}
     del older["signature"]["outputs"]
+    del older["tables"][0]["max_error"], older["plan"]
     read = Index.loads(json.dumps(older))
+    assert (read.tables[0].max_error, read.plan) == (None, None)
     assert read.signature.inputs[0] == InputSignature(name="float_features", type="dense")
     assert read.signature.outputs == {}
+
+
+def test_a_whole_number_is_a_float_too() -> None:
+    """JSON has one kind of number, and other tools write 0 for 0.0."""
+    other = document()
+    other["tables"][0]["max_error"] = 0
+    read = Index.loads(json.dumps(other)).tables[0].max_error
+    assert (read, type(read)) == (0, float)
 
 
 @pytest.mark.parametrize("version", ["2.0", "0.9", "10.0", 2, "next"])

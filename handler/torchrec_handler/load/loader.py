@@ -83,7 +83,7 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     output = run_factory(package.factory, device, options.sharding.world_size)
     index = archive.index
     dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
-    quantized = quantize_tables(load_weights(output, dense, options), options)
+    quantized = quantize_tables(load_weights(output, dense, options, device), options)
     if index and index.tables:
         store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
     elif is_sharded(quantized.module):
@@ -98,7 +98,10 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
 
 
 def load_weights(
-    output: FactoryOutput, dense: Mapping[str, torch.Tensor] | None, options: Options
+    output: FactoryOutput,
+    dense: Mapping[str, torch.Tensor] | None,
+    options: Options,
+    device: torch.device,
 ) -> Loaded:
     """Give the module its dense weights and transform it; rows are left to `tables`.
 
@@ -107,11 +110,12 @@ def load_weights(
         dense: checkpoint name -> tensor; None when the factory brought its own weights, tables
             included.
         options: all options.
+        device: where dense weights go that the factory left on `meta`.
     """
     mapped = options.tables.quantization_mapping
     if dense is not None:
         to_meta(float_tables(output.module, mapped))
-        load_dense(output.module, dense, mapped)
+        load_dense(output.module, dense, device, mapped)
     module = run_weights_dependent(output)
     tables = float_tables(module, mapped)
     return Loaded(

@@ -55,13 +55,17 @@ def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[s
 
 
 def load_dense(
-    module: torch.nn.Module, dense: Mapping[str, torch.Tensor], mapped: Collection[str] = ()
+    module: torch.nn.Module,
+    dense: Mapping[str, torch.Tensor],
+    device: torch.device,
+    mapped: Collection[str] = (),
 ) -> None:
     """Load dense weights in place, keeping each parameter's device and data type.
 
     Args:
         module: the predict module.
         dense: checkpoint name -> tensor; no tables.
+        device: where parameters that are on `meta` go.
         mapped: as in `dense_state`.
 
     Raises:
@@ -79,7 +83,7 @@ def load_dense(
         message = "the dense weights do not fit the module: " + "; ".join(sorted(faults))
         raise WeightsError(message)
     cast = {
-        name: dense[name].to("cpu" if value.is_meta else value.device, value.dtype)
+        name: dense[name].to(device if value.is_meta else value.device, value.dtype)
         for name, value in own.items()
     }
     root = checkpoint_root(module)[1]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.archives import good
-from tests.archives.broken import BROKEN
-from torchrec_handler.archive import INDEX, MANIFEST, PACKAGE, TABLES, sha256
+from tests.archives.broken import BROKEN, BROKEN_WHERE_NO_CODE_IS
+from torchrec_handler.archive import INDEX, MANIFEST, PACKAGE, TABLES
 from torchrec_handler.errors import ArchiveError
 from torchrec_handler.load.verify import verify
 
@@ -55,14 +55,18 @@ def test_a_plain_archive_s_package_may_have_any_name(copy: Path) -> None:
     assert verify(copy).package == copy / "my.pt"
 
 
-def test_a_byte_of_the_tables_is_not_looked_at(copy: Path) -> None:
+@pytest.mark.parametrize("name", BROKEN_WHERE_NO_CODE_IS)
+def test_members_without_code_are_read_only_for_a_full_check(name: str, copy: Path) -> None:
     """tables.bin is mapped: a worker starts without reading it, whatever its size."""
-    content = bytearray((copy / TABLES).read_bytes())
-    content[0] ^= 1
-    (copy / TABLES).write_bytes(content)
-    index = verify(copy).index
-    assert index is not None
-    assert index.sha256[TABLES] != sha256(copy / TABLES)
+    message = BROKEN_WHERE_NO_CODE_IS[name](copy)
+    assert verify(copy).index is not None
+    with pytest.raises(ArchiveError) as caught:
+        verify(copy, full=True)
+    assert str(caught.value) == message
+
+
+def test_a_good_archive_passes_a_full_check(archive: Path) -> None:
+    assert verify(archive, full=True) == verify(archive)
 
 
 def test_a_newer_minor_version_is_served_with_a_warning(

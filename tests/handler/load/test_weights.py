@@ -21,6 +21,8 @@ from torchrec_handler.load.weights import checkpoint_root, dense_state, load_den
 
 DENSE_NAMES = ["over.0.bias", "over.0.weight", "over.2.bias", "over.2.weight"]
 
+CPU = torch.device("cpu")
+
 
 def ranking() -> RankingPredictModule:
     return RankingPredictModule(seeded(), "cpu")
@@ -59,7 +61,7 @@ def state() -> dict[str, torch.Tensor]:
 
 def error_of(module: torch.nn.Module, dense: dict[str, torch.Tensor]) -> str:
     with pytest.raises(WeightsError) as caught:
-        load_dense(module, dense)
+        load_dense(module, dense, CPU)
     return str(caught.value)
 
 
@@ -122,7 +124,7 @@ def test_a_feature_processor_s_weights_are_dense() -> None:
 
 def test_parameters_and_kept_buffers_are_loaded() -> None:
     module = buffered()
-    load_dense(module, state())
+    load_dense(module, state(), CPU)
     loaded = module.predict_module.state_dict()
     assert sorted(loaded) == sorted(state())
     for name, value in state().items():
@@ -131,7 +133,7 @@ def test_parameters_and_kept_buffers_are_loaded() -> None:
 
 def test_a_parameter_keeps_its_data_type() -> None:
     module = buffered()
-    load_dense(module, state())
+    load_dense(module, state(), CPU)
     assert module.predict_module.half_weight.dtype == torch.float16
     assert module.predict_module.count.dtype == torch.int64
 
@@ -140,15 +142,15 @@ def test_weights_left_on_meta_are_made_real() -> None:
     with torch.device("meta"):
         inner = Buffered()
     module = BufferedPredictModule(inner, "cpu")
-    load_dense(module, state())
+    load_dense(module, state(), CPU)
     assert {value.device.type for value in module.predict_module.state_dict().values()} == {"cpu"}
 
 
 def test_the_checkpoint_s_tensors_are_not_shared_with_the_module_s_caller() -> None:
     """Loading again another checkpoint leaves the first one as it was."""
     module, first = buffered(), state()
-    load_dense(module, first)
-    load_dense(module, {name: value + 1 for name, value in first.items()})
+    load_dense(module, first, CPU)
+    load_dense(module, {name: value + 1 for name, value in first.items()}, CPU)
     assert all(torch.equal(first[name], value) for name, value in state().items())
 
 
