@@ -13,6 +13,7 @@ from torchrec_handler.archive import (
     MODEL_CONFIG,
     PACKAGE,
     REQUIREMENTS,
+    SAMPLES,
     TABLES,
     sha256,
 )
@@ -143,11 +144,17 @@ BROKEN: dict[str, Break] = {
     "tables cut off": _truncated_tables,
     **{
         f"no {re.sub(r'[.].*', '', member)}": _missing(member)
-        for member in (MODEL_CONFIG, DENSE, TABLES, REQUIREMENTS)
+        for member in (MODEL_CONFIG, DENSE, TABLES, REQUIREMENTS, SAMPLES)
     },
     **{
         f"a byte of {re.sub(r'[.].*', '', member)} flipped": _flipped(member)
         for member in (PACKAGE, MODEL_CONFIG, DENSE, REQUIREMENTS)
     },
 }
-"""What is broken -> how. The good archive has a requirements file, dense weights and tables."""
+"""What is broken -> how. The good archive has every member that there can be."""
+
+BROKEN_WHERE_NO_CODE_IS: dict[str, Break] = {
+    f"a byte of {re.sub(r'[.].*', '', member)} flipped": _flipped(member)
+    for member in (TABLES, SAMPLES)
+}
+"""As `BROKEN`, seen by `verify: full` only."""
