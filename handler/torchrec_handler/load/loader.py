@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from safetensors.torch import load_file
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive import DENSE, SAMPLES, TABLES, Index, Signature
+from torchrec_handler.archive import DENSE, INDEX, SAMPLES, TABLES, Index, Signature
+from torchrec_handler.errors import ArchiveError
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 from torchrec_handler.load.lower import lower
 from torchrec_handler.load.package import Package, open_package
@@ -91,10 +93,25 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     else:
         store = TableStore.encode(layout(quantized.module), quantized.own_rows)
     signature = index.signature if index else None
+    if signature:
+        _check_rows(signature, quantized.feature_rows)
     predictor = make_ready(package, output, quantized, store, signature, options, device)
     if index and options.self_test and SAMPLES in index.sha256:
         self_test(predictor.module, read_samples(folder / SAMPLES), options.dense.dtype, device)
     return replace(predictor, index=index)
+
+
+def _check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:
+    """See that no id which the signature lets pass lies behind its table: lookups do not check."""
+    for entry in signature.inputs:
+        for feature, rows in zip_longest(entry.features, entry.rows):
+            most = feature_rows.get(feature)
+            if most is not None and (rows is None or rows > most):
+                message = (
+                    f"{INDEX}: ids of {feature!r} may be below {rows}, but its table has {most} "
+                    "rows; the archive was altered or damaged, build or copy it again"
+                )
+                raise ArchiveError(message)
 
 
 def load_weights(

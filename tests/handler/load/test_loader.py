@@ -24,8 +24,8 @@ from tests.factories.packaged import (
 from tests.factories.packagers import ForgetfulPackager, HousePackager, OwnPackager
 from tests.factories.ranking import MetaRankingPredictFactory, RankingPredictFactory, seeded
 from torchrec_archiver import DefaultPackager
-from torchrec_handler.archive import MANIFEST, MODEL_CONFIG
-from torchrec_handler.errors import FactoryError, LoadError, OptionError, WeightsError
+from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG
+from torchrec_handler.errors import ArchiveError, FactoryError, LoadError, OptionError, WeightsError
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.options import read_options
 
@@ -114,6 +114,23 @@ def test_an_option_that_the_tables_in_the_archive_cannot_follow_is_refused(
         good.load_folder(folder, tables={"dtype": "int4"})
     assert str(caught.value) == (
         "table 't_user': the archive holds 50 x 8 int8, the module expects 50 x 8 int4"
+    )
+
+
+@pytest.mark.parametrize("rows", [[51, 40, 10], [None, 40, 10], []])
+def test_a_signature_that_lets_ids_behind_a_table_pass_is_refused(
+    tmp_path: Path, rows: list[int | None]
+) -> None:
+    """The lookups trust it, and would read another table's rows, or behind the file."""
+    folder = good.build(tmp_path, archive_format="no-archive")
+    index = json.loads((folder / INDEX).read_text())
+    index["signature"]["inputs"][1]["rows"] = rows
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ArchiveError) as caught:
+        good.load_folder(folder)
+    assert str(caught.value) == (
+        f"archive.json: ids of 'user' may be below {rows[0] if rows else None}, but its table has "
+        "50 rows; the archive was altered or damaged, build or copy it again"
     )
 
 
