@@ -132,11 +132,12 @@ class Engine:
 def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestError:
     """Run a step; whatever it raises is given back as an error of the request.
 
-    An error carries no traceback, whose frames would keep a failed call's tensors alive.
+    Without its traceback and causes, whose frames would keep a failed call's tensors alive.
     """
     try:
         return step(*arguments)
     except RequestError as error:
+        error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
     except Exception as error:
         logger.warning("%s raised", where, exc_info=True)

@@ -227,8 +227,11 @@ class TestModelRaises:
         responses = engine(Writes()).predict([dense([1, 0, 0])] * 3 + [dense([-1, 0, 0])])
         assert [opened(response)[1].get("default") for response in responses] == [[10]] * 3 + [None]
 
+    @pytest.mark.parametrize("is_own_choice", [False, True])
     def test_a_failed_calls_tensors_are_freed_before_the_next(
-        self, monkeypatch: pytest.MonkeyPatch
+        self,
+        is_own_choice: bool,  # noqa: FBT001  a table's column
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Or a batch that ran out of memory would have less for its halves."""
 
@@ -239,13 +242,20 @@ class TestModelRaises:
                 assert self.watch is None or self.watch() is None
                 activations = torch.ones(10)
                 self.watch = weakref.ref(activations)
-                return super().scores(batch)
+                try:
+                    return super().scores(batch)
+                except ValueError as error:
+                    if is_own_choice:
+                        message = "user 7 has no history"
+                        raise InvalidRequest(message) from error
+                    raise
 
         # pytest itself keeps what is logged.
         monkeypatch.setattr(logging.getLogger("torchrec_handler.serve.engine"), "disabled", True)
         requests = [dense([1, 0, 0]), dense([-1, 0, 0]), dense([-1, 0, 0]), dense([2, 0, 0])]
         responses = engine(Watched()).predict(requests)
-        assert [response.status for response in responses] == [200, 500, 500, 200]
+        status = 400 if is_own_choice else 500
+        assert [response.status for response in responses] == [200, status, status, 200]
 
     def test_giving_what_is_not_promised(self) -> None:
         class Short(Exact):
