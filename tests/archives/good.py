@@ -74,6 +74,11 @@ def batch() -> dict[str, torch.Tensor]:
     return result
 
 
+def request() -> dict[str, Any]:
+    """`batch` as a request in JSON columns."""
+    return {name: tensor.tolist() for name, tensor in batch().items()}
+
+
 def scores(module: torch.nn.Module) -> torch.Tensor:
     """[ROWS] logits of `batch`."""
     logits: torch.Tensor = module(batch())["logit"]

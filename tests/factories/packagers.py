@@ -20,19 +20,23 @@ def MODULE_FACTORY():
 """
 
 
-class HousePackager(DefaultPackager):
-    """Adds an extern and a mock to the default packager's."""
+class MockingPackager(DefaultPackager):
+    """Adds a mock to the default packager's externs."""
+
+    @classmethod
+    def set_mocked_modules(cls, pe: PackageExporter) -> None:
+        """The worker must not have it."""
+        pe.mock("tests.factories.telemetry")
+
+
+class HousePackager(MockingPackager):
+    """Adds an extern too."""
 
     @classmethod
     def set_extern_modules(cls, pe: PackageExporter) -> None:
         """The worker has it."""
         super().set_extern_modules(pe)
         pe.extern("tests.factories.house")
-
-    @classmethod
-    def set_mocked_modules(cls, pe: PackageExporter) -> None:
-        """The worker must not have it."""
-        pe.mock("tests.factories.telemetry")
 
 
 class OwnPackager(PredictFactoryPackager):
