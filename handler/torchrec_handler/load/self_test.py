@@ -180,13 +180,14 @@ def _compare(
             f"{where}: received shape {tuple(received.shape)}, expected {tuple(expected.shape)}"
         )
         raise SelfTestError(message)
-    wanted = expected.double().flatten()
-    if wanted.numel() == 0:
-        return
-    off = (received.double().flatten() - wanted).abs()
-    allowed = tolerance.relative * wanted.abs() + tolerance.floor * wanted.abs().max()
-    # Written so that a NaN counts as off.
-    bad = ~(off <= allowed)
+    wanted, given = expected.double().flatten(), received.double().flatten()
+    size = wanted.abs()
+    finite = size.isfinite()
+    largest = size[finite].max() if bool(finite.any()) else size.new_zeros(())
+    allowed = tolerance.relative * size + tolerance.floor * largest
+    # What is not finite has to be the same; a NaN is never within a tolerance.
+    same = (given == wanted) | (given.isnan() & wanted.isnan())
+    bad = ~(same | (finite & ((given - wanted).abs() <= allowed)))
     if bool(bad.any()):
         position = int(bad.int().argmax())
         message = (

@@ -1,0 +1,73 @@
+"""What `inspect` shows."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from torchrec_archiver.__main__ import main
+from torchrec_archiver.inspect import as_json, read_index, show
+from torchrec_handler.archive import Index
+from torchrec_handler.errors import BuildError
+
+
+def test_an_archive_is_shown_as_tables(movielens_archive: Path) -> None:
+    printed = StringIO()
+    show(read_index(movielens_archive), Console(width=120, file=printed))
+    text = printed.getvalue()
+    for part in (
+        "id_list_features",
+        "genres",
+        "1,683",
+        "t_movie_id",
+        "int8",
+        "7 tables",
+        "methods: forward",
+        "outputs: dict_of_tensor: default [1]",
+        "output change: forward at most 0.0",
+        "extra files: movies.json",
+        "torchrec 1.8.0",
+        "format: 1.0",
+    ):
+        assert part in text, text
+
+
+def test_json_is_the_whole_index(
+    movielens_archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(movielens_archive), "--json"]) == 0
+    printed = capsys.readouterr().out
+    index = read_index(movielens_archive)
+    assert Index.loads(printed) == index
+    assert json.loads(printed) == json.loads(as_json(index))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "archive: PATH does not exist"),
+        (
+            b"no archive",
+            (
+                "archive: PATH holds no archive.json (File is not a zip file); only archives that "
+                "torchrec-archiver built describe themselves"
+            ),
+        ),
+    ],
+)
+def test_what_is_no_archive_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.mar"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BuildError) as caught:
+        read_index(path)
+    assert str(caught.value) == message.replace("PATH", str(path))
+
+
+def test_the_command_line_ends_with_one_error_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tmp_path / "model.mar")]) == 1
+    assert capsys.readouterr().err == f"ERROR: archive: {tmp_path}/model.mar does not exist\n"

@@ -1,0 +1,180 @@
+"""What the build measures and records: errors of tables, change of outputs, samples, memory."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.factories.dmp import DmpPredictFactory, build
+from tests.factories.packaged import QuantizedPredictFactory
+from tests.factories.ranking import seeded
+from torchrec_archiver import build_archive
+from torchrec_archiver.inspect import read_index
+from torchrec_handler.archive import SAMPLES, Index
+from torchrec_handler.errors import BuildError
+from torchrec_handler.load.self_test import read_samples
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """Large enough that int2 shows in the outputs."""
+    torch.manual_seed(3)
+    return {
+        name: torch.randn_like(value) * 0.3 for name, value in build("cpu").state_dict().items()
+    }
+
+
+def built(folder: Path, dtype: str, weights: dict[str, torch.Tensor], **options: Any) -> Path:
+    config = folder / "model-config.yaml"
+    config.write_text(f"torchrec: {{tables: {{dtype: {dtype}}}}}\n", encoding="utf-8")
+    return build_archive(
+        model_name=dtype,
+        version="1.0",
+        factory=DmpPredictFactory,
+        weights=weights,
+        config_file=config,
+        export_path=folder,
+        archive_format="no-archive",
+        **options,
+    )
+
+
+def test_errors_grow_as_bits_go(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """float32 loses nothing; the mean error is below the largest one."""
+    changes: list[float] = []
+    errors: list[float] = []
+    for dtype in ("float32", "float16", "int8", "int4", "int2"):
+        index = read_index(built(tmp_path, dtype, weights))
+        changes.append(index.output_change["forward"])
+        worst = max(entry.max_error or 0.0 for entry in index.tables)
+        errors.append(worst)
+        for entry in index.tables:
+            assert entry.mean_error is not None
+            assert entry.max_error is not None
+            assert entry.mean_error <= entry.max_error
+    assert errors == sorted(errors)
+    assert errors[0] == changes[0] == 0.0
+    assert changes == sorted(changes)
+    assert changes[-1] > 0.01
+
+
+def test_a_table_s_largest_error_is_that_of_its_rows(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    index = read_index(built(tmp_path, "float16", weights))
+    for entry in index.tables:
+        name = f"sparse_arch.embedding_bag_collection.embedding_bags.{entry.name}.weight"
+        off = (weights[name] - weights[name].half().float()).abs()
+        assert entry.max_error == pytest.approx(float(off.max()))
+        assert entry.mean_error == pytest.approx(float(off.mean()), rel=1e-4)
+
+
+def test_a_change_above_the_limit_fails_the_build(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(BuildError) as caught:
+        built(tmp_path, "int2", weights, max_output_error=1e-4)
+    assert re.fullmatch(
+        r"max output error: quantizing changes an output of forward by 0\.\d+, expected at most "
+        r"0\.0001; the largest error of a table is [\d.]+ \(t\d, int2\)",
+        str(caught.value),
+    )
+    assert not (tmp_path / "int2").exists()
+    assert built(tmp_path, "float32", weights, max_output_error=0.0).exists()
+
+
+def test_a_limit_without_anything_to_compare_fails(tmp_path: Path) -> None:
+    with pytest.raises(BuildError) as caught:
+        build_archive(
+            model_name="quantized",
+            version="1.0",
+            factory=QuantizedPredictFactory,
+            weights=dict(seeded().state_dict()),
+            export_path=tmp_path,
+            max_output_error=1.0,
+        )
+    assert str(caught.value) == (
+        "max output error: there is nothing to compare with: the factory gives quantized tables, "
+        "or no samples were recorded"
+    )
+
+
+def test_samples_are_those_of_the_file(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    body = {
+        "float_features": [[1, 2, 3, 4]] * 2,
+        "id_list_features.lengths": [1] * 8,
+        "id_list_features.values": list(range(8)),
+    }
+    (tmp_path / "samples.jsonl").write_text(json.dumps(body), encoding="utf-8")
+    archive = built(tmp_path, "int8", weights, samples=tmp_path / "samples.jsonl")
+    (sample,) = read_samples(archive / SAMPLES)
+    assert (sample.qualname, sample.rows) == ("forward", 2)
+    assert sample.inputs["id_list_features.values"].tolist() == list(range(8))
+
+
+def test_a_wrong_prefix_map_is_one_error(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    trained = {f"module.{name}": value for name, value in weights.items()}
+    assert built(tmp_path, "int8", trained, weights_map={"module.": ""}).exists()
+    with pytest.raises(BuildError, match=r"weights-map: no entry starts with 'model\.'"):
+        built(tmp_path, "int4", trained, weights_map={"model.": ""})
+
+
+def test_memory_does_not_grow_with_a_checkpoint(tmp_path: Path) -> None:
+    """Rows are read, encoded and let go block by block: a tenth of the floats is never held."""
+    rows = 2_000_000
+    code = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from torchrec_archiver.tables import write_tables\n"
+        "from torchrec_handler.archive import TableEntry\n"
+        "folder = Path(sys.argv[1])\n"
+        "state = torch.load(folder / 'weights.pt', mmap=True)\n"
+        "entry = TableEntry(collection='c', name='t', rows=len(state['t']), width=64,\n"
+        "                   dtype='int8', row_bytes=68, offset=0)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "write_tables(folder / 'tables.bin', [entry], {('c', 't'): state['t']}, progress=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    torch.save({"t": torch.ones(rows, 64)}, tmp_path / "weights.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    grown = int(done.stdout) * 1024
+    assert (tmp_path / "tables.bin").stat().st_size == rows * 68
+    assert grown < rows * 64 * 4 / 4
+    (tmp_path / "weights.pt").unlink()
+
+
+def test_the_index_is_read_from_every_format(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    read: list[Index] = []
+    for archive_format in ("default", "zip-store", "tgz", "no-archive"):
+        (tmp_path / archive_format).mkdir()
+        archive = build_archive(
+            model_name="model",
+            version="1.0",
+            factory=DmpPredictFactory,
+            weights=weights,
+            export_path=tmp_path / archive_format,
+            archive_format=archive_format,
+        )
+        read.append(read_index(archive))
+    for index in read:
+        assert index.tables == read[0].tables
+        assert index.signature == read[0].signature
+        assert index.plan is not None
+        assert "table_wise" in index.plan

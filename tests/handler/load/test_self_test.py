@@ -1,0 +1,150 @@
+"""Replaying recorded samples: what is off is said, what two processors differ by is not."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchrec_handler.errors import ArchiveError, SelfTestError
+from torchrec_handler.load.self_test import (
+    Sample,
+    largest_change,
+    read_samples,
+    save_samples,
+    self_test,
+)
+
+CPU = torch.device("cpu")
+
+
+class Model(torch.nn.Module):
+    """Two methods and an embedding input."""
+
+    def forward(
+        self, batch: dict[str, torch.Tensor | list[torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        dense, embeddings = batch["dense"], batch["embeddings"]
+        assert isinstance(dense, torch.Tensor)
+        assert isinstance(embeddings, list)
+        return {"default": dense.sum(1) + torch.stack(embeddings).sum((0, 2))}
+
+    def pairs(self, batch: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        dense = batch["dense"]
+        return {"pair": (dense[:, 0].half(), dense[:, 1] > 0)}
+
+    def broken(self, _: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        message = "no weights"
+        raise RuntimeError(message)
+
+
+def make(qualname: str = "forward") -> Sample:
+    dense = torch.tensor([[1.0, 2.0], [3.0, -4.0], [0.5, 0.25]])
+    outputs: dict[str, tuple[torch.Tensor, ...]] = {"default": (torch.tensor([9.0, 5.0, 6.75]),)}
+    if qualname == "pairs":
+        outputs = {"pair": (dense[:, 0].clone(), dense[:, 1] > 0)}
+    inputs = {"dense": dense, "embeddings": torch.ones(2, 3, 3)}
+    return Sample(qualname=qualname, rows=3, inputs=inputs, outputs=outputs)
+
+
+def changed(values: list[float]) -> Sample:
+    return dataclasses.replace(make(), outputs={"default": (torch.tensor(values),)})
+
+
+def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
+    samples = [make(), make("pairs")]
+    save_samples(samples, tmp_path / "samples.safetensors")
+    read = read_samples(tmp_path / "samples.safetensors")
+    assert [(one.qualname, one.rows) for one in read] == [("forward", 3), ("pairs", 3)]
+    for one, wanted in zip(read, samples, strict=True):
+        assert one.inputs.keys() == wanted.inputs.keys()
+        assert all(torch.equal(one.inputs[name], value) for name, value in wanted.inputs.items())
+        for name, parts in wanted.outputs.items():
+            assert all(map(torch.equal, one.outputs[name], parts))
+    self_test(Model(), read, "float32", CPU)
+
+
+def test_rounding_is_not_off() -> None:
+    self_test(Model(), [changed([9.0005, 4.9998, 6.75])], "float32", CPU)
+    self_test(Model(), [changed([9.05, 5.02, 6.75])], "bfloat16", CPU)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_an_output_that_is_off_by_one_percent_is_named(dtype: str) -> None:
+    off = "at most 0.0054 apart" if dtype == "float32" else "at most"
+    message = (
+        "self-test: forward, sample of 3 rows, output 'default'[1]: received 5, expected 5.1, "
+        if dtype != "float32"
+        else (
+            "self-test: forward, sample of 3 rows, output 'default'[1]: received 5, expected 5.05, "
+        )
+    )
+    wrong = changed([9.0, 5.05 if dtype == "float32" else 5.1, 6.75])
+    with pytest.raises(SelfTestError) as caught:
+        self_test(Model(), [make(), wrong], dtype, CPU)
+    assert str(caught.value).startswith(message)
+    assert off.partition(" apart")[0] in str(caught.value) or dtype == "float32"
+    assert str(caught.value).endswith(
+        "this worker's model does not answer as it did when the archive was built"
+    )
+
+
+def test_not_a_number_is_off() -> None:
+    """No comparison with it is true, whichever side it is on."""
+    nan, inf = float("nan"), float("inf")
+    for values in ([nan, 5.0, 6.75], [9.0, 5.0, inf], [9.5, inf, 6.75]):
+        with pytest.raises(SelfTestError):
+            self_test(Model(), [changed(values)], "float32", CPU)
+    dense = torch.tensor([[nan, 0.0], [inf, 0.0], [1.0, 2.0]])
+    inputs = {"dense": dense, "embeddings": torch.ones(2, 3, 3)}
+    outputs = {"default": (torch.tensor([nan, inf, 9.0]),)}
+    same = Sample(qualname="forward", rows=3, inputs=inputs, outputs=outputs)
+    self_test(Model(), [same], "float32", CPU)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (
+            changed([9.0, 5.0]),
+            (
+                "self-test: forward, sample of 3 rows, output 'default': "
+                "received shape (3,), expected (2,)"
+            ),
+        ),
+        (
+            dataclasses.replace(make(), outputs={"score": (torch.zeros(3),)}),
+            ("self-test: forward, sample of 3 rows: received the outputs default, expected score"),
+        ),
+        (
+            make("broken"),
+            "self-test: broken, sample of 3 rows: raised RuntimeError: no weights",
+        ),
+        (
+            make("absent"),
+            (
+                "self-test: absent, sample of 3 rows: raised AttributeError: "
+                "'Model' object has no attribute 'absent'"
+            ),
+        ),
+    ],
+)
+def test_every_other_difference_is_named(sample: Sample, message: str) -> None:
+    with pytest.raises(SelfTestError) as caught:
+        self_test(Model(), [sample], "float32", CPU)
+    assert str(caught.value) == message
+
+
+def test_a_file_that_holds_no_samples_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "samples.safetensors"
+    path.write_bytes(b"12345678")
+    with pytest.raises(ArchiveError, match=re.escape("samples.safetensors: cannot be read (")):
+        read_samples(path)
+
+
+def test_the_largest_change_is_over_all_outputs() -> None:
+    before = {"a": (torch.tensor([1.0, 2.0]), torch.tensor([True])), "b": (torch.zeros(0),)}
+    after = {"a": (torch.tensor([1.5, 1.0]), torch.tensor([True])), "b": (torch.zeros(0),)}
+    assert largest_change(before, after) == 1.0
+    assert largest_change({}, {}) == 0.0
