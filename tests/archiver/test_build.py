@@ -5,7 +5,6 @@ import json
 import pickle
 import resource
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,22 +52,6 @@ from torchrec_handler.archive import (
 )
 from torchrec_handler.errors import BuildError, TorchRecServeError
 from torchrec_handler.load.package import open_package
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that staging folders are made in: this test's own."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def store(workspace: Path) -> Path:
-    folder = workspace.parent / "model_store"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture

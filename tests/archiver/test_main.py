@@ -3,11 +3,9 @@
 import argparse
 import json
 import logging
-import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,22 +43,6 @@ def _same_logging() -> Iterator[None]:
     yield
     root.handlers[:], root.filters[:] = handlers, filters
     root.setLevel(level)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that staging folders are made in: this test's own."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def store(workspace: Path) -> Path:
-    folder = workspace.parent / "model_store"
-    folder.mkdir()
-    return folder
 
 
 def run(*arguments: str | Path) -> int:
@@ -132,11 +114,8 @@ def test_the_options_of_inspect_are_these() -> None:
     }
 
 
-def test_every_option_in_one_real_command(tmp_path: Path) -> None:
+def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace: Path) -> None:
     """The installed console script, from the folder of the user's own modules."""
-    store = tmp_path / "model_store"
-    store.mkdir()
-    (tmp_path / "tmp").mkdir()
     state = {f"module.{name}": value for name, value in seeded().state_dict().items()}
     torch.save(state, tmp_path / "weights.pt")
     (tmp_path / "samples.jsonl").write_text(f"{json.dumps(SAMPLE)}\n")
@@ -164,7 +143,6 @@ def test_every_option_in_one_real_command(tmp_path: Path) -> None:
             *("--archive-format", "zip-store", "--force"),
         ],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
         capture_output=True,
         text=True,
         check=False,
@@ -173,7 +151,7 @@ def test_every_option_in_one_real_command(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == str(store / "shop.mar")
     assert [path.name for path in store.iterdir()] == ["shop.mar"]
-    assert not list((tmp_path / "tmp").iterdir())
+    assert not list(workspace.iterdir())
     with zipfile.ZipFile(store / "shop.mar") as archive:
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
     folder = good.unpack(store / "shop.mar", tmp_path / "unpacked")
