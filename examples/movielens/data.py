@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from examples.movielens.files import Catalogue, Ratings, read_catalogue, read_ratings
-from examples.movielens.rows import Rows, take_bags
+from examples.movielens.rows import Bags, Rows, take_bags
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,26 +101,21 @@ class Dataset:
             (catalogue.release_year[movie] - 1990) / 10,
             (catalogue.age[user] - 35) / 15,
         )
-        genre_ends = np.cumsum(catalogue.genre_lengths)
-        genre_lengths = catalogue.genre_lengths[movie].astype(np.int32)
-        genres = take_bags(
-            catalogue.genre_values, (genre_ends - catalogue.genre_lengths)[movie], genre_lengths
+        bags = Bags.join(
+            [
+                user,
+                catalogue.age[user],
+                catalogue.gender[user],
+                catalogue.occupation[user],
+                movie,
+                genres(catalogue, movie),
+                ratings.timestamp // 3600 % 24,
+            ]
         )
-        ids = {
-            "user_id": user,
-            "age": catalogue.age[user],
-            "gender": catalogue.gender[user],
-            "occupation": catalogue.occupation[user],
-            "movie_id": movie,
-            "genres": genres,
-            "hour": ratings.timestamp // 3600 % 24,
-        }
-        lengths = np.ones((len(SPARSE_FEATURES), len(user)), dtype=np.int32)
-        lengths[SPARSE_FEATURES.index("genres")] = genre_lengths
         return Rows(
+            lengths=bags.lengths,
+            values=bags.values,
             dense=np.stack(dense, axis=1).astype(np.float32),
-            lengths=lengths,
-            values=np.concatenate([ids[name] for name in SPARSE_FEATURES]).astype(np.int32),
             label=ratings.click.astype(np.float32),
         )
 
@@ -135,14 +130,30 @@ def load() -> Dataset:
 
 
 def split(ratings: Ratings, catalogue: Catalogue) -> Dataset:
-    """Put the last fifth in time of each user's ratings, rounded down, into the test part."""
-    count = np.bincount(ratings.user)
-    position = np.arange(len(ratings.user)) - (np.cumsum(count) - count)[ratings.user]
-    is_test = position >= (count - count // TEST_SHARE)[ratings.user]
+    """Put the ratings that `in_test` names into the test part, all others into the training one."""
+    test = in_test(ratings)
     return Dataset(
         catalogue=catalogue,
-        train_ratings=ratings.take(~is_test),
-        test_ratings=ratings.take(is_test),
+        train_ratings=ratings.take(~test),
+        test_ratings=ratings.take(test),
+    )
+
+
+def in_test(ratings: Ratings) -> NDArray[np.bool_]:
+    """Say [B] which ratings are in the last fifth in time, rounded down, of those of their user."""
+    count = np.bincount(ratings.user)
+    position = np.arange(len(ratings.user)) - (np.cumsum(count) - count)[ratings.user]
+    test: NDArray[np.bool_] = position >= (count - count // TEST_SHARE)[ratings.user]
+    return test
+
+
+def genres(catalogue: Catalogue, movie: NDArray[np.int64]) -> Bags:
+    """Return the genres of movies [B], as one feature."""
+    lengths = catalogue.genre_lengths
+    taken = lengths[movie].astype(np.int32)
+    return Bags(
+        lengths=taken.reshape(1, -1),
+        values=take_bags(catalogue.genre_values, (np.cumsum(lengths) - lengths)[movie], taken),
     )
 
 

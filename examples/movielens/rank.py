@@ -19,6 +19,8 @@ from examples.movielens.data import Dataset, load
 from examples.movielens.files import DatasetMissingError, Ratings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 CANDIDATES = 20
@@ -137,7 +139,7 @@ def rank(server: str, user: int, request: Path, wait: int = 0) -> list[Candidate
     ]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.movielens.rank", description=__doc__)
     parser.add_argument("--user", type=int, default=42)
@@ -146,14 +148,14 @@ def main() -> int:
     parser.add_argument(
         "--wait", type=int, default=0, help="seconds to wait for a server that is starting"
     )
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
-        ranked = rank(arguments.server, arguments.user, arguments.request, arguments.wait)
+        ranked = rank(options.server, options.user, options.request, options.wait)
     except (DatasetMissingError, RankError) as error:
         sys.stderr.write(f"ERROR {error}\n")
         return 1
 
-    table = Table(title=f"The best {BEST} of {CANDIDATES} movies for user {arguments.user}")
+    table = Table(title=f"The best {BEST} of {CANDIDATES} movies for user {options.user}")
     table.add_column("movie")
     table.add_column("score", justify="right")
     table.add_column("rated later", justify="right")
@@ -161,7 +163,7 @@ def main() -> int:
         table.add_row(candidate.title, f"{candidate.score:.3f}", str(candidate.rating or ""))
     console = Console()
     console.print(table)
-    command = shlex.join(curl_command(arguments.server, arguments.request))
+    command = shlex.join(curl_command(options.server, options.request))
     console.print(command, markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -28,6 +28,8 @@ from examples.movielens.files import DatasetMissingError
 from examples.movielens.model import ModelConfig, build_model, id_list_features
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torchrec.models.dlrm import DLRM
 
@@ -46,7 +48,7 @@ class TrainOptions:
     learning_rate: float = 3e-3
     tables_weight_decay: float = 8.0
     progress: bool = True
-    """Show a progress bar on standard error."""
+    """Show a progress bar on standard error where that is a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,9 @@ def fit(rows: Rows, config: ModelConfig, options: TrainOptions) -> DLRM:
     )
     steps = -(-len(rows) // options.rows_per_batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
-    with tqdm(total=options.epochs * steps, unit="batch", disable=not options.progress) as bar:
+    # None shows the bar on a terminal only: in a log it would be one line a step.
+    disable = None if options.progress else True
+    with tqdm(total=options.epochs * steps, unit="batch", disable=disable) as bar:
         for epoch in range(options.epochs):
             bar.set_description(f"epoch {epoch + 1}/{options.epochs}")
             for index in np.array_split(random.permutation(len(rows)), steps):
@@ -167,26 +171,24 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.movielens.train", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/movielens"))
     parser.add_argument("--seed", type=int, default=TrainOptions.seed)
     parser.add_argument("--epochs", type=int, default=TrainOptions.epochs)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     try:
-        metrics = train(
-            arguments.output, TrainOptions(seed=arguments.seed, epochs=arguments.epochs)
-        )
+        metrics = train(options.output, TrainOptions(seed=options.seed, epochs=options.epochs))
     except DatasetMissingError as error:
         sys.stderr.write(f"ERROR {error}\n")
         return 1
     sys.stdout.write(
         f"test AUC {metrics.auc:.4f} (user mean + movie mean: {metrics.baseline_auc:.4f}), "
         f"{metrics.train_rows} training rows in {metrics.train_seconds} s, "
-        f"{metrics.test_rows} test rows; written to {arguments.output}\n"
+        f"{metrics.test_rows} test rows; written to {options.output}\n"
     )
     return 0
 

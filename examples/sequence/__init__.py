@@ -1,0 +1,1 @@
+"""Which movie a MovieLens user rates next, told by the sequence of those rated before."""
