@@ -99,15 +99,17 @@ def staging(export_path: Path) -> Iterator[Path]:
     Raises:
         BuildError: something could not be written.
     """
-    device = export_path.stat().st_dev
-    outside = [Path(tempfile.gettempdir()), export_path.resolve().parent]
+    store = export_path.resolve()
+    outside = [Path(tempfile.gettempdir()).resolve(), store.parent]
     parent = next(
         (
             path
             for path in outside
-            if path.stat().st_dev == device and os.access(path, os.W_OK | os.X_OK)
+            if not path.is_relative_to(store)
+            and path.stat().st_dev == store.stat().st_dev
+            and os.access(path, os.W_OK | os.X_OK)
         ),
-        export_path,
+        store,
     )
     try:
         with _terminating(), _locked_folder(parent) as folder:

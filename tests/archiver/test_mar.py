@@ -122,6 +122,17 @@ def test_the_work_is_done_on_the_model_store_s_file_system(
         assert not folder.exists()
 
 
+def test_a_temporary_folder_in_the_model_store_is_not_used(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where TMPDIR is not set, and the work is done from the model store."""
+    for inside in (store, store / "tmp"):
+        inside.mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(inside))
+        with staging(store) as folder:
+            assert folder.parent == store.parent
+
+
 def test_a_volume_of_its_own_has_a_hidden_folder(workspace: Path) -> None:
     """Nothing else is on its file system, as for a model store mounted into a container."""
     volume = Path("/dev/shm")  # noqa: S108  the one that every Linux has
