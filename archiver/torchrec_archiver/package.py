@@ -121,8 +121,6 @@ def save_package(
             f"deny the modules below in a packager of your own (--packager)\n{error}"
         )
         raise BuildError(message) from error
-    except OSError:
-        raise
     except Exception as error:
         message = (
             f"packager: {packager.__name__}.save_predict_factory raised "

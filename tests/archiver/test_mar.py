@@ -207,6 +207,15 @@ def test_the_folder_of_a_build_that_runs_is_left_alone(workspace: Path, store: P
     assert not list(workspace.iterdir())
 
 
+def test_a_folder_that_cannot_be_opened_is_left_alone(workspace: Path, store: Path) -> None:
+    """Another user's, in a temporary folder that all share; here: a link to nowhere."""
+    closed = workspace / f"{STAGING_PREFIX}closed"
+    closed.symlink_to(workspace / "nowhere")
+    with staging(store):
+        assert closed.is_symlink()
+    assert list(workspace.iterdir()) == [closed]
+
+
 def test_a_file_of_somebody_else_s_is_left_alone(workspace: Path, store: Path) -> None:
     (workspace / "ranking").mkdir()
     with staging(store):
