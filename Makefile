@@ -66,3 +66,7 @@ check: .venv/dev  ## lint, types, architecture
 .PHONY: test
 test: check  ## everything in `check`, then all tests, a real TorchServe included
 	$(BIN)/python -m pytest
+
+.PHONY: soak
+soak: .venv/dev  ## what takes minutes: ten of fuzzing
+	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/fuzz
