@@ -114,12 +114,13 @@ def test_the_user_s_choice_of_interface_is_kept() -> None:
 def test_under_torchrun_the_ranks_find_each_other(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(
-        "import torch, torch.distributed as dist\n"
+        "import pathlib, torch, torch.distributed as dist\n"
         "from torchrec_handler.load.process_group import init_process_group\n"
         "init_process_group()\n"
         "tensor = torch.tensor([dist.get_rank() + 1])\n"
         "dist.all_reduce(tensor)\n"
-        "print('rank', dist.get_rank(), 'of', dist.get_world_size(), 'sum', tensor.item())\n"
+        "said = f'rank {dist.get_rank()} of {dist.get_world_size()}, sum {tensor.item()}'\n"
+        "pathlib.Path(__file__).with_name(f'{dist.get_rank()}.txt').write_text(said)\n"
         "dist.destroy_process_group()\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -135,9 +136,11 @@ def test_under_torchrun_the_ranks_find_each_other(tmp_path: Path) -> None:
         check=False,
         timeout=120,
     )
-    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 sum 3", "rank 1 of 2 sum 3"], (
-        done.stderr
-    )
+    assert not done.returncode, done.stderr
+    assert [path.read_text() for path in sorted(tmp_path.glob("*.txt"))] == [
+        "rank 0 of 2, sum 3",
+        "rank 1 of 2, sum 3",
+    ]
 
 
 def test_an_environment_that_leads_nowhere_is_a_loading_error() -> None:
