@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPARSE_FEATURES = ("user_id", "age", "gender", "occupation", "movie_id", "genres", "hour")
-DENSE_FEATURES = ("user_mean", "user_count", "movie_mean", "movie_count", "release_year", "age")
+DENSE_FEATURES = (
+    "user_mean",
+    "user_count",
+    "movie_mean",
+    "movie_count",
+    "release_year",
+    "scaled_age",
+)
+"""No name is a sparse feature's too, so that a request can give every feature by its name."""
 
 TEST_SHARE = 5
 """One in so many of each user's ratings, the last ones, is in the test set."""

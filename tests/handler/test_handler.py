@@ -203,10 +203,9 @@ def as_instances(rows: Rows) -> dict[str, Any]:
         row = rows.take(slice(at, at + 1))
         ends = np.cumsum(row.lengths.ravel())
         ids = np.split(row.values, ends[:-1])
-        features = {name: ids[i].tolist() for i, name in enumerate(SPARSE_FEATURES)}
-        # `age` is a dense and a sparse feature of this model, so the dense ones go whole.
-        instances.append({**features, "float_features": row.dense[0].tolist()})
-    assert len(DENSE_FEATURES) == rows.dense.shape[1]
+        sparse = {name: ids[i].tolist() for i, name in enumerate(SPARSE_FEATURES)}
+        dense = dict(zip(DENSE_FEATURES, row.dense[0].tolist(), strict=True))
+        instances.append({**sparse, **dense})
     return {"instances": instances}
 
 
