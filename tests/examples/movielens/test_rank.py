@@ -1,0 +1,129 @@
+"""A question to the real server by real curl, and all the ways to ask it wrongly."""
+
+import json
+import re
+import shlex
+import subprocess
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from examples.movielens.data import Dataset
+from examples.movielens.rank import CANDIDATES, RankError, candidates, curl_command, main, rank
+from tests.torchserve import TorchServe
+
+
+def address(server: TorchServe) -> str:
+    return str(server.inference.base_url).rstrip("/")
+
+
+def test_five_titles_with_scores_are_printed(
+    movielens: TorchServe, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tmp_path / "request.json"
+    arguments = ["--server", address(movielens), "--request", str(request), "--user", "42"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "The best 5 of 20 movies for user 42" in printed
+    rows = re.findall(r"^│ (.+?) +│ +(0\.\d{3}) │", printed, re.MULTILINE)
+    assert len(rows) == 5
+    assert {title for title, _ in rows} <= set(dataset.catalogue.titles.values())
+    scores = [float(score) for _, score in rows]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_printed_command_asks_again(
+    movielens: TorchServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tmp_path / "a folder" / "request.json"
+    assert main(["--server", address(movielens), "--request", str(request)]) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    done = subprocess.run(shlex.split(command), capture_output=True, check=True)
+    assert len(json.loads(done.stdout)["default"]) == CANDIDATES
+
+
+def test_the_scores_are_those_of_the_request(movielens: TorchServe, tmp_path: Path) -> None:
+    ranked = rank(address(movielens), 7, tmp_path / "request.json")
+    answer = movielens.predict("movielens", (tmp_path / "request.json").read_bytes())
+    expected = sorted(answer.json()["default"], reverse=True)
+    assert [candidate.score for candidate in ranked] == pytest.approx(expected, abs=1e-6)
+
+
+def test_candidates_are_later_and_unrated_movies(dataset: Dataset) -> None:
+    train, test = dataset.train_ratings, dataset.test_ratings
+    asked = candidates(dataset, 42)
+    later = test.movie[test.user == 42][:10]
+    assert asked.movie[:10].tolist() == later.tolist()
+    assert asked.rating[:10].tolist() == test.rating[test.user == 42][:10].tolist()
+    rated = np.concatenate([train.movie[train.user == 42], test.movie[test.user == 42]])
+    assert not np.isin(asked.movie[10:], rated).any()
+    assert len(set(asked.movie)) == CANDIDATES
+    assert set(asked.user) == {42}
+    assert set(asked.timestamp) == {test.timestamp[test.user == 42].min()}
+    assert (candidates(dataset, 42).movie == asked.movie).all()
+
+
+def test_a_trailing_slash_of_the_server_is_no_part_of_the_path() -> None:
+    assert curl_command("http://127.0.0.1:8080/", Path("request.json")) == [
+        "curl",
+        "--data",
+        "@request.json",
+        "-H",
+        "Content-Type: application/json",
+        "http://127.0.0.1:8080/predictions/movielens",
+    ]
+
+
+@pytest.mark.parametrize("user", [0, 944, -1])
+def test_an_unknown_user_is_one_error_line(user: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--user", str(user)]) == 1
+    line = f"ERROR --user: received {user}, expected a user of MovieLens-100k, 1 to 943\n"
+    assert capsys.readouterr() == ("", line)
+
+
+def test_no_server_is_one_error_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--server", "http://127.0.0.1:9", "--request", str(tmp_path / "request.json")]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(
+        r"ERROR curl: \(7\) Failed to connect to 127\.0\.0\.1 port 9 .*\n", printed.err
+    )
+
+
+def test_a_server_without_the_model_is_one_error_line(
+    server: TorchServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = f"{address(server)}/predictions"
+    assert main(["--server", wrong, "--request", str(tmp_path / "request.json")]) == 1
+    line = "ERROR the server answered 404: Model not found: predictions\n"
+    assert capsys.readouterr() == ("", line)
+
+
+def test_an_answer_that_holds_no_scores_is_shown(tmp_path: Path) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    with HTTPServer(("127.0.0.1", 0), Page) as other:
+        thread = Thread(target=other.handle_request)
+        thread.start()
+        message = "the server answered 200, not 20 scores: <html>hello</html>"
+        with pytest.raises(RankError, match=f"^{re.escape(message)}$"):
+            rank(f"http://127.0.0.1:{other.server_port}", 42, tmp_path / "request.json")
+        thread.join()
+
+
+def test_a_machine_without_curl_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RankError, match=r"^curl is not installed$"):
+        rank("http://127.0.0.1:9", 42, tmp_path / "request.json")
