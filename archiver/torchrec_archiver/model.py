@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from torchrec_archiver.checkpoint import read_checkpoint, rename
 from torchrec_archiver.fit import fit
@@ -210,4 +210,5 @@ def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
     if absent := [name for name, value in dense.items() if value.is_meta]:
         message = f"weights: the factory leaves {', '.join(absent)} on meta; give --weights"
         raise BuildError(message)
-    save_file({name: value.clone().contiguous() for name, value in dense.items()}, path)
+    # Not save_file, which makes a file that nobody else may read.
+    path.write_bytes(save({name: value.clone().contiguous() for name, value in dense.items()}))

@@ -178,3 +178,14 @@ def test_the_index_is_read_from_every_format(
         assert index.signature == read[0].signature
         assert index.plan is not None
         assert "table_wise" in index.plan
+
+
+def test_the_server_s_own_user_may_read_every_member(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """A folder in the model store is served in place, seldom by the user who built it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for path in built(tmp_path, "int8", weights).rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path

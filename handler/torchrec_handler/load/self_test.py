@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from torchrec_handler.archive import SAMPLES
 from torchrec_handler.errors import ArchiveError, SelfTestError
@@ -84,7 +84,7 @@ def save_samples(samples: Sequence[Sample], path: Path) -> None:
                     memory_format=torch.contiguous_format
                 )
     calls = [{"qualname": sample.qualname, "rows": sample.rows} for sample in samples]
-    save_file(tensors, path, metadata={METADATA: json.dumps(calls)})
+    path.write_bytes(save(tensors, metadata={METADATA: json.dumps(calls)}))
 
 
 def read_samples(path: Path) -> list[Sample]:
