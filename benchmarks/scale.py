@@ -219,12 +219,15 @@ def main() -> None:
     for name, rows in (("third", third), ("full", full)):
         began = time.perf_counter()
         archive = build(folder, name, rows)
-        Console().print(f"{name}: built in {time.perf_counter() - began:.0f} s")
+        print(f"{name}: built in {time.perf_counter() - began:.0f} s", flush=True)  # noqa: T201
         requests = bodies(rows)
         archives = [archive, make_ordinary(archive)] if name == "third" else [archive]
         for one in archives:
             started.append(start(one))
-            served.extend(serve(folder, one, requests, arguments.seconds))
+            print(started[-1], flush=True)  # noqa: T201
+            for figures in serve(folder, one, requests, arguments.seconds):
+                served.append(figures)
+                print(figures, flush=True)  # noqa: T201
         for one in archives:
             shutil.rmtree(one)
     report(served, started, folder / "scale.json")

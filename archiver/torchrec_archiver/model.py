@@ -139,15 +139,18 @@ def _ask_float_model(
     """Run the float model on the samples; its tables are the checkpoint's own mapped rows.
 
     Returns:
-        None where there is no float model: a module that its factory quantized, tables without
-        rows or in another data type than the module's.
+        None where there is no float model to ask: a module that its factory quantized, tables
+        without rows, in another data type than the module's, or that are no contiguous tensors.
     """
     sources = [
         (table, rows[table.collection, table.name])
         for table in loaded.tables
         if (table.collection, table.name) in rows
     ]
-    usable = [source.dtype == table.weight.dtype for table, source in sources]
+    # A lookup would copy a table whose rows do not lie one behind another.
+    usable = [
+        source.dtype == table.weight.dtype and source.is_contiguous() for table, source in sources
+    ]
     if is_sharded(loaded.module) or not usable or not all(usable):
         return None
     if len(usable) < len(loaded.tables):
