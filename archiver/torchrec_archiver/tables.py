@@ -55,14 +55,15 @@ def write_tables(
             largest, total_error = 0.0, 0.0
             step = max(1, BLOCK_BYTES // (entry.width * source.element_size()))
             for start in range(0, entry.rows, step):
-                block = source[start : min(start + step, entry.rows)]
+                mapped = source[start : min(start + step, entry.rows)]
+                block = mapped.contiguous()
                 encoded = encode_rows(block, entry.dtype)
                 file.write(encoded.numpy().data)
                 if block.is_floating_point():
                     off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
                     largest = max(largest, float(off.max()))
                     total_error += float(off.sum(dtype=torch.float64))
-                _page_out(block)
+                _page_out(mapped)
                 bar.update(encoded.numel())
             if source.is_floating_point():
                 mean = total_error / max(1, entry.rows * entry.width)
