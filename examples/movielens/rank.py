@@ -101,7 +101,8 @@ def ask(command: list[str], wait: int) -> NDArray[np.float64]:
         msg = "curl is not installed"
         raise RankError(msg) from error
     if done.returncode:
-        raise RankError(done.stderr.strip())
+        # Every attempt wrote a line.
+        raise RankError(done.stderr.strip().rpartition("\n")[2])
     body, _, status = done.stdout.rpartition("\n")
     try:
         answer = json.loads(body)
@@ -122,12 +123,17 @@ def rank(server: str, user: int, request: Path, wait: int = 0) -> list[Candidate
 
     Raises:
         DatasetMissingError: when the `recbole` wheel is not installed.
-        RankError: when there is no such user or no answer.
+        RankError: when there is no such user, the file cannot be written, or there is no answer.
     """
     dataset = load()
     asked = candidates(dataset, user)
-    request.parent.mkdir(parents=True, exist_ok=True)
-    request.write_text(json.dumps(dataset.rows(asked).request()) + "\n", encoding="utf-8")
+    body = json.dumps(dataset.rows(asked).request()) + "\n"
+    try:
+        request.parent.mkdir(parents=True, exist_ok=True)
+        request.write_text(body, encoding="utf-8")
+    except OSError as error:
+        msg = f"--request: {request} cannot be written: {error.strerror}"
+        raise RankError(msg) from error
     scores = ask(curl_command(server, request), wait)
     return [
         Candidate(

@@ -18,7 +18,7 @@ def dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def two_tower_readme(tmp_path_factory: pytest.TempPathFactory) -> Readme:
     """The README after its sections Train and Archive."""
-    return _built("two_tower", tmp_path_factory.mktemp("two_tower"), epochs=2)
+    return _built("two_tower", tmp_path_factory.mktemp("two_tower"), epochs=6)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def _built(example: str, folder: Path, epochs: int) -> Readme:
     readme = Readme(example, folder)
     (folder / "model_store").mkdir()
     output = f"--output build/{example}"
-    readme.run("Train", {output: f"{output} --epochs {epochs}"})
+    readme.run("Train", {output: f"{output} --epochs {epochs} --threads 1"})
     readme.run("Archive")
     return readme
 

@@ -84,9 +84,12 @@ def test_an_unknown_user_is_one_error_line(user: int, capsys: pytest.CaptureFixt
     assert capsys.readouterr() == ("", line)
 
 
-def test_no_server_is_one_error_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("wait", ["0", "1"])
+def test_no_server_is_one_error_line(
+    wait: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--server", "http://127.0.0.1:9", "--request", str(tmp_path / "request.json")]
-    assert main(arguments) == 1
+    assert main([*arguments, "--wait", wait]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(
@@ -121,6 +124,14 @@ def test_an_answer_that_holds_no_scores_is_shown(tmp_path: Path) -> None:
         with pytest.raises(RankError, match=f"^{re.escape(message)}$"):
             rank(f"http://127.0.0.1:{other.server_port}", 42, tmp_path / "request.json")
         thread.join()
+
+
+def test_a_request_that_cannot_be_written_is_one_error_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--request", str(tmp_path)]) == 1
+    line = f"ERROR --request: {tmp_path} cannot be written: Is a directory\n"
+    assert capsys.readouterr() == ("", line)
 
 
 def test_a_machine_without_curl_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
