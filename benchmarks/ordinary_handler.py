@@ -1,14 +1,10 @@
-"""The ordinary way, to compare with: each worker reads its tables into memory of its own."""
+"""The ordinary way as TorchServe calls it."""
 
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.ordinary import hold_tables
 from torchrec_handler.handler import TorchRecHandler
-from torchrec_handler.load.tables import lookups
-
-TABLES = "tables.pt"
 
 
 class OrdinaryHandler(TorchRecHandler):
@@ -18,10 +14,3 @@ class OrdinaryHandler(TorchRecHandler):
         """Load the archive, then the tables."""
         super().initialize(context)
         hold_tables(self.model, Path(context.system_properties["model_dir"]))
-
-
-def hold_tables(module: torch.nn.Module, folder: Path) -> None:
-    """Read the tables of a module as everybody does."""
-    buffer = torch.load(folder / TABLES)
-    for lookup in lookups(module):
-        lookup.operator.weights_host = buffer

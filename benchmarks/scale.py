@@ -30,7 +30,7 @@ from benchmarks.criteo import (
     CriteoPredictFactory,
     make_weights,
 )
-from benchmarks.ordinary_handler import TABLES
+from benchmarks.ordinary import TABLES
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
 from torchrec_handler.archive import MANIFEST
@@ -44,7 +44,6 @@ from torchrec_handler.serve.codecs.predictor_pb2 import (
 ROWS = 1000
 BODIES = 40
 CONNECTIONS = 4
-WORKERS = (1, 2, 4)
 HEADERS = {"Content-Type": "application/x-protobuf"}
 
 
@@ -132,19 +131,24 @@ def bodies(rows: Sequence[int], seed: int = 0) -> list[bytes]:
 
 
 def serve(
-    folder: Path, archive: Path, requests: Sequence[bytes], seconds: float
+    folder: Path,
+    archive: Path,
+    requests: Sequence[bytes],
+    *,
+    workers: Sequence[int],
+    seconds: float,
 ) -> Iterator[Served]:
     """Serve an archive of the model store by more and more workers, each time for some seconds."""
     shutil.rmtree(folder / "server", ignore_errors=True)
     with TorchServe(folder / "server", model_store=archive.parent) as server:
-        for workers in WORKERS:
+        for count in workers:
             began = time.perf_counter()
-            if workers == WORKERS[0]:
+            if count == workers[0]:
                 answer = server.register(archive)
             else:
                 wanted: dict[str, str | int] = {
-                    "min_worker": workers,
-                    "max_worker": workers,
+                    "min_worker": count,
+                    "max_worker": count,
                     "synchronous": "true",
                 }
                 answer = server.management.put(f"/models/{archive.name}", params=wanted)
@@ -203,13 +207,14 @@ def start(archive: Path) -> Started:
     return Started(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "scale")
     parser.add_argument("--shrink", type=int, default=1, help="divide every table's rows by this")
     parser.add_argument("--seconds", type=float, default=10, help="of load for each figure")
-    arguments = parser.parse_args()
+    parser.add_argument("--workers", type=int, nargs="+", default=(1, 2, 4))
+    arguments = parser.parse_args(given)
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     full = [max(3, rows // arguments.shrink) for rows in CRITEO_ROWS]
@@ -225,7 +230,10 @@ def main() -> None:
         for one in archives:
             started.append(start(one))
             print(started[-1], flush=True)  # noqa: T201
-            for figures in serve(folder, one, requests, arguments.seconds):
+            served_by = serve(
+                folder, one, requests, workers=arguments.workers, seconds=arguments.seconds
+            )
+            for figures in served_by:
                 served.append(figures)
                 print(figures, flush=True)  # noqa: T201
         for one in archives:

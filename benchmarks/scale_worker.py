@@ -16,7 +16,7 @@ def main() -> None:
     from typing import Any  # noqa: PLC0415
 
     from benchmarks.criteo import DENSE_FEATURES, kjt  # noqa: PLC0415
-    from benchmarks.ordinary_handler import TABLES, hold_tables  # noqa: PLC0415
+    from benchmarks.ordinary import TABLES, hold_tables  # noqa: PLC0415
     from torchrec_handler.load.loader import load  # noqa: PLC0415
     from torchrec_handler.options import Options  # noqa: PLC0415
 
