@@ -10,7 +10,9 @@ from tests.torchserve import TorchServe
 def test_the_readme_trains_archives_and_asks(movielens: TorchServe, tmp_path: Path) -> None:
     (tmp_path / "model_store").mkdir()
     readme = Readme("movielens", tmp_path)
-    trained = readme.run("Train")
+    # Beside a server, two threads wait for each other.
+    output = "--output build/movielens"
+    trained = readme.run("Train", {output: f"{output} --threads 1"})
     found = re.search(
         r"^test AUC (0\.\d+) \(user mean \+ movie mean: 0\.7673\)", trained, re.MULTILINE
     )
