@@ -1,6 +1,7 @@
 """Factories that use what a package holds: configs, extra files, mocked and extern modules."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torchrec.inference.model_packager import load_config_text, load_pickle_config
@@ -130,3 +131,11 @@ class EmptyPredictFactory(RankingPredictFactory):
     def create_predict_module(self) -> torch.nn.Module:
         """The module on meta."""
         return RankingPredictModule(seeded().to("meta"), "cpu")
+
+
+class NamesakePredictFactory(RankingPredictFactory):
+    """Its dense features are called like its sparse ones."""
+
+    def model_inputs_data(self) -> dict[str, Any]:
+        """The names of the dense features."""
+        return {"float_features": {"features": ["user", "movie", "genres"]}}

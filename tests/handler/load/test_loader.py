@@ -17,17 +17,18 @@ from tests.factories import house
 from tests.factories.packaged import (
     ConfiguredPredictFactory,
     HousePredictFactory,
+    NamesakePredictFactory,
     RecordingPredictFactory,
     Scale,
     TelemetryPredictFactory,
 )
 from tests.factories.packagers import ForgetfulPackager, HousePackager, OwnPackager
 from tests.factories.ranking import MetaRankingPredictFactory, RankingPredictFactory, seeded
-from torchrec_archiver import DefaultPackager
+from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG
 from torchrec_handler.errors import ArchiveError, FactoryError, LoadError, OptionError, WeightsError
 from torchrec_handler.load.loader import Predictor, load
-from torchrec_handler.options import read_options
+from torchrec_handler.options import Options, read_options
 
 CONFIGS: Mapping[str, Any] = {"scale.pkl": Scale(2.0), "scale.txt": "5"}
 EXTRA_FILES: Mapping[str, str | bytes] = {"scale.txt": "7", "scale.bin": b"\x0b"}
@@ -144,6 +145,19 @@ def test_a_plain_archive_of_any_packager_is_served(
     predictor = load_plain(tmp_path, RankingPredictFactory, packager=packager)
     assert predictor.index is None
     torch.testing.assert_close(good.scores(predictor.module), good.expected_scores())
+
+
+def test_a_dense_feature_may_be_called_like_a_sparse_one(tmp_path: Path) -> None:
+    """Ids are checked against tables, numbers are not."""
+    archive = build_archive(
+        model_name="namesake",
+        version="1.0",
+        factory=NamesakePredictFactory,
+        export_path=tmp_path,
+        archive_format="no-archive",
+    )
+    signature = load(archive, Options(), torch.device("cpu")).signature
+    assert signature.inputs[0].features == ("user", "movie", "genres")
 
 
 def test_a_plain_archive_s_handler_is_the_file_that_it_was_given(tmp_path: Path) -> None:
