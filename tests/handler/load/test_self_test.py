@@ -143,8 +143,32 @@ def test_a_file_that_holds_no_samples_is_refused(tmp_path: Path) -> None:
         read_samples(path)
 
 
+def test_a_few_ids_may_change_places() -> None:
+    """A near tie of scores may fall differently on another processor."""
+
+    class Top(torch.nn.Module):
+        def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"movies": batch["ids"]}
+
+    def sample(swapped: int) -> Sample:
+        ids = torch.arange(20)
+        recorded = torch.cat([ids[:swapped] + 1, ids[swapped:]])
+        return Sample(
+            qualname="forward", rows=2, inputs={"ids": ids}, outputs={"movies": (recorded,)}
+        )
+
+    self_test(Top(), [sample(0), sample(2)], "float32", CPU)
+    with pytest.raises(SelfTestError) as caught:
+        self_test(Top(), [sample(3)], "float32", CPU)
+    assert str(caught.value).startswith(
+        "self-test: forward, sample of 2 rows, output 'movies': 3 of 20 values differ, "
+        "expected at most 10%; "
+    )
+
+
 def test_the_largest_change_is_over_all_outputs() -> None:
     before = {"a": (torch.tensor([1.0, 2.0]), torch.tensor([True])), "b": (torch.zeros(0),)}
     after = {"a": (torch.tensor([1.5, 1.0]), torch.tensor([True])), "b": (torch.zeros(0),)}
     assert largest_change(before, after) == 1.0
+    assert largest_change({"ids": (torch.tensor([1]),)}, {"ids": (torch.tensor([900]),)}) == 0.0
     assert largest_change({}, {}) == 0.0
