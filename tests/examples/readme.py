@@ -18,6 +18,7 @@ class Readme:
     def __init__(self, example: str, folder: Path) -> None:
         text = (ROOT / "examples" / example / "README.md").read_text(encoding="utf-8")
         self.folder = folder
+        (folder / "requirements").symlink_to(ROOT / "requirements")
         self._sections = {
             part.partition("\n")[0]: part for part in re.split(r"^## ", text, flags=re.MULTILINE)
         }
