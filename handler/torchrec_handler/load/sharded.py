@@ -33,6 +33,8 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from torchrec_handler.load.sharing import find_shared
+
 
 class _Stateless:
     """Tables are no part of its state_dict: `tables` gives the lookups their rows."""
@@ -105,7 +107,23 @@ class _Bags(_Stateless):
 
 
 class ShardedBags(_Bags, ShardedQuantEmbeddingBagCollection):
-    """EmbeddingBagCollection."""
+    """EmbeddingBagCollection; what all rows of a request share is looked up once."""
+
+    def __init__(self, module: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(module, *args, **kwargs)
+        configs = module.embedding_bag_configs()
+        self._features = [name for config in configs for name in config.feature_names]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Look pooled embeddings up, in the order of the collection's configs."""
+        shared = find_shared(features)
+        if shared is None:
+            return super().forward(features)
+        found = super().forward(shared.without_copies(features))
+        keys = features.keys()
+        positions = [keys.index(name) for name in self._features]
+        shared.copy_rows(found.values(), positions, self._widths)
+        return found
 
 
 class ShardedProcessedBags(_Bags, ShardedQuantFeatureProcessedEmbeddingBagCollection):

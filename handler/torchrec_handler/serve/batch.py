@@ -5,7 +5,7 @@ dense and embedding inputs row by row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,13 @@ import numpy.typing as npt
 import torch
 from torchrec.inference.modules import BatchingMetadata
 
-from torchrec_handler.serve.request import Sparse, ValidRequest
-from torchrec_handler.serve.validate import segments
+from torchrec_handler.load.sharing import SharedInput
+from torchrec_handler.serve.request import Ids, Sparse, ValidRequest
+
+CALL_COST = 60_000
+"""What looking shared ids up once costs a forward call, in lookups of an id."""
+COPY_COST = 8
+"""What it costs for each list that is not looked up, whose result is copied, in the same."""
 
 Inputs = dict[str, torch.Tensor | list[torch.Tensor]]
 
@@ -26,6 +31,8 @@ class Batch:
     inputs: Inputs
     rows: tuple[int, ...]
     """Rows of each request, in order; `split` cuts the result by it."""
+    shared: Sequence[SharedInput]
+    """Sparse inputs whose shared ids are worth being looked up once."""
 
 
 def combine(
@@ -46,8 +53,9 @@ def combine(
         tensors [B, D] float32. B is the sum of the requests' rows.
     """
     inputs: Inputs = {}
+    shared: list[SharedInput] = []
     for name, entry in batching.items():
-        parts = [request.inputs[name] for request in requests]
+        parts: list[Any] = [request.inputs[name] for request in requests]
         target = _Target(entry, device)
         if entry.type == "dense":
             inputs[name] = target.put("", _concatenate(parts))
@@ -55,35 +63,68 @@ def combine(
             block = target.put("", _concatenate(parts))
             inputs[name] = list(block.unbind(dim=1))
         else:
-            sparse = combine_sparse(parts)
-            inputs[f"{name}.lengths"] = target.put("lengths", sparse.lengths.reshape(-1))
-            inputs[f"{name}.values"] = target.put("values", sparse.values)
-            if sparse.weights is not None:
-                inputs[f"{name}.weights"] = target.put("weights", sparse.weights)
-    return Batch(inputs=inputs, rows=tuple(request.rows for request in requests))
+            combined, sources = _combine(parts)
+            arrays: dict[str, npt.NDArray[Any]] = {
+                "lengths": combined.lengths.reshape(-1),
+                "values": combined.values,
+            }
+            if combined.weights is not None:
+                arrays["weights"] = combined.weights
+            tensors = {suffix: target.put(suffix, array) for suffix, array in arrays.items()}
+            inputs.update({f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()})
+            if tensors["values"].device.type == "cpu" and _pays(combined, parts):
+                shared.append(SharedInput(sources=torch.from_numpy(sources), **tensors))
+    rows = tuple(request.rows for request in requests)
+    return Batch(inputs=inputs, rows=rows, shared=shared)
 
 
-def combine_sparse(parts: Sequence[Any]) -> Sparse:
+def _combine(parts: Sequence[Sparse]) -> tuple[Sparse, npt.NDArray[np.int64]]:
     """Combine one sparse input of several requests.
 
     Args:
-        parts: `Sparse`, each with lengths [F, B of its request].
+        parts: each with lengths [F, B of its request].
 
     Returns:
-        Lengths [F, B]; the ids of feature 0 of all requests, then of feature 1, and so on.
+        Lengths [F, B]; the ids of feature 0 of all requests, then of feature 1, and so on, what
+        rows share in each of them. And which row's ids a row has: its own, [B], or, where
+        something is shared, by feature, [F, B].
+
+    Raises:
+        ValueError: requests of different numbers of features, where the signature leaves it open.
     """
-    if len(parts) == 1:
-        only: Sparse = parts[0]
-        return only
-    lengths = np.concatenate([part.lengths for part in parts], axis=1)
-    values = np.concatenate([part.values for part in parts])
-    # How many ids each request has in each feature, [requests, F], in the order they lie in.
-    counts = np.stack([part.lengths.sum(axis=1, dtype=np.int64) for part in parts])
-    ends = np.cumsum(counts).reshape(counts.shape)
-    index = segments((ends - counts).T.reshape(-1), counts.T.reshape(-1))
-    weighted = parts[0].weights is not None
-    weights = np.concatenate([part.weights for part in parts])[index] if weighted else None
-    return Sparse(lengths=lengths, values=values[index], weights=weights)
+    rows = np.array([part.lengths.shape[1] for part in parts])
+    sources = np.arange(rows.sum())
+    shared = [part.shared for part in parts]
+    if len(parts) == 1 and shared[0] is None:
+        return parts[0], sources
+    (features,) = {len(part.lengths) for part in parts}
+    firsts = np.repeat(np.cumsum(rows) - rows, rows)
+    if any(mask is not None for mask in shared):
+        nothing = np.zeros(features, np.bool_)
+        masks = np.stack([nothing if mask is None else mask for mask in shared], axis=1)
+        sources = np.where(np.repeat(masks, rows, axis=1), firsts, sources)
+    # Lists lie request by request, in each feature by feature, in each row by row.
+    lists = firsts * features + np.arange(features)[:, None] * np.repeat(rows, rows)
+    lists += sources - firsts
+    weights = [part.weights for part in parts if part.weights is not None]
+    combined = _take(
+        lists,
+        np.concatenate([part.lengths.reshape(-1) for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        np.concatenate(weights) if weights else None,
+    )
+    return combined, sources
+
+
+def _pays(combined: Sparse, parts: Sequence[Sparse]) -> bool:
+    """Whether looking shared ids up once costs less than looking them up in every row."""
+    saved = combined.values.size - sum(part.values.size for part in parts)
+    copied = sum(
+        int(np.count_nonzero(part.shared) * (part.lengths.shape[1] - 1))
+        for part in parts
+        if part.shared is not None
+    )
+    return saved > CALL_COST + COPY_COST * copied
 
 
 def cut(requests: Sequence[ValidRequest], most: int) -> Iterator[list[tuple[int, ValidRequest]]]:
@@ -118,13 +159,41 @@ def take_rows(request: ValidRequest, start: int, stop: int) -> ValidRequest:
         if not isinstance(value, Sparse):
             inputs[name] = value[start:stop]
             continue
-        ends = np.cumsum(value.lengths, dtype=np.int64).reshape(value.lengths.shape)
-        lengths = value.lengths[:, start:stop]
-        starts = ends[:, start] - value.lengths[:, start]
-        index = segments(starts, lengths.sum(axis=1, dtype=np.int64))
-        weights = None if value.weights is None else value.weights[index]
-        inputs[name] = Sparse(lengths=lengths, values=value.values[index], weights=weights)
+        features, rows = value.lengths.shape
+        lists = np.arange(features)[:, None] * rows + np.arange(start, stop)
+        if value.shared is not None:
+            lists[value.shared, 0] -= start
+        taken = _take(lists, value.lengths.reshape(-1), value.values, value.weights)
+        inputs[name] = replace(taken, shared=value.shared)
     return ValidRequest(rows=stop - start, inputs=inputs)
+
+
+def _take(
+    lists: npt.NDArray[np.int64],
+    lengths: Ids,
+    values: Ids,
+    weights: npt.NDArray[np.float32] | None,
+) -> Sparse:
+    """Lists of ids by their positions, one behind another.
+
+    Args:
+        lists: [F, B], any of them more than once.
+        lengths: [lists]
+        values: [N]
+        weights: [N]
+    """
+    taken = torch.ops.fbgemm.permute_1D_sparse_data(
+        torch.from_numpy(lists.reshape(-1).astype(np.int32)),
+        torch.from_numpy(lengths),
+        torch.from_numpy(values),
+        None if weights is None else torch.from_numpy(weights),
+    )
+    taken_lengths, taken_values, taken_weights = taken
+    return Sparse(
+        lengths=taken_lengths.numpy().reshape(lists.shape),
+        values=taken_values.numpy(),
+        weights=None if weights is None else taken_weights.numpy(),
+    )
 
 
 class _Target:

@@ -9,6 +9,7 @@ import torch
 
 from torchrec_handler.errors import OutOfMemory, PredictError, RequestError
 from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.sharing import look_up_once
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
@@ -110,7 +111,8 @@ class Engine:
     def _run(self, qualname: str, requests: Sequence[ValidRequest]) -> list[HostResult]:
         predictor = self._predictor
         batch = combine(requests, predictor.batching, predictor.device)
-        result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
+        with look_up_once(batch.shared):
+            result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
         return split(result, batch.rows, predictor.result_metadata)
 
     def _answer(self, parts: Sequence[HostResult | RequestError]) -> Answer:

@@ -4,7 +4,7 @@ Letters in shapes: B rows, F features, D width, N ids.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,8 @@ class Columns:
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]
+    shared: Mapping[str, Mask] = field(default_factory=dict)
+    """Sparse input -> [F] features that hold, in their first row, what all rows have."""
     batch_size: int | None = None
     id: str | None = None
     """What Open Inference Protocol gives back in the answer."""
@@ -40,14 +43,19 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sparse:
-    """A valid sparse input, feature by feature, as KeyedJaggedTensor holds it."""
+    """A valid sparse input, feature by feature, as KeyedJaggedTensor holds it.
+
+    What all rows share is held once, as the first row's; `combine` gives it to the others.
+    """
 
     lengths: Ids
-    """[F, B]"""
+    """[F, B], of a shared feature 0 in all rows but the first."""
     values: Ids
     """[N]"""
     weights: Floats | None
     """[N], None for an input of type `sparse`."""
+    shared: Mask | None = None
+    """[F], None for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

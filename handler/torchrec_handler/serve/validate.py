@@ -83,9 +83,11 @@ class Validator:
     def _count_ids(
         self, columns: Columns, lengths: Mapping[str, npt.NDArray[Any]], rows: int
     ) -> None:
-        """Compare with the limit what `_sparse` is going to allocate."""
+        """Compare with the limit what the forward call is going to hold."""
         shares = {name: rows // array.shape[1] for name, array in lengths.items()}
         given = {name: _values(columns, name).size for name in lengths}
+        for name, shared in columns.shared.items():
+            given[name] += int(lengths[name][shared, 0].sum()) * (rows - 1)
         if sum(given[name] * shares[name] for name in given) > self._limits.ids_per_request:
             received = " and ".join(
                 f"{given[name]} ids of {name}" + (f" x {share} rows" if share > 1 else "")
@@ -130,12 +132,20 @@ class Validator:
                     f"{total}, one for each of {entry.name}.values"
                 )
                 raise InvalidRequest(message)
-        sparse = Sparse(
+        values = self._in_range(entry, values, lengths).astype(np.int32)
+        shared = columns.shared.get(entry.name)
+        if lengths.shape[1] < rows:
+            lengths = np.pad(lengths, ((0, 0), (0, rows - 1)))
+            shared = np.ones(len(lengths), np.bool_)
+        if shared is not None:
+            # Empty lists are alike in all rows anyway.
+            shared = shared & (lengths[:, 0] > 0) if rows > 1 else None
+        return Sparse(
             lengths=lengths.astype(np.int32),
-            values=self._in_range(entry, values, lengths).astype(np.int32),
+            values=values,
             weights=weights,
+            shared=shared if shared is not None and shared.any() else None,
         )
-        return sparse if lengths.shape[1] == rows else repeat_row(sparse, rows)
 
     def _in_range(
         self, entry: InputSignature, values: npt.NDArray[Any], lengths: npt.NDArray[Any]
@@ -164,44 +174,6 @@ class Validator:
             f"expected 0 to {limit[position] - 1}"
         )
         raise InvalidRequest(message)
-
-
-def repeat_row(sparse: Sparse, rows: int) -> Sparse:
-    """Give the one row of a sparse input to all rows of its request.
-
-    Args:
-        sparse: lengths [F, 1].
-        rows: B
-
-    Returns:
-        Lengths [F, B]; the ids of each feature B times over.
-    """
-    lengths = np.repeat(sparse.lengths, rows, axis=1)
-    ends = np.cumsum(sparse.lengths[:, 0])
-    starts = np.repeat(ends - sparse.lengths[:, 0], rows)
-    index = segments(starts, lengths.reshape(-1))
-    return Sparse(
-        lengths=lengths,
-        values=sparse.values[index],
-        weights=None if sparse.weights is None else sparse.weights[index],
-    )
-
-
-def segments(starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Positions of consecutive segments, one behind another.
-
-    Args:
-        starts: [S] where each segment begins in its source.
-        lengths: [S] how long it is.
-
-    Returns:
-        [sum of lengths] positions in the source.
-    """
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if ends.size else 0
-    positions = np.arange(total, dtype=np.int64)
-    positions += np.repeat(starts - (ends - lengths), lengths)
-    return positions
 
 
 def _column(columns: Columns, name: str) -> npt.NDArray[Any]:

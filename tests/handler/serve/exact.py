@@ -148,7 +148,7 @@ def _digits(draw: st.DrawFn, shape: tuple[int, ...], below: int) -> npt.NDArray[
 
 @st.composite
 def valid_requests(draw: st.DrawFn, inputs: Sequence[InputSignature]) -> ValidRequest:
-    """One valid request of one to four rows; many of its lists of ids are empty."""
+    """One valid request of one to four rows; many of its lists of ids are empty, or shared."""
     rows = draw(st.integers(1, 4))
     found: dict[str, Any] = {}
     for entry in inputs:
@@ -160,12 +160,19 @@ def valid_requests(draw: st.DrawFn, inputs: Sequence[InputSignature]) -> ValidRe
             found[entry.name] = _digits(draw, shape, 10).astype(np.float32)
         else:
             lengths = _digits(draw, (features, rows), 4)
+            shared = _digits(draw, (features,), 2) * lengths[:, 0] > 0
+            lengths[shared, 1:] = 0
             count = (int(lengths.sum()),)
             values = _digits(draw, count, 10)
             weights = None
             if entry.type == "weighted_sparse":
                 weights = _digits(draw, count, 10).astype(np.float32)
-            found[entry.name] = Sparse(lengths=lengths, values=values, weights=weights)
+            found[entry.name] = Sparse(
+                lengths=lengths,
+                values=values,
+                weights=weights,
+                shared=shared if rows > 1 and shared.any() else None,
+            )
     return ValidRequest(rows=rows, inputs=found)
 
 

@@ -61,6 +61,64 @@ def test_combines_weighted_sparse_as_torchrec_does() -> None:
     }
 
 
+def test_gives_what_a_request_shares_to_all_its_rows() -> None:
+    """In requests of two rows and of one: the first has its first feature's ids once."""
+    name = "id_score_list_features"
+    shares = Sparse(
+        lengths=np.array([[2, 0], [1, 2]], np.int32),
+        values=np.array([3, 4, 5, 6, 7], np.int32),
+        weights=np.array([1, 2, 3, 4, 5], np.float32),
+        shared=np.array([True, False]),
+    )
+    requests = [request(name, shares, rows=2), request(name, weighted([[8], [9, 9]]), rows=1)]
+    batch = combine(requests, batching(WEIGHTED), CPU)
+    assert {key: np.asarray(value).tolist() for key, value in batch.inputs.items()} == {
+        f"{name}.lengths": [2, 2, 1, 1, 2, 2],
+        f"{name}.values": [3, 4, 3, 4, 8, 5, 6, 7, 9, 9],
+        f"{name}.weights": [1, 2, 1, 2, 1, 3, 4, 5, 1, 1],
+    }
+
+
+def ranking(rows: int, ids: int) -> ValidRequest:
+    """A request whose first feature is shared."""
+    lengths = np.zeros((2, rows), np.int32)
+    lengths[0, 0] = ids
+    sparse = Sparse(
+        lengths=lengths,
+        values=np.zeros(ids, np.int32),
+        weights=np.ones(ids, np.float32),
+        shared=np.array([True, False]),
+    )
+    return request(WEIGHTED.name, sparse, rows)
+
+
+class TestLookingUpOnce:
+    """Is for requests that repeat many ids, in lists that are not short."""
+
+    @pytest.mark.parametrize(
+        ("rows", "ids", "pays"),
+        [(1_000, 100, True), (1_000, 10, False), (10, 1_000, False), (10_000, 1, False)],
+    )
+    def test_pays(
+        self,
+        rows: int,
+        ids: int,
+        pays: bool,  # noqa: FBT001  a table's column
+    ) -> None:
+        batch = combine([ranking(rows, ids)], batching(WEIGHTED), CPU)
+        assert bool(batch.shared) is pays
+
+    def test_is_told_of_the_tensors_that_the_model_gets(self) -> None:
+        requests = [ranking(1_000, 100), ranking(1, 1), ranking(2, 1)]
+        batch = combine(requests, batching(WEIGHTED), CPU)
+        (shared,) = batch.shared
+        assert shared.lengths is batch.inputs[f"{WEIGHTED.name}.lengths"]
+        assert shared.values is batch.inputs[f"{WEIGHTED.name}.values"]
+        assert shared.weights is batch.inputs[f"{WEIGHTED.name}.weights"]
+        assert shared.sources[0].tolist() == [0] * 1_000 + [1_000, 1_001, 1_001]
+        assert shared.sources[1].tolist() == list(range(1_003))
+
+
 def test_combines_embeddings_as_torchrec_does() -> None:
     """BatchingTest.EmbeddingCombineTest: a list of one [B, D] tensor a feature."""
     requests = [
@@ -213,3 +271,30 @@ def test_takes_rows_of_every_feature(start: int, stop: int) -> None:
     assert taken.values.tolist() == flat
     assert taken.weights is not None
     assert taken.weights.tolist() == flat
+    assert taken.shared is None
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "lengths", "values"),
+    [
+        (0, 2, [[2, 0], [1, 0]], [1, 2, 3]),
+        (1, 3, [[2, 0], [0, 2]], [1, 2, 4, 5]),
+        (2, 3, [[2], [2]], [1, 2, 4, 5]),
+    ],
+)
+def test_takes_what_is_shared_along(
+    start: int, stop: int, lengths: list[list[int]], values: list[int]
+) -> None:
+    sparse = Sparse(
+        lengths=np.array([[2, 0, 0], [1, 0, 2]], np.int32),
+        values=np.array([1, 2, 3, 4, 5], np.int32),
+        weights=None,
+        shared=np.array([True, False]),
+    )
+    piece = take_rows(request("id_list_features", sparse, rows=3), start, stop)
+    taken = piece.inputs["id_list_features"]
+    assert isinstance(taken, Sparse)
+    assert taken.lengths.tolist() == lengths
+    assert taken.values.tolist() == values
+    assert taken.shared is not None
+    assert taken.shared.tolist() == [True, False]

@@ -8,25 +8,30 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.handler.serve.exact import (
+    CPU,
     DENSE,
     INPUTS,
     RESULT_TYPES,
     SPARSE,
     THOUSAND,
     Exact,
+    batching,
     lists_of_requests,
     predictor,
 )
+from torchrec_handler.archive import InputSignature
 from torchrec_handler.errors import InvalidRequest
 from torchrec_handler.options import Limits, Options
+from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.request import RawRequest, Response, Sparse, ValidRequest
+from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
 
 JSON = "application/json"
 
@@ -41,18 +46,8 @@ def dense(*rows: Sequence[float]) -> RawRequest:
 
 def body(request: ValidRequest) -> dict[str, Any]:
     """A request as JSON columns."""
-    document: dict[str, Any] = {}
-    for name, value in request.inputs.items():
-        if isinstance(value, Sparse):
-            document[f"{name}.lengths"] = value.lengths.reshape(-1).tolist()
-            document[f"{name}.values"] = value.values.tolist()
-            if value.weights is not None:
-                document[f"{name}.weights"] = value.weights.tolist()
-        elif value.ndim == 3:
-            document[name] = value.transpose(1, 0, 2).tolist()
-        else:
-            document[name] = value.tolist()
-    return document
+    inputs = combine([request], batching(*INPUTS), CPU).inputs
+    return {name: np.asarray(value).tolist() for name, value in inputs.items()}
 
 
 def opened(response: Response) -> tuple[int, Any]:
@@ -323,6 +318,23 @@ class TestOutOfMemory:
         assert [opened(response)[1]["default"] for response in responses] == [
             [4.0 * at] for at in range(7)
         ]
+
+
+def test_requests_that_no_batch_can_hold_are_answered_alone() -> None:
+    """Where the signature leaves it open, requests may have different numbers of features."""
+    hidden = InputSignature(name="id_list_features", type="sparse")
+
+    class Counts(torch.nn.Module):
+        def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+            return {"default": batch["id_list_features.lengths"].sum().reshape(1)}
+
+    served = Engine("counts", predictor(Counts(), hidden), Options())
+    documents = [
+        {"batch_size": 1, "id_list_features.lengths": lengths, "id_list_features.values": [1, 2]}
+        for lengths in ([2, 0], [1, 0, 1])
+    ]
+    responses = served.predict([raw(document) for document in documents])
+    assert [opened(response) for response in responses] == [(200, {"default": [2]})] * 2
 
 
 class TestBadRequests:

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tests.handler.serve.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
+from tests.handler.serve.exact import CPU, DENSE, EMBEDDING, SPARSE, WEIGHTED, batching
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Limits, Options
+from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.request import Columns, Sparse, ValidRequest
 from torchrec_handler.serve.validate import Validator
 
@@ -413,20 +414,50 @@ class TestSharing:
         valid = validate({DENSE.name: [[1, 2, 3]]}, DENSE, batch_size=60_000)
         assert np.asarray(valid.inputs[DENSE.name]).strides[0] == 0
 
+    def test_ids_that_are_shared_are_held_once(self) -> None:
+        """By features that have any, where there is more than one row."""
+        found = validate(sparse([2, 0, 1], [4, 5, 6]), SPARSE, batch_size=60_000)
+        held = found.inputs[SPARSE.name]
+        assert isinstance(held, Sparse)
+        assert held.values.tolist() == [4, 5, 6]
+        assert held.lengths.shape == (3, 60_000)
+        assert held.lengths.sum(axis=1).tolist() == [2, 0, 1]
+        assert held.shared is not None
+        assert held.shared.tolist() == [True, False, True]
+        for lengths, batch_size in (([1, 0, 2], 1), ([0, 0, 0], 3)):
+            alone = validate(sparse(lengths, range(sum(lengths))), SPARSE, batch_size=batch_size)
+            held = alone.inputs[SPARSE.name]
+            assert isinstance(held, Sparse)
+            assert held.shared is None
+
+    def test_features_that_a_codec_says_are_shared(self) -> None:
+        columns = Columns(
+            arrays=sparse([2, 0, 0, 1, 1, 1, 0, 0, 0], [4, 5, 6, 7, 8]),
+            shared={SPARSE.name: np.array([True, False, True])},
+            batch_size=3,
+        )
+        signature = Signature(
+            inputs=(SPARSE,), methods={"forward": True}, result_metadata="dict_of_tensor"
+        )
+        held = Validator(signature, limits(ids_per_request=9))(columns).inputs[SPARSE.name]
+        assert isinstance(held, Sparse)
+        assert held.shared is not None
+        assert held.shared.tolist() == [True, False, False]
+        with pytest.raises(RequestTooLarge) as caught:
+            Validator(signature, limits(ids_per_request=8))(columns)
+        assert str(caught.value) == (
+            "received 9 ids of id_list_features, expected at most 8 ids (limits.ids_per_request)"
+        )
+
     def assert_full(self, valid: ValidRequest) -> None:
         full = validate(self.FULL, *self.INPUTS, batch_size=self.ROWS)
         assert valid.rows == full.rows == self.ROWS
-        for name, expected in full.inputs.items():
-            found = valid.inputs[name]
-            if isinstance(expected, Sparse):
-                assert isinstance(found, Sparse)
-                assert np.array_equal(found.lengths, expected.lengths)
-                assert np.array_equal(found.values, expected.values)
-                if expected.weights is not None:
-                    assert found.weights is not None
-                    assert np.array_equal(found.weights, expected.weights)
-            else:
-                assert np.array_equal(np.asarray(found), expected)
+        found, expected = (
+            combine([request], batching(*self.INPUTS), CPU).inputs for request in (valid, full)
+        )
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert np.array_equal(np.asarray(found[name]), np.asarray(value)), name
 
 
 class TestLimits:

@@ -20,7 +20,7 @@ from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.json_document import shown
-from torchrec_handler.serve.request import Columns
+from torchrec_handler.serve.request import Columns, Mask
 
 INSTANCES = "instances"
 SHARED = "shared"
@@ -40,13 +40,15 @@ def decode(document: simdjson.Object, signature: Signature, limits: Limits) -> C
     instances, shared = _rows(document, limits)
     given = frozenset(chain.from_iterable(instances))
     arrays: dict[str, npt.NDArray[Any]] = {}
+    shared_features: dict[str, Mask] = {}
     known: set[str] = set()
     for entry in signature.inputs:
         names = entry.features or (entry.name,)
         if entry.type == "embedding":
             arrays[entry.name] = _embedding(names, instances, shared, given)
         elif entry.type != "dense":
-            arrays.update(_sparse(entry, instances, shared, limits))
+            arrays.update(_sparse(entry, instances, shared, given, limits))
+            shared_features[entry.name] = np.array([name not in given for name in names], np.bool_)
         elif not entry.features or _is_whole(entry, given, shared):
             names = (entry.name,)
             arrays[entry.name] = _vectors(entry.name, instances, shared, given)
@@ -56,7 +58,7 @@ def decode(document: simdjson.Object, signature: Signature, limits: Limits) -> C
     if unknown := sorted((given | shared.keys()) - known):
         message = f"{unknown[0]}: unknown feature, expected {', '.join(sorted(known))}"
         raise InvalidRequest(message)
-    return Columns(arrays=arrays, batch_size=len(instances))
+    return Columns(arrays=arrays, shared=shared_features, batch_size=len(instances))
 
 
 def _rows(document: simdjson.Object, limits: Limits) -> tuple[list[Row], Row]:
@@ -156,7 +158,11 @@ def _embedding(
 
 
 def _sparse(
-    entry: InputSignature, instances: Sequence[Row], shared: Row, limits: Limits
+    entry: InputSignature,
+    instances: Sequence[Row],
+    shared: Row,
+    given: Container[str],
+    limits: Limits,
 ) -> dict[str, npt.NDArray[Any]]:
     """Features of a list of ids a row each: lengths [F * B], values [N] and weights [N]."""
     if not entry.features:
@@ -165,8 +171,8 @@ def _sparse(
             "send columns, or name them in PredictFactory.model_inputs_data"
         )
         raise InvalidRequest(message)
-    lengths, flat = _gather(entry, instances, shared, limits)
-    arrays: dict[str, npt.NDArray[Any]] = {f"{entry.name}.lengths": lengths}
+    lengths, flat = _gather(entry, instances, shared, given, limits)
+    arrays: dict[str, npt.NDArray[Any]] = {f"{entry.name}.lengths": lengths.reshape(-1)}
     faults = _faults(entry, instances, shared)
     if entry.type == "weighted_sparse":
         if not (set(map(type, flat)) <= {list} and set(map(len, flat)) <= {2}):
@@ -186,32 +192,42 @@ def _sparse(
 
 
 def _gather(
-    entry: InputSignature, instances: Sequence[Row], shared: Row, limits: Limits
+    entry: InputSignature,
+    instances: Sequence[Row],
+    shared: Row,
+    given: Container[str],
+    limits: Limits,
 ) -> tuple[npt.NDArray[np.int64], list[Any]]:
-    """Lengths [F * B], and all elements of the rows' lists, feature by feature."""
-    lengths: list[npt.NDArray[np.int64]] = []
+    """Lengths [F, B], and all elements of the rows' lists, feature by feature.
+
+    What no instance gives is the same in all of them; it is read once, as the first one's.
+    """
+    lengths = np.zeros((len(entry.features), len(instances)), np.int64)
     flat: list[Any] = []
-    for name in entry.features:
-        column = list(map(methodcaller("get", name, shared.get(name, ())), instances))
+    total = 0
+    for name, counts in zip(entry.features, lengths, strict=True):
+        rows = instances if name in given else instances[:1]
+        column = list(map(methodcaller("get", name, shared.get(name, ())), rows))
         kinds = set(map(type, column))
         ids: Iterable[Any] = column
-        counts = np.ones(len(column), np.int64)
-        if kinds != {int}:
+        if kinds == {int}:
+            counts[: len(rows)] = 1
+        else:
             if int in kinds:
                 column = [[value] if type(value) is int else value for value in column]
             if not set(map(type, column)) <= {list, tuple}:
                 raise InvalidRequest(next(_faults(entry, instances, shared)))
             ids = chain.from_iterable(column)
-            counts = np.fromiter(map(len, column), np.int64, len(column))
-        if len(flat) + int(counts.sum()) > limits.ids_per_request:
+            counts[: len(rows)] = np.fromiter(map(len, column), np.int64, len(rows))
+        total += int(counts.sum()) * (len(instances) // len(rows))
+        if total > limits.ids_per_request:
             message = (
                 f"{entry.name}: received more than {limits.ids_per_request} ids "
                 "(limits.ids_per_request)"
             )
             raise RequestTooLarge(message)
-        lengths.append(counts)
         flat.extend(ids)
-    return np.concatenate(lengths), flat
+    return lengths, flat
 
 
 def _column(name: str, instances: Sequence[Row], shared: Row) -> list[Any]:

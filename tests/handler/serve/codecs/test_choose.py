@@ -27,13 +27,23 @@ from tests.handler.serve.codecs.one_request import (
     raw,
     signature,
 )
-from tests.handler.serve.exact import DENSE, INPUTS, SPARSE, THOUSAND, Exact, predictor
+from tests.handler.serve.exact import (
+    CPU,
+    DENSE,
+    INPUTS,
+    SPARSE,
+    THOUSAND,
+    Exact,
+    batching,
+    predictor,
+)
 from torchrec_handler.errors import InvalidRequest, PredictError, UnsupportedMediaType
 from torchrec_handler.options import Options
+from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.codecs.choose import Reply, flat
 from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.request import RawRequest, Sparse
+from torchrec_handler.serve.request import RawRequest
 from torchrec_handler.serve.validate import Validator
 
 FORMATS = sorted(BODIES)
@@ -107,12 +117,13 @@ class TestFormats:
         model = signature(DENSE, SPARSE)
         for body in bodies:
             valid = Validator(model, Options())(codecs(model).decode(raw(body, ""))[0])
-            found = valid.inputs[SPARSE.name]
+            found = combine([valid], batching(DENSE, SPARSE), CPU).inputs
             assert valid.rows == 3
-            assert np.asarray(valid.inputs[DENSE.name]).tolist() == [[1, 2, 3]] * 3
-            assert isinstance(found, Sparse)
-            assert found.lengths.tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]
-            assert found.values.tolist() == [7, 7, 7, 1, 2, 3]
+            assert {name: np.asarray(value).tolist() for name, value in found.items()} == {
+                "float_features": [[1, 2, 3]] * 3,
+                "id_list_features.lengths": [1, 1, 1, 1, 1, 1, 0, 0, 0],
+                "id_list_features.values": [7, 7, 7, 1, 2, 3],
+            }
 
 
 class TestContentType:

@@ -171,11 +171,15 @@ class TestSparse:
         }
 
     def test_a_shared_feature(self) -> None:
-        """An instance's own value goes before it, an empty list too."""
+        """It is read once; an instance's own value goes before it, an empty list too."""
         document = rows({"movie": 1}, {"movie": 2, "genres": []}, user=7, genres=[3, 4])
         assert arrays(document, SPARSE) == {
-            "id_list_features.lengths": [1, 1, 1, 1, 2, 0],
-            "id_list_features.values": [7, 7, 1, 2, 3, 4],
+            "id_list_features.lengths": [1, 0, 1, 1, 2, 0],
+            "id_list_features.values": [7, 1, 2, 3, 4],
+        }
+        shared = decode(document, SPARSE).shared
+        assert {name: mask.tolist() for name, mask in shared.items()} == {
+            "id_list_features": [True, False, False]
         }
 
     @pytest.mark.parametrize(
