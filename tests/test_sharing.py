@@ -237,8 +237,8 @@ def opened(response: Response) -> dict[str, Any]:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small requests take the way that pays for large ones."""
-    monkeypatch.setattr(batch, "CALL_COST", 0)
-    monkeypatch.setattr(batch, "COPY_COST", 0)
+    for cost in ("CALL_COST", "RUN_COST", "LIST_COST"):
+        monkeypatch.setattr(batch, cost, 0)
 
 
 @pytest.fixture

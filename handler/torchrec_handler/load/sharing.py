@@ -4,7 +4,7 @@ A predict module makes its KeyedJaggedTensors itself, of tensors that hold what 
 row, and may do anything with them. Only a collection that is given exactly those tensors looks
 shared ids up in the first row of each request and copies the result down.
 
-Shapes: B rows, F features, D the sum of the features' widths, N ids.
+Shapes: R requests, B rows of all of them, F features, D the sum of their widths, N ids.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -26,53 +28,58 @@ class SharedInput:
     """[N]"""
     weights: torch.Tensor | None = None
     """[N], None for an input of type `sparse`."""
-    sources: torch.Tensor
-    """[F, B] int64, which row's ids a row has: where they are shared its request's first one's."""
-
-    @property
-    def own(self) -> torch.Tensor:
-        """[F, B] bool, where a row's ids are its own."""
-        return self.sources == torch.arange(self.sources.shape[1])
+    rows: npt.NDArray[np.int64]
+    """[R] of each request, in order."""
+    shared: npt.NDArray[np.bool_]
+    """[R, F] what each request gave once."""
 
     def is_given(self, features: KeyedJaggedTensor) -> bool:
         """Whether these are the input's own tensors, to which nobody has written."""
         weights = features.weights_or_none()
         return (
-            len(features.keys()) == len(self.sources)
+            len(features.keys()) == self.shared.shape[1]
             and _is_same(features.lengths_or_none(), self.lengths)
             and _is_same(features.values(), self.values)
             and (weights is None or _is_same(weights, self.weights))
         )
 
     def without_copies(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """The features, with empty lists wherever a row has the ids of another one."""
-        own = self.own.reshape(-1)
+        """The features, of what is shared the lists of each request's first row only."""
+        kept = np.repeat(~self.shared.T, self.rows, axis=1)
+        kept[:, np.cumsum(self.rows) - self.rows] = True
         _, values, weights = torch.ops.fbgemm.permute_1D_sparse_data(
-            own.nonzero().reshape(-1).int(),
+            torch.from_numpy(np.flatnonzero(kept).astype(np.int32)),
             self.lengths,
             self.values,
             features.weights_or_none(),
         )
         return KeyedJaggedTensor(
-            keys=features.keys(), lengths=self.lengths * own, values=values, weights=weights
+            keys=features.keys(),
+            lengths=self.lengths * torch.from_numpy(kept.reshape(-1)),
+            values=values,
+            weights=weights,
         )
 
     def copy_rows(
         self, pooled: torch.Tensor, positions: Sequence[int], widths: Sequence[int]
     ) -> None:
-        """Fill in, in place, what was looked up in another row.
+        """Give, in place, what was looked up in each request's first row to its other rows.
 
         Args:
             pooled: [B, D]
             positions: of each block of columns, which feature of the input it is.
             widths: of each block of columns.
         """
-        is_whole = self.own.all(dim=1).tolist()
-        for position, block in zip(
-            positions, torch.split(pooled, list(widths), dim=1), strict=True
+        columns = np.cumsum([0, *widths])
+        ends = np.cumsum(self.rows)
+        shared = self.shared[:, positions]
+        # Where runs of shared blocks start and end, by turns.
+        request, block = np.nonzero(np.diff(shared, axis=1, prepend=False, append=False))
+        for at, left, right in zip(
+            request[::2], columns[block[::2]], columns[block[1::2]], strict=True
         ):
-            if not is_whole[position]:
-                block.copy_(block.index_select(0, self.sources[position]))
+            run = pooled[ends[at] - self.rows[at] : ends[at], left:right]
+            run[1:] = run[0]
 
 
 _inputs: ContextVar[Sequence[SharedInput]] = ContextVar("shared inputs", default=())

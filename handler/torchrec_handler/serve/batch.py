@@ -14,12 +14,15 @@ import torch
 from torchrec.inference.modules import BatchingMetadata
 
 from torchrec_handler.load.sharing import SharedInput
-from torchrec_handler.serve.request import Ids, Sparse, ValidRequest
+from torchrec_handler.serve.request import Ids, Mask, Sparse, ValidRequest
 
-CALL_COST = 60_000
-"""What looking shared ids up once costs a forward call, in lookups of an id."""
-COPY_COST = 8
-"""What it costs for each list that is not looked up, whose result is copied, in the same."""
+# Looking shared ids up once has costs of its own, here in lookups of an id that it must save.
+CALL_COST = 50_000
+"""Of a forward call."""
+RUN_COST = 1_500
+"""Of a run of features that a request shares, whose pooled rows are copied as one block."""
+LIST_COST = 4
+"""Of a list that is not looked up."""
 
 Inputs = dict[str, torch.Tensor | list[torch.Tensor]]
 
@@ -54,6 +57,7 @@ def combine(
     """
     inputs: Inputs = {}
     shared: list[SharedInput] = []
+    rows = np.array([request.rows for request in requests])
     for name, entry in batching.items():
         parts: list[Any] = [request.inputs[name] for request in requests]
         target = _Target(entry, device)
@@ -63,68 +67,62 @@ def combine(
             block = target.put("", _concatenate(parts))
             inputs[name] = list(block.unbind(dim=1))
         else:
-            combined, sources = _combine(parts)
-            arrays: dict[str, npt.NDArray[Any]] = {
-                "lengths": combined.lengths.reshape(-1),
-                "values": combined.values,
-            }
-            if combined.weights is not None:
-                arrays["weights"] = combined.weights
-            tensors = {suffix: target.put(suffix, array) for suffix, array in arrays.items()}
+            masks = _masks(parts)
+            combined = _combine(parts, rows, masks)
+            tensors = target.put_sparse(combined)
             inputs.update({f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()})
-            if tensors["values"].device.type == "cpu" and _pays(combined, parts):
-                shared.append(SharedInput(sources=torch.from_numpy(sources), **tensors))
-    rows = tuple(request.rows for request in requests)
-    return Batch(inputs=inputs, rows=rows, shared=shared)
+            saved = combined.values.size - sum(part.values.size for part in parts)
+            if masks is not None and target.is_cpu and _pays(saved, rows, masks):
+                shared.append(SharedInput(rows=rows, shared=masks, **tensors))
+    return Batch(inputs=inputs, rows=tuple(rows.tolist()), shared=shared)
 
 
-def _combine(parts: Sequence[Sparse]) -> tuple[Sparse, npt.NDArray[np.int64]]:
-    """Combine one sparse input of several requests.
+def _masks(parts: Sequence[Sparse]) -> Mask | None:
+    """What each request shares, [R, F]; None for nothing."""
+    if all(part.shared is None for part in parts):
+        return None
+    nothing = np.zeros(len(parts[0].lengths), np.bool_)
+    return np.stack([nothing if part.shared is None else part.shared for part in parts])
+
+
+def _combine(parts: Sequence[Sparse], rows: npt.NDArray[np.int64], masks: Mask | None) -> Sparse:
+    """Combine one sparse input of R requests.
 
     Args:
         parts: each with lengths [F, B of its request].
+        rows: [R] of each request.
+        masks: [R, F] what each request shares; None for nothing.
 
     Returns:
-        Lengths [F, B]; the ids of feature 0 of all requests, then of feature 1, and so on, what
-        rows share in each of them. And which row's ids a row has: its own, [B], or, where
-        something is shared, by feature, [F, B].
+        Lengths [F, B]; the ids of feature 0 of all requests, then of feature 1, and so on. What
+        rows share is in each of them.
 
     Raises:
         ValueError: requests of different numbers of features, where the signature leaves it open.
     """
-    rows = np.array([part.lengths.shape[1] for part in parts])
-    sources = np.arange(rows.sum())
-    shared = [part.shared for part in parts]
-    if len(parts) == 1 and shared[0] is None:
-        return parts[0], sources
+    if len(parts) == 1 and masks is None:
+        return parts[0]
     (features,) = {len(part.lengths) for part in parts}
     firsts = np.repeat(np.cumsum(rows) - rows, rows)
-    if any(mask is not None for mask in shared):
-        nothing = np.zeros(features, np.bool_)
-        masks = np.stack([nothing if mask is None else mask for mask in shared], axis=1)
-        sources = np.where(np.repeat(masks, rows, axis=1), firsts, sources)
+    sources = np.arange(firsts.size) - firsts
+    if masks is not None:
+        sources = np.where(np.repeat(masks.T, rows, axis=1), 0, sources)
     # Lists lie request by request, in each feature by feature, in each row by row.
-    lists = firsts * features + np.arange(features)[:, None] * np.repeat(rows, rows)
-    lists += sources - firsts
+    lists = firsts * features + np.arange(features)[:, None] * np.repeat(rows, rows) + sources
     weights = [part.weights for part in parts if part.weights is not None]
-    combined = _take(
+    return _take(
         lists,
         np.concatenate([part.lengths.reshape(-1) for part in parts]),
         np.concatenate([part.values for part in parts]),
         np.concatenate(weights) if weights else None,
     )
-    return combined, sources
 
 
-def _pays(combined: Sparse, parts: Sequence[Sparse]) -> bool:
-    """Whether looking shared ids up once costs less than looking them up in every row."""
-    saved = combined.values.size - sum(part.values.size for part in parts)
-    copied = sum(
-        int(np.count_nonzero(part.shared) * (part.lengths.shape[1] - 1))
-        for part in parts
-        if part.shared is not None
-    )
-    return saved > CALL_COST + COPY_COST * copied
+def _pays(saved: int, rows: npt.NDArray[np.int64], masks: Mask) -> bool:
+    """Whether looking shared ids up once costs less than looking up as many ids as it saves."""
+    lists = masks.sum(axis=1) @ (rows - 1)
+    runs = np.count_nonzero(np.diff(masks, axis=1, prepend=False, append=False)) // 2
+    return bool(saved > CALL_COST + RUN_COST * runs + LIST_COST * lists)
 
 
 def cut(requests: Sequence[ValidRequest], most: int) -> Iterator[list[tuple[int, ValidRequest]]]:
@@ -202,6 +200,7 @@ class _Target:
     def __init__(self, entry: BatchingMetadata, worker: torch.device) -> None:
         device = torch.device(entry.device)
         self._device = worker if device.type == worker.type else device
+        self.is_cpu = self._device.type == "cpu"
         self._pinned = frozenset(entry.pinned) if self._device.type == "cuda" else frozenset()
 
     def put(self, suffix: str, array: npt.NDArray[Any]) -> torch.Tensor:
@@ -210,6 +209,16 @@ class _Target:
         if suffix in self._pinned:
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
+
+    def put_sparse(self, sparse: Sparse) -> dict[str, torch.Tensor]:
+        """Its lengths [F * B], values and weights, by these names."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "lengths": sparse.lengths.reshape(-1),
+            "values": sparse.values,
+        }
+        if sparse.weights is not None:
+            arrays["weights"] = sparse.weights
+        return {suffix: self.put(suffix, array) for suffix, array in arrays.items()}
 
 
 def _concatenate(parts: Sequence[Any]) -> npt.NDArray[np.float32]:

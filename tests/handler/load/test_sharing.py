@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -17,7 +18,8 @@ def shared_input() -> SharedInput:
         lengths=torch.tensor([2, 2, 2, 1, 1, 1, 0, 2, 3, 3], dtype=torch.int32),
         values=torch.tensor([7, 8, 7, 8, 7, 8, 9, 9, 1, 2, 3, 4, 5, 6, 4, 5, 6], dtype=torch.int32),
         weights=torch.arange(17) / 2,
-        sources=torch.tensor([[0, 0, 0, 3, 3], [0, 1, 2, 3, 3]]),
+        rows=np.array([3, 2]),
+        shared=np.array([[True, False], [True, True]]),
     )
 
 

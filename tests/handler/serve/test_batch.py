@@ -96,16 +96,23 @@ class TestLookingUpOnce:
     """Is for requests that repeat many ids, in lists that are not short."""
 
     @pytest.mark.parametrize(
-        ("rows", "ids", "pays"),
-        [(1_000, 100, True), (1_000, 10, False), (10, 1_000, False), (10_000, 1, False)],
+        ("requests", "rows", "ids", "pays"),
+        [
+            (1, 1_000, 100, True),
+            (1, 20_000, 10, True),
+            (1, 1_000, 50, False),  # few ids
+            (1, 20_000, 3, False),  # short lists
+            (64, 10, 200, False),  # small requests
+        ],
     )
     def test_pays(
         self,
+        requests: int,
         rows: int,
         ids: int,
         pays: bool,  # noqa: FBT001  a table's column
     ) -> None:
-        batch = combine([ranking(rows, ids)], batching(WEIGHTED), CPU)
+        batch = combine([ranking(rows, ids)] * requests, batching(WEIGHTED), CPU)
         assert bool(batch.shared) is pays
 
     def test_is_told_of_the_tensors_that_the_model_gets(self) -> None:
@@ -115,8 +122,8 @@ class TestLookingUpOnce:
         assert shared.lengths is batch.inputs[f"{WEIGHTED.name}.lengths"]
         assert shared.values is batch.inputs[f"{WEIGHTED.name}.values"]
         assert shared.weights is batch.inputs[f"{WEIGHTED.name}.weights"]
-        assert shared.sources[0].tolist() == [0] * 1_000 + [1_000, 1_001, 1_001]
-        assert shared.sources[1].tolist() == list(range(1_003))
+        assert shared.rows.tolist() == [1_000, 1, 2]
+        assert shared.shared.tolist() == [[True, False]] * 3
 
 
 def test_combines_embeddings_as_torchrec_does() -> None:
