@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories.kinds_base import Batch, KindFactory
+from tests.factories.kinds_base import Batch, KindFactory, keyed
 from tests.factories.kinds_own import PartFactory, PrunedFactory
-from tests.factories.kinds_pooled import SEEN_IDS, PooledPredictModule, SumFactory
+from tests.factories.kinds_pooled import SEEN_IDS, PooledPredictModule, SumFactory, WidthsFactory
 from tests.factories.ranking import RankingPredictFactory
 from tests.handler.serve.codecs.one_request import JSON, PROTOBUF, floats, ints
 from tests.handler.serve.exact import CPU, THOUSAND
@@ -69,11 +69,28 @@ class ShiftsFactory(SumFactory):
         return ShiftsPredictModule(model, "cpu")
 
 
+class ReorderedPredictModule(PooledPredictModule):
+    """Names its features in another order than its collection."""
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        model = self.predict_module
+        score, pooled = model(keyed(batch, ["tag", *model.features[:-1]]))
+        return {"default": score, "pooled": pooled}
+
+
+class ReorderedFactory(WidthsFactory):
+    """Features in another order than the collection's tables."""
+
+    def predict_module(self, model: torch.nn.Module) -> Any:
+        return ReorderedPredictModule(model, "cpu")
+
+
 SERVED: dict[str, type[KindFactory]] = {
     **KINDS,
     "pruned": PrunedFactory,
     "two-collections": PartFactory,
     "ranking": RankingPredictFactory,
+    "reordered": ReorderedFactory,
     "writes": WritesFactory,
     "shifts": ShiftsFactory,
 }
@@ -266,7 +283,7 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Predictor], list[int
 REQUESTS = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 2**32 - 1)), min_size=1, max_size=4)
 """Rows of each request, and what it is drawn from."""
 
-FEW = settings(THOUSAND, max_examples=60)
+FEW = settings(THOUSAND, max_examples=30)
 
 
 @pytest.mark.usefixtures("always")
@@ -293,7 +310,7 @@ class TestAnswersAreThoseOfRowsInFull:
             ]
             assert_same(engine(served, most), bodies)
 
-    @settings(THOUSAND, max_examples=300)
+    @settings(THOUSAND, max_examples=150)
     @given(
         requests=REQUESTS,
         names=st.lists(st.sampled_from(list(WRITERS)), min_size=4, max_size=4),
@@ -328,7 +345,18 @@ def ranking_request(inputs: Sequence[InputSignature], rows: int, ids: int) -> by
     return json.dumps({"instances": instances, "shared": shared}).encode()
 
 
-ONCE = ["sum", "mean", "weighted", "shared", "widths", "by-position", "dlrm", "pruned", "ranking"]
+ONCE = [
+    "sum",
+    "mean",
+    "weighted",
+    "shared",
+    "widths",
+    "by-position",
+    "reordered",
+    "dlrm",
+    "pruned",
+    "ranking",
+]
 IN_EVERY_ROW = [
     "position-weighted",
     "position-weighted-each",
