@@ -17,6 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "model_store" / "config.properties"
+LOG_CONFIG = ROOT / "model_store" / "log4j2.xml"
 START_SECONDS = 60
 PORTS = {
     "inference_address": "http://127.0.0.1:{}",
@@ -56,7 +57,9 @@ class TorchServe:
             if line.partition("=")[0] not in self._settings
         ]
         lines += [f"{name}={value}" for name, value in self._settings.items()]
-        (self.folder / "config.properties").write_text("\n".join(lines), encoding="utf-8")
+        # config.properties names it from the repository's root; this server runs in its own folder.
+        text = "\n".join(lines).replace("=model_store/log4j2.xml", f"={LOG_CONFIG}")
+        (self.folder / "config.properties").write_text(text, encoding="utf-8")
         command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
         command += ["--ncs", "--model-store", str(self.model_store)]
         command += ["--ts-config", str(self.folder / "config.properties")]
@@ -123,9 +126,12 @@ class TorchServe:
         return workers
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of the server: the launcher, Java and the workers."""
-        own = psutil.Process(self._process.pid)
-        return [own, *own.children(recursive=True)]
+        """Every process of the server: the launcher, Java and the workers; none once it ended."""
+        try:
+            own = psutil.Process(self._process.pid)
+            return [own, *own.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def log(self) -> str:
         """What the workers printed."""
