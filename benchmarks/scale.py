@@ -70,6 +70,8 @@ class Started:
 
     way: str
     tables_gb: float
+    cache: str
+    """warm: the machine has the files in memory; cold: it has not read them yet."""
     seconds_after_torch: float
     """From having imported torch to the first answer."""
     lookup_us: float
@@ -198,13 +200,24 @@ def load(send: Callable[[bytes], None], requests: Sequence[bytes], seconds: floa
     return sent * ROWS / (time.perf_counter() - began)
 
 
-def start(archive: Path) -> Started:
+def start(archive: Path, cache: str) -> Started:
     """Run one worker's steps in a fresh process."""
+    if cache == "cold":
+        _forget(archive)
     command = [sys.executable, "-m", "benchmarks.scale_worker", str(archive)]
     done = subprocess.run(  # noqa: S603  our own module
         command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
-    return Started(**json.loads(done.stdout.splitlines()[-1]))
+    return Started(cache=cache, **json.loads(done.stdout.splitlines()[-1]))
+
+
+def _forget(archive: Path) -> None:
+    """Let the kernel drop a folder's files from memory."""
+    for path in archive.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -228,8 +241,9 @@ def main(given: Sequence[str] | None = None) -> None:
         requests = bodies(rows)
         archives = [archive, make_ordinary(archive)] if name == "third" else [archive]
         for one in archives:
-            started.append(start(one))
-            print(started[-1], flush=True)  # noqa: T201
+            for cache in ("cold", "warm"):
+                started.append(start(one, cache))
+                print(started[-1], flush=True)  # noqa: T201
             served_by = serve(
                 folder, one, requests, workers=arguments.workers, seconds=arguments.seconds
             )

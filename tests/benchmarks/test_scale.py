@@ -11,7 +11,9 @@ def test_both_ways_are_served_and_measured(tmp_path: Path) -> None:
         ["--shrink", "1000", "--seconds", "0.5", "--workers", "1", "--folder", str(tmp_path)]
     )
     figures = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
-    assert [row["way"] for row in figures["started"]] == ["mapped", "ordinary", "mapped"]
+    assert [(row["way"], row["cache"]) for row in figures["started"]] == [
+        (way, cache) for way in ("mapped", "ordinary", "mapped") for cache in ("cold", "warm")
+    ]
     assert [row["way"] for row in figures["served"]] == ["mapped", "ordinary", "mapped"]
     for row in figures["served"]:
         assert row["workers"] == 1
