@@ -59,6 +59,8 @@ class Served:
     them being ready."""
     workers_gb: float
     """Proportional memory (PSS) of the workers."""
+    mapped_gb: float
+    """What of it are pages of `tables.bin` that the load has touched, one copy for all."""
     server_gb: float
     """The same of every process of the server, Java included."""
     rows_per_second: float
@@ -161,12 +163,19 @@ def serve(
             rows = load(partial(ask, server, archive.name), requests, seconds)
             pids = {worker["pid"] for worker in server.workers(archive.name)}
             memory = {one.pid: one.memory_full_info().pss for one in server.processes()}
+            mapped = sum(
+                region.pss
+                for pid in pids
+                for region in psutil.Process(pid).memory_maps()
+                if region.path.endswith(MAPPED)
+            )
             yield Served(
                 way="ordinary" if (archive / TABLES).exists() else "mapped",
                 tables_gb=(archive / MAPPED).stat().st_size / 1e9,
                 workers=len(pids),
                 seconds_to_answer=to_first,
                 workers_gb=sum(memory[pid] for pid in pids) / 1e9,
+                mapped_gb=mapped / 1e9,
                 server_gb=sum(memory.values()) / 1e9,
                 rows_per_second=rows,
             )
