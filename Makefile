@@ -74,3 +74,11 @@ test: check  ## everything in `check`, then all tests, a real TorchServe include
 .PHONY: soak
 soak: .venv/dev  ## what takes minutes: ten of fuzzing
 	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/fuzz
+
+.PHONY: bench
+bench: .venv/dev  ## all servers on one model, 15 minutes; needs wrk (apt-get install wrk)
+	$(BIN)/python -W ignore -m benchmarks.servers
+
+.PHONY: bench-scale
+bench-scale: .venv/dev  ## tables of 12 GB by 1, 2 and 4 workers
+	$(BIN)/python -W ignore -m benchmarks.scale

@@ -1,0 +1,362 @@
+"""All servers on one model, one after the other: rows a second, latency, memory, start.
+
+`make bench` runs it. A run with `--only` replaces the figures of the servers that it names and
+keeps the others'; figures are to be compared within one run only.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bodies import Body, Format, Scores, write_http
+from benchmarks.contenders import CONTENDERS, Contender, Material, Running, make_material
+from benchmarks.environments import environment
+from benchmarks.load import Figures, load, wrk
+from benchmarks.peers.stock import Inputs, StockModel, random_inputs
+from tests.torchserve import ROOT
+
+FOLDER = ROOT / "build" / "bench"
+RESULTS = FOLDER / "servers.json"
+PLOT = ROOT / "docs" / "servers.svg"
+BODIES = 200
+LOADS: Mapping[int, tuple[int, ...]] = {1: (1, 16, 64), 100: (1, 4, 16), 1000: (1, 4, 16)}
+"""Rows of a request -> connections."""
+CHECKED_ROWS = 4000
+"""How many rows of requests of one size are compared with the reference."""
+CHECK_CONNECTIONS = 16
+TOLERANCE = 1e-4
+LEAST_DEVIATION = 0.05
+"""Of the scores: where all rows score the same, equal scores show nothing."""
+START_SECONDS = 60
+WARM_UP_SECONDS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is asked, and what must be answered."""
+
+    loads: Mapping[int, Sequence[int]]
+    """Rows of a request -> connections."""
+    inputs: Mapping[int, Sequence[Inputs]]
+    """Rows of a request -> the distinct requests."""
+    scores: Mapping[int, Sequence[Scores]]
+    """Rows of a request -> the scores of the first of them, at most `CHECKED_ROWS` rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(Figures):
+    """One load on one server."""
+
+    format: str
+    rows: int
+    connections: int
+    rows_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One server's figures, or why there are none."""
+
+    name: str
+    title: str
+    workers: int
+    measured_at: str
+    machine_load: float
+    """What else ran: the load average of the minute before."""
+    problem: str = ""
+    first_answer_seconds: float = 0.0
+    """From starting the server to its first answer."""
+    largest_difference: float = 0.0
+    """Of its scores to the reference."""
+    memory_mb: float = 0.0
+    """Proportional memory (PSS) of all its processes, after the load."""
+    points: tuple[Point, ...] = ()
+
+
+class Failure(Exception):
+    """A server does not what it must."""
+
+
+PROBLEMS = (
+    Failure,
+    RuntimeError,
+    OSError,
+    subprocess.SubprocessError,
+    psutil.Error,
+    httpx.HTTPError,
+)
+"""What becomes a line of the report, and does not end the run."""
+
+
+def make_workload(model: StockModel, loads: Mapping[int, Sequence[int]] = LOADS) -> Workload:
+    """Draw the requests, seeded, and score them with TorchRec's own quantized module.
+
+    Raises:
+        Failure: scores differ too little from row to row to compare anything by them.
+    """
+    random = np.random.default_rng(0)
+    inputs = {rows: [random_inputs(rows, random) for _ in range(BODIES)] for rows in loads}
+    scores = {
+        rows: [model(one) for one in requests[: max(1, CHECKED_ROWS // rows)]]
+        for rows, requests in inputs.items()
+    }
+    for rows, some in scores.items():
+        deviation = float(np.concatenate(some).std())
+        if deviation < LEAST_DEVIATION:
+            message = f"scores of {rows}-row requests: deviation {deviation}, expected more"
+            raise Failure(message)
+    return Workload(loads=loads, inputs=inputs, scores=scores)
+
+
+def measure(contender: Contender, material: Material, workload: Workload, seconds: float) -> Result:
+    """Start a server, check its scores, load it, stop it."""
+    shutil.rmtree(material.folder, ignore_errors=True)
+    material.folder.mkdir(parents=True)
+    result = Result(
+        name=contender.name,
+        title=contender.title,
+        workers=contender.workers,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine_load=os.getloadavg()[0],
+    )
+    try:
+        if contender.peer:
+            environment(contender.peer)
+        began = time.perf_counter()
+        with contender.start(material, contender.workers) as running:
+            first = contender.formats[0]
+            await_answer(running, first.write(workload.inputs[1][0]))
+            to_first = time.perf_counter() - began
+            difference = max(check(running, one, workload) for one in contender.formats)
+            points = tuple(
+                point
+                for one in contender.formats
+                for point in load_all(running, one, workload, material, seconds)
+            )
+            memory = sum(one.memory_full_info().pss for one in running.processes()) / 1e6
+    except PROBLEMS as error:
+        return replace(result, problem=f"{type(error).__name__}: {error}")
+    return replace(
+        result,
+        first_answer_seconds=to_first,
+        largest_difference=difference,
+        memory_mb=memory,
+        points=points,
+    )
+
+
+def await_answer(running: Running, body: Body) -> None:
+    """Ask until there is an answer.
+
+    Raises:
+        Failure: the server ended, or does not answer in time; with the end of its log.
+    """
+    began = time.perf_counter()
+    said = ""
+    with httpx.Client(base_url=running.address, timeout=60) as client:
+        while time.perf_counter() - began < START_SECONDS and running.processes():
+            try:
+                answer = _ask(client, running, body)
+                if answer.is_success:
+                    return
+                said = f" but {answer.status_code} ({answer.text[:500]})"
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+    waited = time.perf_counter() - began
+    message = f"no answer{said} in {waited:.0f} s; its log ends with: {running.log()[-2000:]}"
+    raise Failure(message)
+
+
+def check(running: Running, format_: Format, workload: Workload) -> float:
+    """Compare scores with the reference, of requests that are sent at once and may share a batch.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        Failure: an error is answered, or a difference is larger than `TOLERANCE`.
+    """
+
+    def difference(client: httpx.Client, inputs: Inputs, expected: Scores) -> float:
+        answer = _ask(client, running, format_.write(inputs))
+        if not answer.is_success:
+            message = f"{format_.name}: answered {answer.status_code}: {answer.text[:500]}"
+            raise Failure(message)
+        scores = format_.read(answer)
+        if not format_.has_scores:
+            return 0.0
+        if scores.shape != expected.shape:
+            message = f"{format_.name}: {scores.shape} scores, expected {expected.shape}"
+            raise Failure(message)
+        return float(np.abs(scores - expected).max())
+
+    largest = 0.0
+    limits = httpx.Limits(max_connections=CHECK_CONNECTIONS)
+    with (
+        httpx.Client(base_url=running.address, timeout=60, limits=limits) as client,
+        ThreadPoolExecutor(CHECK_CONNECTIONS) as pool,
+    ):
+        for rows, scores in workload.scores.items():
+            inputs = workload.inputs[rows][: len(scores)]
+            clients = [client] * len(scores)
+            largest = max(largest, *pool.map(difference, clients, inputs, scores))
+    if largest > TOLERANCE:
+        message = f"{format_.name}: scores differ by {largest:.2g}, at most {TOLERANCE} is allowed"
+        raise Failure(message)
+    return largest
+
+
+def load_all(
+    running: Running, format_: Format, workload: Workload, material: Material, seconds: float
+) -> Iterator[Point]:
+    """Load a server with every number of rows and connections.
+
+    Raises:
+        Failure: a request got an error or no answer.
+    """
+    for rows, inputs in workload.inputs.items():
+        requests = material.folder / "requests.bin"
+        write_http(requests, running.target, [format_.write(one) for one in inputs])
+        for connections in workload.loads[rows]:
+            load(running.address, requests, connections=connections, seconds=WARM_UP_SECONDS)
+            figures = load(running.address, requests, connections=connections, seconds=seconds)
+            if figures.errors:
+                message = (
+                    f"{format_.name}: {figures.errors} errors at {rows} rows and {connections} "
+                    f"connections; the log ends with: {running.log()[-2000:]}"
+                )
+                raise Failure(message)
+            yield Point(
+                format=format_.name,
+                rows=rows,
+                connections=connections,
+                rows_per_second=figures.requests_per_second * rows,
+                **asdict(figures),
+            )
+
+
+def _ask(client: httpx.Client, running: Running, body: Body) -> httpx.Response:
+    return client.post(running.target, content=body.content, headers=dict(body.headers))
+
+
+def merge(old: Sequence[Mapping[str, object]], new: Sequence[Result]) -> list[dict[str, object]]:
+    """Put new results in the place of old ones, in the order of `CONTENDERS`."""
+    known = {str(entry["name"]): dict(entry) for entry in old}
+    known |= {result.name: asdict(result) for result in new}
+    return [known[one.name] for one in CONTENDERS if one.name in known]
+
+
+def report(results: Sequence[Mapping[str, object]], console: Console) -> None:
+    """Print a line a server and format."""
+    table = Table(title="One model, all servers", title_justify="left")
+    for heading in HEADINGS:
+        first = heading == HEADINGS[0]
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
+    for entry in results:
+        for line in lines(entry):
+            table.add_row(*line)
+    console.print(table)
+    for entry in results:
+        if entry["problem"]:
+            console.print(f"{entry['title']}: {entry['problem']}", markup=False)
+
+
+HEADINGS = (
+    "server",
+    "1 row, 1 conn. p50 ms",
+    "1 row, 64 conn. rows/s",
+    "p50 ms",
+    "p99 ms",
+    "100 rows rows/s",
+    "1,000 rows rows/s",
+    "memory MB",
+    "start s",
+)
+
+
+def lines(entry: Mapping[str, object]) -> Iterator[list[str]]:
+    """One server's lines of the table: best of all connections for 100 and 1,000 rows."""
+    points = [Point(**point) for point in entry["points"]]  # type: ignore[attr-defined]
+    if not points:
+        yield [str(entry["title"]), *["-"] * (len(HEADINGS) - 1)]
+    for name in dict.fromkeys(point.format for point in points):
+        found = {(point.rows, point.connections): point for point in points if point.format == name}
+        yield [
+            f"{entry['title']}, {name}",
+            f"{found[1, 1].p50_ms:,.2f}",
+            f"{found[1, 64].rows_per_second:,.0f}",
+            f"{found[1, 64].p50_ms:,.1f}",
+            f"{found[1, 64].p99_ms:,.1f}",
+            *(
+                f"{max(found[rows, some].rows_per_second for some in LOADS[rows]):,.0f}"
+                for rows in (100, 1000)
+            ),
+            f"{entry['memory_mb']:,.0f}",
+            f"{entry['first_answer_seconds']:,.1f}",
+        ]
+
+
+def plot(results: Path, target: Path) -> None:
+    """Draw rows a second against p99, in the plot's own environment."""
+    python = environment("plot") / "bin" / "python"
+    command = [str(python), str(Path(__file__).with_name("plot.py")), str(results), str(target)]
+    subprocess.run(command, check=True)  # noqa: S603  our own command
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.servers", description=__doc__)
+    names = [one.name for one in CONTENDERS]
+    parser.add_argument("--only", help=f"some of {','.join(names)}")
+    parser.add_argument("--seconds", type=float, default=3, help="of load for each figure")
+    arguments = parser.parse_args()
+    wanted = arguments.only.split(",") if arguments.only else names
+    if unknown := set(wanted) - set(names):
+        parser.error(f"--only: received {', '.join(sorted(unknown))}, expected {', '.join(names)}")
+    wrk()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    console = Console(width=160)
+    material = make_material(FOLDER)
+    workload = make_workload(StockModel(material.checkpoint))
+    results: list[Result] = []
+    for contender in CONTENDERS:
+        if contender.name in wanted:
+            console.print(f"{contender.title} …")
+            results.append(measure(contender, material, workload, arguments.seconds))
+            store(results)
+    merged = store(results)
+    report(merged, console)
+    plot(RESULTS, PLOT)
+    console.print(f"Stored: {RESULTS.relative_to(ROOT)}, {PLOT.relative_to(ROOT)}")
+
+
+def store(results: Sequence[Result]) -> list[dict[str, object]]:
+    """Write what there is, so that a run that is stopped keeps what it measured."""
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    merged = merge(old.get("servers", []), results)
+    document = {
+        "servers": merged,
+        "cpus": os.cpu_count(),
+        "memory_gb": psutil.virtual_memory().total / 1e9,
+    }
+    RESULTS.write_text(json.dumps(document, indent=2), encoding="utf-8")
+    return merged
+
+
+if __name__ == "__main__":
+    main()
