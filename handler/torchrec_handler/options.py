@@ -10,6 +10,7 @@ from torchrec_handler.errors import OptionError
 SECTION = "torchrec"
 
 TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
+DenseDtype = Literal["float32", "float16", "bfloat16", "int8"]
 ShardingType = Literal["table_wise", "row_wise"]
 
 
@@ -34,7 +35,10 @@ class Tables(_Section):
 class Dense(_Section):
     """How everything that is not a table computes."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: DenseDtype = "float32"
+    """CPU: the least precise type that linear layers, and the products of an interaction, may
+    compute in; all else, and what they give, is float32. int8 finds its scales row by row, so no
+    row's score depends on the rows beside it. CUDA: of all weights and inputs; no int8."""
 
 
 class Sharding(_Section):

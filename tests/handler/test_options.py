@@ -191,9 +191,10 @@ WRONG = [
         ),
     ),
     Wrong(
-        text="torchrec: {dense: {dtype: int8}}",
+        text="torchrec: {dense: {dtype: int4}}",
         message=(
-            "torchrec.dense.dtype: received 'int8', expected 'float32', 'float16' or 'bfloat16'"
+            "torchrec.dense.dtype: received 'int4', "
+            "expected 'float32', 'float16', 'bfloat16' or 'int8'"
         ),
     ),
     Wrong(
@@ -221,10 +222,11 @@ WRONG = [
         ),
     ),
     Wrong(
-        text="torchrec: {threads: 0, dense: {dtype: int8, type: x}}",
+        text="torchrec: {threads: 0, dense: {dtype: int4, type: x}}",
         message=(
             "torchrec.threads: received 0, expected at least 1; "
-            "torchrec.dense.dtype: received 'int8', expected 'float32', 'float16' or 'bfloat16'; "
+            "torchrec.dense.dtype: received 'int4', "
+            "expected 'float32', 'float16', 'bfloat16' or 'int8'; "
             "torchrec.dense.type: unknown option, expected one of dtype"
         ),
     ),

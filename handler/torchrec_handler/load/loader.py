@@ -13,6 +13,7 @@ from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 from torchrec_handler.archive import DENSE, INDEX, SAMPLES, TABLES, Index, Signature
 from torchrec_handler.errors import ArchiveError
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
+from torchrec_handler.load.fuse import fuse
 from torchrec_handler.load.lower import lower
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process_group import init_process_group
@@ -181,9 +182,13 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
     if store is not None:
         attach(module, store, device)
     lower(module, options, device)
+    # Before fusing, after which modules no longer meet their inputs one by one.
+    signature = signature or observe_signature(output, module, quantized.feature_rows, device)
+    if device.type == "cpu":
+        fuse(module, options.dense.dtype)
     return Predictor(
         module=module,
-        signature=signature or observe_signature(output, module, quantized.feature_rows, device),
+        signature=signature,
         batching=output.batching,
         qualnames=output.qualnames,
         result_metadata=output.result_metadata,

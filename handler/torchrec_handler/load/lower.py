@@ -1,5 +1,9 @@
-"""Seventh step of loading: fit the dense part and this process to the machine."""
+"""Seventh step of loading: fit the module and this process to the machine.
 
+On the CPU `fuse` then takes care of the dense part.
+"""
+
+import ctypes
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +16,7 @@ from torchrec.modules.embedding_modules import (
     EmbeddingCollectionInterface,
 )
 
+from torchrec_handler.errors import OptionError
 from torchrec_handler.options import Options
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -23,24 +28,53 @@ COLLECTIONS = (EmbeddingBagCollectionInterface, EmbeddingCollectionInterface)
 COLLECTION_ATTRIBUTES = ("tbes_configs", "_emb_modules", "_managed_collision_collection")
 """What sharded, quantized and managed-collision collections have, which share no class."""
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+KEPT_BYTES = 2**28
+KEPT_BLOCK_BYTES = 2**25
+"""The most that glibc allows."""
+
 
 def lower(module: torch.nn.Module, options: Options, device: torch.device) -> None:
-    """Set threads, evaluation mode, the dense part's data type, and a `PredictModule`'s device.
+    """Set threads, evaluation mode, a `PredictModule`'s device and, on CUDA, the dense data type.
 
     A `PredictModule` without a device takes the current CUDA device at its first call, which
     raises on a machine without one (torchrec.inference.modules).
+
+    Raises:
+        OptionError: the dense data type is int8 on CUDA.
     """
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
+        _keep_memory()
+    elif options.dense.dtype == "int8":
+        message = (
+            f"torchrec.dense.dtype: received 'int8' on {device}, expected float32, float16 or "
+            "bfloat16; int8 is for the CPU"
+        )
+        raise OptionError(message)
     module.eval()
     for found in module.modules():
         if hasattr(found, "predict_module") and getattr(found, "_device", device) is None:
             setattr(found, "_device", device)  # noqa: B010  PredictModule has no other way to set it
-    dtype = DTYPES[options.dense.dtype]
+    dtype = torch.float32 if device.type == "cpu" else DTYPES[options.dense.dtype]
     if dtype is torch.float32 and options.tables.output_dtype == "float32":
         return
     for part in _dense_parts(getattr(module, "predict_module", module)):
         _lower_part(part, dtype)
+
+
+def _keep_memory() -> None:
+    """Let malloc keep what a forward call frees for the next one.
+
+    By default glibc gives it back to the system, and reading it in anew, page by page, takes up to
+    a third of a call with 1,000 rows. Memory of larger blocks, and what lies free at the top beyond
+    `KEPT_BYTES`, is given back as before.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
 
 
 def _dense_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -49,13 +83,14 @@ def _dense_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Position weights and managed collision are parts of their collections: they stay as they are.
     """
     for child in module.children():
-        if not any(map(_is_collection, child.modules())):
+        if not any(map(is_collection, child.modules())):
             yield child
-        elif not _is_collection(child):
+        elif not is_collection(child):
             yield from _dense_parts(child)
 
 
-def _is_collection(module: torch.nn.Module) -> bool:
+def is_collection(module: torch.nn.Module) -> bool:
+    """Whether a module is an embedding collection, float, quantized or sharded."""
     return isinstance(module, COLLECTIONS) or any(
         hasattr(module, name) for name in COLLECTION_ATTRIBUTES
     )

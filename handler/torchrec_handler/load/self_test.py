@@ -26,7 +26,7 @@ MOST_SWAPPED = 0.1
 class Tolerance:
     """How far an output may be off: `relative` to itself, plus `floor` of the largest one.
 
-    What two processors make of the same sums differs by rounding, in half precision by more.
+    What two processors make of the same sums differs by rounding, in lower precision by more.
     """
 
     relative: float
@@ -37,6 +37,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float32": Tolerance(relative=1e-3, floor=1e-4),
     "float16": Tolerance(relative=4e-3, floor=2e-3),
     "bfloat16": Tolerance(relative=8e-3, floor=4e-3),
+    "int8": Tolerance(relative=2e-2, floor=2e-2),
 }
 """By the dense part's data type."""
 

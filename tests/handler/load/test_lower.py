@@ -1,6 +1,10 @@
-"""The dense part computes in the data type asked for, and all else stays as it was."""
+"""On CUDA the dense part computes in the data type asked for; all else stays as it was.
+
+What is done for CUDA is done here in the CPU's memory, where it gives the same.
+"""
 
 import copy
+import resource
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from tests.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFac
 from tests.factories.kinds_sequence import SequenceFactory
 from tests.factories.kinds_two_tower import TwoTowerFactory
 from tests.kinds import CPU, prepare, random_batch
+from torchrec_handler.errors import OptionError
 from torchrec_handler.load.lower import lower
 from torchrec_handler.options import Options
 
@@ -33,12 +38,15 @@ KINDS = [
     DeepFmFactory,
     TwoTowerFactory,
 ]
+CUDA = torch.device("cuda")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-3, "float16": 3e-3, "bfloat16": 3e-2}
 
 
-def lowered(module: torch.nn.Module, **options: Any) -> torch.nn.Module:
-    lower(module, Options.model_validate(options), CPU)
+def lowered(
+    module: torch.nn.Module, device: torch.device = CUDA, **options: Any
+) -> torch.nn.Module:
+    lower(module, Options.model_validate(options), device)
     return module
 
 
@@ -59,7 +67,7 @@ class Around(torch.nn.Module):
 def test_every_kind_answers_in_every_data_type(
     kind: type[KindFactory], dtype: str, output_dtype: str
 ) -> None:
-    """Whatever precision its lookups give, on the CPU."""
+    """Whatever precision its lookups give."""
     inputs = random_batch(kind)
     expected = prepare(kind().create_predict_module())(inputs)["default"]
     module = prepare(kind().create_predict_module(), tables={"output_dtype": output_dtype})
@@ -134,9 +142,46 @@ def test_a_module_that_is_no_predict_module_is_lowered_too() -> None:
     assert not any(found.training for found in module.modules())
 
 
-def test_float32_adds_nothing_to_a_call() -> None:
-    module = lowered(prepare(DlrmFactory().create_predict_module()))
+@pytest.mark.parametrize("dtype", ["float32", *DTYPES, "int8"])
+def test_on_the_cpu_nothing_is_added_to_a_call(dtype: str) -> None:
+    """The data type is for `fuse`, which knows what pays there."""
+    inputs = random_batch(DlrmFactory)
+    module = prepare(DlrmFactory().create_predict_module())
+    expected = module(inputs)["default"]
+    lowered(module, CPU, dense={"dtype": dtype})
+    assert torch.equal(module(inputs)["default"], expected)
     assert not any(found._forward_pre_hooks for found in module.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_the_cpu_float16_lookups_meet_float32_layers(kind: type[KindFactory]) -> None:
+    inputs = random_batch(kind)
+    expected = prepare(kind().create_predict_module())(inputs)["default"]
+    module = prepare(kind().create_predict_module(), tables={"output_dtype": "float16"})
+    lowered(module, CPU, tables={"output_dtype": "float16"})
+    torch.testing.assert_close(module(inputs)["default"], expected, atol=1e-3, rtol=1e-2)
+
+
+def test_int8_layers_are_for_the_cpu() -> None:
+    with pytest.raises(OptionError) as raised:
+        lowered(Doubled(), torch.device("cuda", 1), dense={"dtype": "int8"})
+    assert str(raised.value) == (
+        "torchrec.dense.dtype: received 'int8' on cuda:1, expected float32, float16 or bfloat16; "
+        "int8 is for the CPU"
+    )
+
+
+def test_memory_of_a_call_is_kept_for_the_next() -> None:
+    """Each page that malloc gave back would be a fault at the next call."""
+    lowered(torch.nn.Linear(1, 1), CPU)
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.ones(2**22) for _ in range(4)]
+        del blocks
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    # 64 MiB are 16,384 pages.
+    assert faults[-1] < 500
 
 
 class Deviceless(PredictModule):
@@ -150,21 +195,21 @@ def test_a_predict_module_without_a_device_takes_the_workers() -> None:
     """Its own way is to ask for the current CUDA device at its first call."""
     module = Deviceless(torch.nn.Linear(2, 2))
     devices = [module._device]
-    lowered(module)
+    lowered(module, CPU)
     devices.append(module._device)
     assert devices == [None, CPU]
     assert module({"float_features": torch.ones(1, 2)})["default"].shape == (1, 2)
     named = Deviceless(torch.nn.Linear(2, 2), "meta")
-    lowered(named)
+    lowered(named, CPU)
     assert named._device == torch.device("meta")
 
 
 def test_threads_are_set() -> None:
     before = torch.get_num_threads()
     try:
-        lowered(torch.nn.Linear(1, 1), threads=2)
+        lowered(torch.nn.Linear(1, 1), CPU, threads=2)
         assert torch.get_num_threads() == 2
-        lowered(torch.nn.Linear(1, 1))
+        lowered(torch.nn.Linear(1, 1), CPU)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

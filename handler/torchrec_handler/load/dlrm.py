@@ -1,0 +1,124 @@
+"""TorchRec's DLRM in one piece: embeddings are looked up into the place where they interact.
+
+Shapes: B rows, F sparse features, D their width, which is that of the embedded dense features too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_handler.load.direct import Lookup, allows_it, lookup, parts
+from torchrec_handler.load.layers import (
+    BLOCK_ROWS,
+    FEW_ROWS,
+    Layer,
+    Layers,
+    few_rows,
+    half_precision,
+)
+from torchrec_handler.load.sharing import find_shared
+from torchrec_handler.options import DenseDtype
+
+
+class Dlrm:
+    """DLRM.forward: dense features [B, N] and sparse features to logits [B, M] float32."""
+
+    def __init__(
+        self, model: Any, bottom: Sequence[Layer], top: Sequence[Layer], dtype: DenseDtype
+    ) -> None:
+        """Bind to a model.
+
+        Args:
+            model: torchrec.models.dlrm.DLRM; its lookups have their rows.
+            bottom: the layers of its `dense_arch`.
+            top: the layers of its `over_arch`.
+            dtype: the least precise type to compute in.
+        """
+        self._sparse_arch = model.sparse_arch
+        self._names = list(model.sparse_arch.sparse_feature_names)
+        self._width = model.sparse_arch.D
+        self._half = half_precision(dtype)
+        self._lookups = {kind: self._direct(kind) for kind in (torch.float32, self._half)}
+        self._bottom = Layers(bottom, dtype)
+        self._top = Layers(top, dtype)
+        self._interact = _Interaction(1 + model.inter_arch.F)
+        self._few = torch.jit.script(
+            _FewRows(few_rows(bottom, dtype), self._interact, few_rows(top, dtype))
+        )
+
+    def __call__(
+        self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor
+    ) -> torch.Tensor:
+        """What DLRM.forward gives."""
+        if dense_features.shape[0] < FEW_ROWS:
+            logits: torch.Tensor = self._few(
+                dense_features, self._embed(sparse_features, torch.float32)
+            )
+            return logits
+        joined = self._embed(sparse_features, self._half)
+        dense = self._bottom(dense_features)
+        blocks = zip(torch.split(dense, BLOCK_ROWS), torch.split(joined, BLOCK_ROWS), strict=True)
+        return torch.cat([self._top(self._interact(*block)) for block in blocks])
+
+    def _embed(self, features: KeyedJaggedTensor, dtype: torch.dtype) -> torch.Tensor:
+        """[B, (1 + F) * D], of which the first D columns are left open."""
+        direct = self._lookups[dtype]
+        if (
+            direct is not None
+            and features.keys() == self._names
+            and not features.variable_stride_per_key()
+            and find_shared(features) is None
+        ):
+            return direct(*parts(features))
+        found = self._sparse_arch(features).flatten(1)
+        rows, columns = found.shape
+        joined = torch.empty((rows, self._width + columns), dtype=dtype)
+        joined[:, self._width :] = found
+        return joined
+
+    def _direct(self, dtype: torch.dtype) -> Lookup | None:
+        """The lookup of all features in their order, if there is one."""
+        bags = self._sparse_arch.embedding_bag_collection
+        if not allows_it(bags) or len(bags.tbes_configs()) > 1:
+            return None
+        ((operator, group),) = bags.tbes_configs().items()
+        if group.feature_names() != self._names:
+            return None
+        if set(group.embedding_dims()) != {self._width}:
+            return None
+        return lookup(operator, group, room=self._width, dtype=dtype)
+
+
+class _Interaction(torch.nn.Module):
+    """InteractionArch.forward, with all features in one tensor whose first place is open."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        first, second = torch.triu_indices(features, features, offset=1)
+        self.pairs = first * features + second
+
+    def forward(self, dense: torch.Tensor, joined: torch.Tensor) -> torch.Tensor:
+        """[B, D] float32 and [B, (1 + F) * D] to [B, D + F + F choose 2] float32."""
+        rows, width = dense.shape
+        joined[:, :width] = dense
+        features = joined.view(rows, -1, width)
+        products = torch.bmm(features, features.transpose(1, 2)).view(rows, -1).float()
+        return torch.cat((dense, products.index_select(1, self.pairs)), dim=1)
+
+
+class _FewRows(torch.nn.Module):
+    """All that follows the lookups as one call from python, which is what few rows wait for."""
+
+    def __init__(
+        self, bottom: torch.nn.Module, interact: torch.nn.Module, top: torch.nn.Module
+    ) -> None:
+        super().__init__()
+        self.bottom = bottom
+        self.interact = interact
+        self.top = top
+
+    def forward(self, dense_features: torch.Tensor, joined: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.top(self.interact(self.bottom(dense_features), joined))
+        return logits

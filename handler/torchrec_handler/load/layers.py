@@ -1,0 +1,233 @@
+"""Linear layers, each by the kernel that is fastest on this processor for the rows at hand.
+
+Weights are packed once, when a model is loaded. Shapes: B rows, K inputs and N outputs of a layer.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import fbgemm_gpu  # noqa: F401  brings torch.ops.fbgemm
+import torch
+
+from torchrec_handler.options import DenseDtype
+
+logger = logging.getLogger(__name__)
+
+INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
+    "bfloat16": ("amx_bf16", "avx512_bf16"),
+    "int8": ("amx_int8", "avx512_vnni", "avx_vnni"),
+}
+"""Data type -> what the processor needs one of: without it float16 is faster, and int8 wrong."""
+
+FEW_ROWS = 12
+"""With fewer rows oneDNN needs longer to prepare a call than FBGEMM for the whole of it."""
+
+INT8_ROWS = 64
+"""With fewer rows finding each row's scale costs more than int8 gains."""
+
+BLOCK_ROWS = 1024
+"""What goes through all layers together; more would leave the caches between them."""
+
+SMALL = 2**13
+"""A layer with fewer weights stays as it is: preparing another kernel's call costs more."""
+
+LARGEST_FLOAT16 = 65_504.0
+
+SCALE_BYTES = 8
+"""FBGEMM puts a row's scale and its least value, each float32, behind the row's bytes."""
+
+
+class Layer(NamedTuple):
+    """A linear layer and the ReLU behind it, if there is one."""
+
+    weight: torch.Tensor
+    """[N, K] float32, on the CPU."""
+    bias: torch.Tensor
+    """[N] float32."""
+    relu: bool
+
+
+Kernel = Callable[[torch.Tensor], torch.Tensor]
+"""[B, K] -> [B, N], both of any floating point type."""
+
+
+class Layers:
+    """Linear layers behind each other: [..., K] of any floating point type -> [..., N] float32.
+
+    It shares the weights with the module they are from, and keeps a packed copy for each kernel:
+    4 bytes a weight for float32, 2 for float16, 4 for bfloat16, 5 for int8.
+    """
+
+    def __init__(self, layers: Sequence[Layer], dtype: DenseDtype) -> None:
+        """Pack the weights.
+
+        Args:
+            layers: at least one.
+            dtype: the least precise type to compute in. A more precise one is taken where it is
+                faster, and where the processor or the build has no kernel for this one.
+        """
+        few: Kernel = torch.jit.script(few_rows(layers, dtype))
+        self._kernels = [(0, few)]
+        """The fewest rows each kernel is for, most first."""
+        if dtype == "float32" and is_fast("float32"):
+            self._kernels.insert(0, (FEW_ROWS, PACKED["float32"](layers)))
+        if dtype in {"bfloat16", "int8"} and is_fast("bfloat16"):
+            self._kernels.insert(0, (FEW_ROWS, PACKED["bfloat16"](layers)))
+        if dtype == "int8" and is_fast("int8"):
+            self._kernels.insert(0, (INT8_ROWS, PACKED["int8"](layers)))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute, whatever the number of rows."""
+        if x.dim() != 2:
+            y = self(x.reshape(-1, x.shape[-1]))
+            return y.view(*x.shape[:-1], y.shape[1])
+        rows = x.shape[0]
+        kernel = next(kernel for least, kernel in self._kernels if rows >= least)
+        if rows <= BLOCK_ROWS:
+            return kernel(x).float()
+        return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
+
+
+def few_rows(layers: Sequence[Layer], dtype: DenseDtype) -> torch.nn.Module:
+    """The layers as a module for TorchScript, float32 or, for all other types, float16.
+
+    A call from python takes longer than a layer where rows are few.
+    """
+    fits = all(float(layer.weight.abs().max()) <= LARGEST_FLOAT16 for layer in layers)
+    return (
+        _Float16(layers) if dtype != "float32" and fits and is_fast("float16") else _Float32(layers)
+    )
+
+
+def half_precision(dtype: DenseDtype) -> torch.dtype:
+    """What products that are not a layer's may be computed in."""
+    allowed = dtype in {"bfloat16", "int8"} and is_fast("bfloat16")
+    return torch.bfloat16 if allowed else torch.float32
+
+
+@cache
+def is_fast(dtype: DenseDtype) -> bool:
+    """Whether processor and build have the kernel for it; it is tried on a small layer."""
+    capabilities = torch.cpu.get_capabilities()
+    if dtype in INSTRUCTIONS and not any(map(capabilities.get, INSTRUCTIONS[dtype])):
+        return False
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 128, generator=random), torch.randn(64, 128, generator=random)
+    layers = [Layer(weight=weight / 128**0.5, bias=torch.ones(64), relu=False)]
+    try:
+        error = (PACKED[dtype](layers)(x).float() - _Float32(layers)(x)).abs().max()
+    except (AttributeError, NotImplementedError, RuntimeError) as failure:
+        logger.warning("dense layers: no kernel for %s here: %s", dtype, failure)
+        return False
+    # Of sums of 128 products that are around 1.
+    return float(error) < 0.1
+
+
+class _Float32(torch.nn.Module):
+    """What torch.nn.Linear does; of one row a product with a vector, which reads weights faster."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.weights = [layer.weight for layer in layers]
+        self.biases = [layer.bias for layer in layers]
+        self.relus = [layer.relu for layer in layers]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.float()
+        if x.shape[0] == 1:
+            x = x.view(-1)
+            for weight, bias, relu in zip(self.weights, self.biases, self.relus):  # noqa: B905
+                x = torch.addmv(bias, weight, x)
+                if relu:
+                    x = x.relu_()
+            return x.unsqueeze(0)
+        for weight, bias, relu in zip(self.weights, self.biases, self.relus):  # noqa: B905
+            x = torch.addmm(bias, x, weight.t())
+            if relu:
+                x = x.relu_()
+        return x
+
+
+class _Float16(torch.nn.Module):
+    """FBGEMM's: weights in float16, all else in float32."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        prepack = torch.ops.quantized.linear_prepack_fp16
+        self.packed = [prepack(layer.weight, layer.bias) for layer in layers]
+        self.relus = [layer.relu for layer in layers]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.float()
+        for packed, relu in zip(self.packed, self.relus):  # noqa: B905  TorchScript has no strict
+            if relu:
+                x = torch.ops.quantized.linear_relu_dynamic_fp16(x, packed)
+            else:
+                x = torch.ops.quantized.linear_dynamic_fp16(x, packed)
+        return x
+
+
+def _each(layers: Sequence[Layer], pack: Callable[[Layer], Kernel]) -> Kernel:
+    kernels = [
+        _Float32([layer]) if layer.weight.numel() < SMALL else pack(layer) for layer in layers
+    ]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        for kernel in kernels:
+            x = kernel(x)
+        return x
+
+    return run
+
+
+def _onednn(layer: Layer, dtype: torch.dtype) -> Kernel:
+    """oneDNN's, with weights in the order it reads them in and the ReLU in the same pass."""
+    linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
+    bias = layer.bias.to(dtype)
+    activation = "relu" if layer.relu else "none"
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = linear(x.to(dtype), packed, bias, activation, [], "")
+        return y
+
+    return run
+
+
+def _int8(layer: Layer) -> Kernel:
+    """Weights with a scale an output; x with a scale and a least value a row, found as it comes.
+
+    So no row's result depends on the rows beside it. x = scale * q + least, hence
+    x @ W = scale * (q @ W) + least * (the sum of W's rows).
+    """
+    linear = torch.ops.onednn.qlinear_pointwise.default
+    quantize = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized.default
+    weight, bias, relu = layer
+    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    rounded = (weight / scales.unsqueeze(1)).round()
+    sums = rounded.sum(1) * scales
+    # The bytes behind each row of q meet weights of zero, so q goes in as FBGEMM writes it.
+    padded = torch.nn.functional.pad(rounded.to(torch.int8), (0, SCALE_BYTES))
+    packed = torch.ops.onednn.qlinear_prepack(padded, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    rest: tuple[Any, ...]
+    rest = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        q = quantize(x.float())
+        row = q[:, -SCALE_BYTES:].reshape(-1).view(torch.float32).view(-1, 2)
+        y: torch.Tensor = linear(q, 1.0, 0, *rest)
+        y = torch.addcmul(bias, y, row[:, :1], out=y).addr_(row[:, 1], sums)
+        return y.relu_() if relu else y
+
+    return run
+
+
+PACKED: Mapping[str, Callable[[Sequence[Layer]], Kernel]] = {
+    "float32": partial(_each, pack=partial(_onednn, dtype=torch.float32)),
+    "float16": lambda layers: torch.jit.script(_Float16(layers)),
+    "bfloat16": partial(_each, pack=partial(_onednn, dtype=torch.bfloat16)),
+    "int8": partial(_each, pack=_int8),
+}
