@@ -216,7 +216,7 @@ def _int8(layer: Layer) -> Kernel:
     rest = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        q = quantize(x.float())
+        q = quantize(x.float().contiguous())
         row = q[:, -SCALE_BYTES:].reshape(-1).view(torch.float32).view(-1, 2)
         y: torch.Tensor = linear(q, 1.0, 0, *rest)
         y = torch.addcmul(bias, y, row[:, :1], out=y).addr_(row[:, 1], sums)
