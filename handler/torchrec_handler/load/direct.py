@@ -6,7 +6,7 @@ costs. Shapes: B rows, F features, D the sum of their widths, N ids.
 """
 
 from collections.abc import Callable
-from itertools import accumulate, pairwise, starmap
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
     IntNBitTableBatchedEmbeddingBagsCodegen,
 )
-from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 from torchrec.distributed.quant_embeddingbag import ShardedQuantEmbeddingBagCollection
 from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -68,7 +67,8 @@ def _replace_steps(bags: Any) -> None:
     widths = [width for group in groups for width in group.embedding_dims()]
     starts = list(accumulate(widths, initial=0))
     positions = {name: position for position, name in enumerate(names)}
-    lookups = list(starmap(lookup, bags.tbes_configs().items()))
+    lookups = list(map(lookup, bags.tbes_configs()))
+    is_weighted = any(group.is_weighted for group in groups)
     counts = [group.num_features() for group in groups]
 
     def input_dist(_: Any, given: KeyedJaggedTensor) -> KeyedJaggedTensor:
@@ -78,7 +78,7 @@ def _replace_steps(bags: Any) -> None:
         if given.keys() != features or given.variable_stride_per_key():
             distributed = kind.input_dist(bags, context, given)
             return kind.compute_and_output_dist(bags, context, distributed)
-        ids, offsets, weights = parts(given)
+        ids, offsets, weights = parts(given, is_weighted=is_weighted)
         if len(lookups) == 1:
             found = lookups[0](ids, offsets, weights)
         else:
@@ -104,24 +104,19 @@ def _replace_steps(bags: Any) -> None:
     bags.compute_and_output_dist = compute_and_output_dist
 
 
-def parts(features: KeyedJaggedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def parts(
+    features: KeyedJaggedTensor, *, is_weighted: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Ids, offsets and weights, as a lookup takes them."""
     ids = features.values()
-    return ids, features.offsets().to(ids.dtype), features.weights_or_none()
+    return ids, features.offsets().to(ids.dtype), features.weights() if is_weighted else None
 
 
-def lookup(
-    operator: Any,
-    group: GroupedEmbeddingConfig,
-    *,
-    room: int = 0,
-    dtype: torch.dtype | None = None,
-) -> Lookup:
+def lookup(operator: Any, *, room: int = 0, dtype: torch.dtype | None = None) -> Lookup:
     """FBGEMM's operator, bound to all that its module gives it at every call.
 
     Args:
         operator: the module, with its rows.
-        group: its configuration.
         room: columns to leave open at the left of the result, which gets as much wider.
         dtype: of the result; None for the operator's own.
     """
@@ -152,8 +147,7 @@ def lookup(
     )
 
     def run(ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-        given = weights if group.is_weighted else None
-        found: torch.Tensor = call(*tables, ids, offsets, pooling, given, *rest)
+        found: torch.Tensor = call(*tables, ids, offsets, pooling, weights, *rest)
         return found
 
     return run

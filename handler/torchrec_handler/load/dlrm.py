@@ -3,13 +3,13 @@
 Shapes: B rows, F sparse features, D their width, which is that of the embedded dense features too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_handler.load.direct import Lookup, allows_it, lookup, parts
+from torchrec_handler.load.direct import allows_it, lookup, parts
 from torchrec_handler.load.layers import (
     BLOCK_ROWS,
     FEW_ROWS,
@@ -71,14 +71,14 @@ class Dlrm:
             and not features.variable_stride_per_key()
             and find_shared(features) is None
         ):
-            return direct(*parts(features))
+            return direct(features)
         found = self._sparse_arch(features).flatten(1)
         rows, columns = found.shape
         joined = torch.empty((rows, self._width + columns), dtype=dtype)
         joined[:, self._width :] = found
         return joined
 
-    def _direct(self, dtype: torch.dtype) -> Lookup | None:
+    def _direct(self, dtype: torch.dtype) -> Callable[[KeyedJaggedTensor], torch.Tensor] | None:
         """The lookup of all features in their order, if there is one."""
         bags = self._sparse_arch.embedding_bag_collection
         if not allows_it(bags) or len(bags.tbes_configs()) > 1:
@@ -88,7 +88,8 @@ class Dlrm:
             return None
         if set(group.embedding_dims()) != {self._width}:
             return None
-        return lookup(operator, group, room=self._width, dtype=dtype)
+        call = lookup(operator, room=self._width, dtype=dtype)
+        return lambda features: call(*parts(features, is_weighted=group.is_weighted))
 
 
 class _Interaction(torch.nn.Module):
