@@ -71,12 +71,11 @@ def inputs(rows: int, seed: int = 0) -> tuple[torch.Tensor, KeyedJaggedTensor]:
     )
 
 
-def models(
-    kind: type[KindFactory], dtype: DenseDtype, **options: Any
-) -> tuple[torch.nn.Module, torch.nn.Module]:
+def models(kind: type[KindFactory], dtype: DenseDtype, **options: Any) -> tuple[Any, Any]:
     """TorchRec's, and the same in one piece."""
     plain, fused = (
-        prepare(kind().create_predict_module(), **options).predict_module for _ in range(2)
+        prepare(kind().create_predict_module(), **options).get_submodule("_module")
+        for _ in range(2)
     )
     fuse(fused, dtype)
     assert isinstance(fused.forward, Dlrm)

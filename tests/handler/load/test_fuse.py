@@ -219,11 +219,11 @@ class Tied(torch.nn.Module):
         self.again = self.layers
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        assert len(self.again) == 3
-        back: torch.Tensor = torch.nn.functional.linear(x, self.layers[0].weight.t())
-        return back + self.again(x)
+        first, relu, last = self.layers
+        assert isinstance(first, torch.nn.Linear)
+        back = torch.nn.functional.linear(last(relu(first(x))), first.weight.t())
+        again: torch.Tensor = self.again(back)
+        return again
 
 
 def test_a_model_may_use_the_parts_of_what_is_one() -> None:
