@@ -203,7 +203,8 @@ def test_a_dlrm_with_a_hook_is_left_in_its_pieces(arch: str) -> None:
     inputs = random_batch(DlrmFactory, 30)
     module = prepare(DlrmFactory().create_predict_module())
     seen: list[str] = []
-    module.predict_module.get_submodule(arch).register_forward_hook(lambda *_: seen.append(arch))
+    hooked = module.get_submodule(f"_module.{arch}")
+    hooked.register_forward_hook(lambda *_: seen.append(arch))
     expected = module(inputs)["default"]
     torch.testing.assert_close(fused(module)(inputs)["default"], expected)
     assert seen == [arch] * 2
