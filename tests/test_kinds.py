@@ -134,12 +134,13 @@ def test_a_server_answers_as_the_model_in_process(
 ) -> None:
     """Every method of every kind, on rows with empty lists and ids never seen."""
     archive, predictor = archived(SERVED[name], tmp_path, name)
-    answer = server.register(archive)
+    served = f"kind_{name}"  # an example may have taken the name itself
+    answer = server.register(archive, model_name=served)
     assert answer.is_success, answer.text
     try:
         for qualname in predictor.qualnames:
             request = random_request(predictor.signature, ROWS, seed=7)
-            answer = server.predict(name, request, headers={"X-TorchRec-Qualname": qualname})
+            answer = server.predict(served, request, headers={"X-TorchRec-Qualname": qualname})
             assert answer.is_success, answer.text
             with torch.inference_mode():
                 expected = getattr(predictor.module, qualname)(batch(request))
@@ -148,4 +149,4 @@ def test_a_server_answers_as_the_model_in_process(
             for key, value in expected.items():
                 torch.testing.assert_close(torch.tensor(received[key]), value, atol=1e-6, rtol=1e-6)
     finally:
-        server.unregister(name)
+        server.unregister(served)

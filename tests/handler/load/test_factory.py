@@ -381,13 +381,13 @@ def test_model_inputs_data_that_contradicts_itself_is_named() -> None:
 
 def test_a_missing_module_in_a_method_is_named() -> None:
     def create(_: Shop) -> torch.nn.Module:
-        import house_library  # type: ignore[import-not-found]  # noqa: PLC0415  is nowhere
+        import nowhere_library  # type: ignore[import-not-found]  # noqa: PLC0415  is nowhere
 
-        return ShopModule(house_library.Model(), "cpu")
+        return ShopModule(nowhere_library.Model(), "cpu")
 
     create.__qualname__ = "ShopPredictFactory.create_predict_module"
     assert error_of(shop(create_predict_module=create)) == (
-        "ShopPredictFactory.create_predict_module needs the extern module 'house_library', which "
+        "ShopPredictFactory.create_predict_module needs the extern module 'nowhere_library', which "
         "this worker lacks; install it, list it in --requirements-file, or let the packager "
         "intern it"
     )
