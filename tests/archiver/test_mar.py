@@ -402,7 +402,7 @@ def kill(workspace: Path, store: Path, number: signal.Signals) -> tuple[int, str
         command,
         cwd=ROOT,
         # A job in the background of a shell ignores Ctrl-C, and so would its children.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
