@@ -30,8 +30,12 @@ INT8_ROWS = 64
 BLOCK_ROWS = 1024
 """What goes through all layers together; more would leave the caches between them."""
 
-SMALL = 2**13
-"""A layer with fewer weights stays as it is: preparing another kernel's call costs more."""
+PACKED_WEIGHTS = 2**12
+"""A layer with fewer stays as it is: preparing another kernel's call would cost more."""
+
+INT8_WEIGHTS = 2**15
+"""A layer with fewer is no faster in int8. Most often it is one that takes the model's own inputs,
+whose sizes differ as those of a layer's outputs do not."""
 
 LARGEST_FLOAT16 = 65_504.0
 
@@ -114,14 +118,14 @@ def is_fast(dtype: DenseDtype) -> bool:
     if dtype in INSTRUCTIONS and not any(map(capabilities.get, INSTRUCTIONS[dtype])):
         return False
     random = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(2, 128, generator=random), torch.randn(64, 128, generator=random)
-    layers = [Layer(weight=weight / 128**0.5, bias=torch.ones(64), relu=False)]
+    x, weight = torch.randn(2, 256, generator=random), torch.randn(128, 256, generator=random)
+    layers = [Layer(weight=weight / 16, bias=torch.ones(128), relu=False)]
     try:
         error = (PACKED[dtype](layers)(x).float() - _Float32(layers)(x)).abs().max()
     except (AttributeError, NotImplementedError, RuntimeError) as failure:
         logger.warning("dense layers: no kernel for %s here: %s", dtype, failure)
         return False
-    # Of sums of 128 products that are around 1.
+    # Of sums around 1.
     return float(error) < 0.1
 
 
@@ -169,10 +173,8 @@ class _Float16(torch.nn.Module):
         return x
 
 
-def _each(layers: Sequence[Layer], pack: Callable[[Layer], Kernel]) -> Kernel:
-    kernels = [
-        _Float32([layer]) if layer.weight.numel() < SMALL else pack(layer) for layer in layers
-    ]
+def _each(pack: Callable[[Layer], Kernel], layers: Sequence[Layer]) -> Kernel:
+    kernels = list(map(pack, layers))
 
     def run(x: torch.Tensor) -> torch.Tensor:
         for kernel in kernels:
@@ -182,8 +184,10 @@ def _each(layers: Sequence[Layer], pack: Callable[[Layer], Kernel]) -> Kernel:
     return run
 
 
-def _onednn(layer: Layer, dtype: torch.dtype) -> Kernel:
+def _onednn(dtype: torch.dtype, layer: Layer) -> Kernel:
     """oneDNN's, with weights in the order it reads them in and the ReLU in the same pass."""
+    if layer.weight.numel() < PACKED_WEIGHTS:
+        return _Float32([layer])
     linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
     bias = layer.bias.to(dtype)
@@ -202,6 +206,8 @@ def _int8(layer: Layer) -> Kernel:
     So no row's result depends on the rows beside it. x = scale * q + least, hence
     x @ W = scale * (q @ W) + least * (the sum of W's rows).
     """
+    if layer.weight.numel() < INT8_WEIGHTS:
+        return _onednn(half_precision("int8"), layer)
     linear = torch.ops.onednn.qlinear_pointwise.default
     quantize = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized.default
     weight, bias, relu = layer
@@ -217,7 +223,7 @@ def _int8(layer: Layer) -> Kernel:
 
     def run(x: torch.Tensor) -> torch.Tensor:
         q = quantize(x.float().contiguous())
-        row = q[:, -SCALE_BYTES:].reshape(-1).view(torch.float32).view(-1, 2)
+        row = q[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
         y: torch.Tensor = linear(q, 1.0, 0, *rest)
         y = torch.addcmul(bias, y, row[:, :1], out=y).addr_(row[:, 1], sums)
         return y.relu_() if relu else y
@@ -226,8 +232,8 @@ def _int8(layer: Layer) -> Kernel:
 
 
 PACKED: Mapping[str, Callable[[Sequence[Layer]], Kernel]] = {
-    "float32": partial(_each, pack=partial(_onednn, dtype=torch.float32)),
+    "float32": partial(_each, partial(_onednn, torch.float32)),
     "float16": lambda layers: torch.jit.script(_Float16(layers)),
-    "bfloat16": partial(_each, pack=partial(_onednn, dtype=torch.bfloat16)),
-    "int8": partial(_each, pack=_int8),
+    "bfloat16": partial(_each, partial(_onednn, torch.bfloat16)),
+    "int8": partial(_each, _int8),
 }
