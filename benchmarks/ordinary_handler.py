@@ -1,6 +1,5 @@
 """The ordinary way as TorchServe calls it."""
 
-from pathlib import Path
 from typing import Any
 
 from benchmarks.ordinary import hold_tables
@@ -8,9 +7,9 @@ from torchrec_handler.handler import TorchRecHandler
 
 
 class OrdinaryHandler(TorchRecHandler):
-    """The handler, its lookups pointed at what `torch.load` gives."""
+    """The handler, its tables read with `torch.load`."""
 
     def initialize(self, context: Any) -> None:
-        """Load the archive, then the tables."""
+        """Load the archive."""
+        hold_tables()
         super().initialize(context)
-        hold_tables(self.model, Path(context.system_properties["model_dir"]))

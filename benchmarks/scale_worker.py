@@ -22,9 +22,9 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     ordinary = (folder / TABLES).exists()
-    predictor = load(folder, Options(), torch.device("cpu"))
     if ordinary:
-        hold_tables(predictor.module, folder)
+        hold_tables()
+    predictor = load(folder, Options(), torch.device("cpu"))
     tables = predictor.index.tables if predictor.index else ()
     rows = [entry.rows for entry in tables]
     generator = torch.Generator().manual_seed(0)
