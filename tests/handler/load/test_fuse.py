@@ -329,3 +329,15 @@ def test_the_trained_models_auc_stays(
     )["default"]
     expected = json.loads((trained / "metrics.json").read_text())["auc"]
     assert auc(dataset.test_ratings.click, scores.numpy()) == pytest.approx(expected, abs=5e-4)
+
+
+def test_classes_that_came_out_of_a_package_are_known() -> None:
+    """Their modules' names begin with the package's."""
+    packaged = type("MLP", (MLP,), {"__module__": "<torch_package_7>.torchrec.modules.mlp"})
+    model = torch.nn.ModuleDict({"layers": packaged(128, [64])}).eval()
+    x = torch.randn(3, 128)
+    with torch.inference_mode():
+        expected = model["layers"](x)
+        fuse(model, "float32")
+        assert forwards(model) == {"Layers": 1}
+        torch.testing.assert_close(model["layers"](x), expected)
