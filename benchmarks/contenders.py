@@ -30,11 +30,15 @@ from benchmarks.environments import environment, packages
 from benchmarks.peers.stock import CONFIG, scaled_weights
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
+from torchrec_archiver.build import DEFAULT_MODEL_CONFIG
 
 PEERS = ROOT / "benchmarks" / "peers"
 NAME = "criteo"
-BATCHING: Mapping[str, int] = {"batch_size": 64, "max_batch_delay": 2}
-"""Of TorchServe's plain and do-nothing handlers; ours has its archive's own."""
+BATCHING: Mapping[str, int] = {
+    "batch_size": DEFAULT_MODEL_CONFIG["batchSize"],
+    "max_batch_delay": DEFAULT_MODEL_CONFIG["maxBatchDelay"],
+}
+"""Of TorchServe's plain and do-nothing handlers: what this project's archives get."""
 STOCK: Mapping[str, str] = {
     "decode_input_request": "true",
     "max_request_size": "6553500",

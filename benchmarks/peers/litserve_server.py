@@ -8,7 +8,7 @@ from typing import Any
 import litserve
 import numpy as np
 
-from benchmarks.peers.stock import Inputs, StockModel, cut, merge
+from benchmarks.peers.stock import Inputs, StockModel, score
 
 
 class ModelApi(litserve.LitAPI):
@@ -33,7 +33,7 @@ class ModelApi(litserve.LitAPI):
 
     def predict(self, x: Sequence[Inputs]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         """The scores of each request."""
-        return cut(self._model(merge(x)), x)
+        return score(self._model, x)
 
     def unbatch(
         self, output: list[np.ndarray[Any, np.dtype[np.float32]]]

@@ -10,7 +10,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.peers.stock import Inputs, StockModel, cut, merge
+from benchmarks.peers.stock import Inputs, StockModel
 
 
 @serve.deployment(
@@ -28,8 +28,10 @@ class Model:
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.002)
     async def predict(self, inputs: list[Inputs]) -> list[bytes]:
         """Answer a batch."""
-        scores = cut(self._model(merge(inputs)), inputs)
-        return [orjson.dumps({"default": one}, option=orjson.OPT_SERIALIZE_NUMPY) for one in scores]
+        return [
+            orjson.dumps({"default": scores}, option=orjson.OPT_SERIALIZE_NUMPY)
+            for scores in score(self._model, inputs)
+        ]
 
     async def __call__(self, request: Request) -> Response:
         """Read one request and wait for its share of a batch."""

@@ -21,6 +21,9 @@ FEATURES = len(CONFIG.rows)
 SCALE = 2.0
 """Of the tables' weights: with it, scores of random rows have a standard deviation of 0.14."""
 
+ROWS_PER_CALL = 1024
+"""At most, where requests are put together: in a call with 16,000 a row takes 1.5 times as long."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -72,6 +75,19 @@ class StockModel:
             logits = self._model(torch.from_numpy(inputs.dense), sparse)
             scores: npt.NDArray[np.float32] = torch.sigmoid(logits).reshape(-1).numpy()
         return scores
+
+
+def score(model: StockModel, parts: Sequence[Inputs]) -> list[npt.NDArray[np.float32]]:
+    """The scores of each request, of as few calls as `ROWS_PER_CALL` allows."""
+    groups: list[list[Inputs]] = []
+    rows = ROWS_PER_CALL
+    for part in parts:
+        if rows + part.rows > ROWS_PER_CALL:
+            groups.append([])
+            rows = 0
+        groups[-1].append(part)
+        rows += part.rows
+    return [scores for group in groups for scores in cut(model(merge(group)), group)]
 
 
 def merge(parts: Sequence[Inputs]) -> Inputs:

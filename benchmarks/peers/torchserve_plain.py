@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ts.torch_handler.base_handler import BaseHandler
 
-from benchmarks.peers.stock import Inputs, StockModel, cut, merge
+from benchmarks.peers.stock import Inputs, StockModel, score
 
 
 class PlainHandler(BaseHandler):
@@ -31,8 +31,8 @@ class PlainHandler(BaseHandler):
         return parts
 
     def inference(self, data: list[Inputs]) -> list[np.ndarray[Any, Any]]:
-        """Score all rows in one call."""
-        return cut(self.model(merge(data)), data)
+        """Score all rows, together."""
+        return score(self.model, data)
 
     def postprocess(self, data: list[np.ndarray[Any, Any]]) -> list[dict[str, list[float]]]:
         """One answer a request."""

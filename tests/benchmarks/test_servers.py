@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from benchmarks import load
 from benchmarks.bodies import (
@@ -24,7 +25,16 @@ from benchmarks.bodies import (
     write_http,
 )
 from benchmarks.contenders import CONTENDERS, Contender, Material, Running, make_material
-from benchmarks.peers.stock import FEATURES, Inputs, StockModel, cut, merge, random_inputs
+from benchmarks.peers.stock import (
+    FEATURES,
+    Inputs,
+    StockModel,
+    cut,
+    merge,
+    random_inputs,
+    scaled_weights,
+    score,
+)
 from benchmarks.servers import (
     HEADINGS,
     Failure,
@@ -164,6 +174,17 @@ def test_peers_batch_as_torchrec_does() -> None:
     assert merged.rows == 3
     parts = cut(np.arange(3, dtype=np.float32), [first, second])
     assert [part.tolist() for part in parts] == [[0.0], [1.0, 2.0]]
+
+
+def test_peers_put_requests_together_up_to_a_number_of_rows(tmp_path: Path) -> None:
+    """What a call may hold is a matter of speed: the scores are those of each request alone."""
+    torch.save(scaled_weights(), tmp_path / "checkpoint.pt")
+    model = StockModel(tmp_path / "checkpoint.pt")
+    parts = [some_inputs(rows) for rows in (1, 600, 500, 3)]
+    together = score(model, parts)
+    assert [len(scores) for scores in together] == [1, 600, 500, 3]
+    for scores, part in zip(together, parts, strict=True):
+        np.testing.assert_allclose(scores, model(part), atol=1e-6, rtol=0)
 
 
 def test_a_wrong_score_is_a_failure() -> None:
