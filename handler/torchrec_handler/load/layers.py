@@ -225,7 +225,11 @@ def _int8(layer: Layer) -> Kernel:
         q = quantize(x.float().contiguous())
         row = q[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
         y: torch.Tensor = linear(q, 1.0, 0, *rest)
-        y = torch.addcmul(bias, y, row[:, :1], out=y).addr_(row[:, 1], sums)
+        scale, least = row[:, :1], row[:, 1]
+        y = torch.addcmul(bias, y, scale, out=y)
+        # Behind a ReLU the least value is 0 as a rule.
+        if bool(least.any()):
+            y = y.addr_(least, sums)
         return y.relu_() if relu else y
 
     return run
