@@ -15,7 +15,6 @@ from torchrec_handler.load.layers import (
     FEW_ROWS,
     Layer,
     Layers,
-    few_rows,
     half_precision,
 )
 from torchrec_handler.load.sharing import find_shared
@@ -44,9 +43,7 @@ class Dlrm:
         self._bottom = Layers(bottom, dtype)
         self._top = Layers(top, dtype)
         self._interact = _Interaction(1 + model.inter_arch.F)
-        self._few = torch.jit.script(
-            _FewRows(few_rows(bottom, dtype), self._interact, few_rows(top, dtype))
-        )
+        self._few = torch.jit.script(_FewRows(self._bottom.few, self._interact, self._top.few))
 
     def __call__(
         self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor

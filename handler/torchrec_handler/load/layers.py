@@ -72,8 +72,9 @@ class Layers:
             dtype: the least precise type to compute in. A more precise one is taken where it is
                 faster, and where the processor or the build has no kernel for this one.
         """
-        few: Kernel = torch.jit.script(few_rows(layers, dtype))
-        self._kernels = [(0, few)]
+        self.few = _few_rows(layers, dtype)
+        """The kernel of less than `FEW_ROWS` rows, to be scripted alone or inside another one."""
+        self._kernels: list[tuple[int, Kernel]] = [(0, torch.jit.script(self.few))]
         """The fewest rows each kernel is for, most first."""
         if dtype == "float32" and is_fast("float32"):
             self._kernels.insert(0, (FEW_ROWS, PACKED["float32"](layers)))
@@ -94,15 +95,12 @@ class Layers:
         return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
 
 
-def few_rows(layers: Sequence[Layer], dtype: DenseDtype) -> torch.nn.Module:
-    """The layers as a module for TorchScript, float32 or, for all other types, float16.
-
-    A call from python takes longer than a layer where rows are few.
-    """
+def _few_rows(layers: Sequence[Layer], dtype: DenseDtype) -> torch.nn.Module:
+    """The layers for TorchScript, as a call from python takes longer than a layer of few rows."""
     fits = all(float(layer.weight.abs().max()) <= LARGEST_FLOAT16 for layer in layers)
-    return (
-        _Float16(layers) if dtype != "float32" and fits and is_fast("float16") else _Float32(layers)
-    )
+    if dtype == "float32" or not fits or not is_fast("float16"):
+        return _Float32(layers)
+    return _Float16(layers)
 
 
 def half_precision(dtype: DenseDtype) -> torch.dtype:
