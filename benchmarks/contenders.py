@@ -173,6 +173,8 @@ def _python(
     ]
     variables = {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        # What a server keeps for itself (Ray: a token) goes where the benchmark's files are.
+        "HOME": str(material.folder),
         "BENCHMARK_CHECKPOINT": str(material.checkpoint),
         "BENTOML_HOME": str(material.folder / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "true",

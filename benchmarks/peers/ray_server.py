@@ -10,7 +10,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.peers.stock import Inputs, StockModel
+from benchmarks.peers.stock import Inputs, StockModel, score
 
 
 @serve.deployment(
