@@ -15,7 +15,7 @@ def main() -> None:
     """Draw the results named first into the file named second."""
     servers = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["servers"]
     mpl.rcParams.update({"svg.hashsalt": "servers", "font.size": 8, "svg.fonttype": "none"})
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 5.2), layout="constrained")
     colours = plt.get_cmap("tab20").colors
     number = 0
     for server in servers:
@@ -41,7 +41,7 @@ def main() -> None:
             number += 1
     axes[0].set_ylabel("rows a second")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     target = Path(sys.argv[2])
     target.parent.mkdir(exist_ok=True)
     figure.savefig(target, metadata={"Date": None})

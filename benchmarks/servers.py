@@ -227,7 +227,7 @@ def load_all(
     """Load a server with every number of rows and connections.
 
     Raises:
-        Failure: a request got an error or no answer.
+        Failure: a request got an error, or none was answered.
     """
     for rows, inputs in workload.inputs.items():
         requests = material.folder / "requests.bin"
@@ -235,10 +235,11 @@ def load_all(
         for connections in workload.loads[rows]:
             load(running.address, requests, connections=connections, seconds=WARM_UP_SECONDS)
             figures = load(running.address, requests, connections=connections, seconds=seconds)
-            if figures.errors:
+            if figures.errors or not figures.requests_per_second:
                 message = (
-                    f"{format_.name}: {figures.errors} errors at {rows} rows and {connections} "
-                    f"connections; the log ends with: {running.log()[-2000:]}"
+                    f"{format_.name}: {figures.errors} errors and "
+                    f"{figures.requests_per_second:.0f} answers a second at {rows} rows and "
+                    f"{connections} connections; the log ends with: {running.log()[-2000:]}"
                 )
                 raise Failure(message)
             yield Point(
