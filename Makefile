@@ -69,7 +69,7 @@ check: .venv/dev  ## lint, types, architecture
 
 .PHONY: test
 test: check  ## everything in `check`, then all tests, a real TorchServe included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(shell command -v wrk),,-m "not wrk")
 
 .PHONY: soak
 soak: .venv/dev  ## what takes minutes: ten of fuzzing

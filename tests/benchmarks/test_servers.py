@@ -222,6 +222,7 @@ def test_an_ended_server_is_not_waited_for() -> None:
     assert str(failure.value) == "no answer in 0 s; its log ends with: why"
 
 
+@pytest.mark.wrk
 def test_wrk_counts_requests_and_errors(tmp_path: Path) -> None:
     path = tmp_path / "requests.bin"
     write_http(path, "/predict", [COLUMNS.write(some_inputs(1))])
@@ -242,6 +243,7 @@ def test_a_machine_without_wrk_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
+@pytest.mark.wrk
 def test_this_project_is_measured(tmp_path: Path) -> None:
     """The short form: one server, checked against TorchRec's own module, under two loads."""
     material = make_material(tmp_path)
