@@ -15,17 +15,17 @@ from torchrec_handler.load.layers import (
     FEW_ROWS,
     Layer,
     Layers,
+    LayersDtype,
     half_precision,
 )
 from torchrec_handler.load.sharing import find_shared
-from torchrec_handler.options import DenseDtype
 
 
 class Dlrm:
     """DLRM.forward: dense features [B, N] and sparse features to logits [B, M] float32."""
 
     def __init__(
-        self, model: Any, bottom: Sequence[Layer], top: Sequence[Layer], dtype: DenseDtype
+        self, model: Any, bottom: Sequence[Layer], top: Sequence[Layer], dtype: LayersDtype
     ) -> None:
         """Bind to a model.
 

@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.load.direct import call_directly
 from torchrec_handler.load.dlrm import Dlrm
-from torchrec_handler.load.layers import Layer, Layers
+from torchrec_handler.load.layers import Layer, Layers, LayersDtype
 from torchrec_handler.load.lower import is_collection
 from torchrec_handler.options import DenseDtype
 
@@ -31,30 +31,37 @@ def fuse(module: torch.nn.Module, dtype: DenseDtype) -> None:
     Args:
         module: ready to serve on the CPU.
         dtype: the least precise type that linear layers, and the products of an interaction, may
-            compute in. What they give is float32.
+            compute in. What they give is float32. With float16 only lookups are called in another
+            way: `lower` has given the dense part to TorchRec's `quantize_dense`.
     """
     call_directly(module)
-    _fuse(module, dtype)
+    for found in module.modules():
+        if _typename(found) == SPARSE_ARCH:
+            _replace(found, SparseArch(found))
+    if dtype != "float16":
+        _fuse(module, dtype)
 
 
-def _fuse(module: torch.nn.Module, dtype: DenseDtype) -> None:
+def _replace(module: torch.nn.Module, forward: Forward) -> None:
+    setattr(module, "forward", forward)  # noqa: B010  this module's own, not its class's
+
+
+def _fuse(module: torch.nn.Module, dtype: LayersDtype) -> None:
     forward = _forward(module, dtype)
     if forward is not None:
-        setattr(module, "forward", forward)  # noqa: B010  this module's own, not its class's
+        _replace(module, forward)
         return
     for child in module.children():
         if not is_collection(child):
             _fuse(child, dtype)
 
 
-def _forward(module: Any, dtype: DenseDtype) -> Forward | None:
+def _forward(module: Any, dtype: LayersDtype) -> Forward | None:
     if layers := _layers(module):
         return Layers(layers, dtype)
     match _typename(module):
         case "torchrec.models.dlrm.DLRM":
             return _dlrm(module, dtype)
-        case name if name == SPARSE_ARCH:
-            return SparseArch(module)
         case "torchrec.modules.crossnet.LowRankCrossNet" if _is_plain(module):
             return CrossNet(
                 [
@@ -76,7 +83,7 @@ def _forward(module: Any, dtype: DenseDtype) -> Forward | None:
     return None
 
 
-def _dlrm(module: Any, dtype: DenseDtype) -> Forward | None:
+def _dlrm(module: Any, dtype: LayersDtype) -> Forward | None:
     dense, over = _chain([module.dense_arch]), _chain([module.over_arch])
     known = (
         _typename(module.sparse_arch) == SPARSE_ARCH
@@ -86,7 +93,6 @@ def _dlrm(module: Any, dtype: DenseDtype) -> Forward | None:
     )
     if not (dense and over and known):
         return None
-    _fuse(module.sparse_arch, dtype)
     return Dlrm(module, dense, over, dtype)
 
 
@@ -170,7 +176,7 @@ class SparseArch:
 class CrossNet:
     """Deep cross layers: x = x0 * layers(x) + x, [B, N]."""
 
-    def __init__(self, layers: Iterable[Sequence[Layer]], dtype: DenseDtype) -> None:
+    def __init__(self, layers: Iterable[Sequence[Layer]], dtype: LayersDtype) -> None:
         self._layers = [Layers(each, dtype) for each in layers]
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ Weights are packed once, when a model is loaded. Shapes: B rows, K inputs and N 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import fbgemm_gpu  # noqa: F401  brings torch.ops.fbgemm
 import torch
@@ -14,6 +14,11 @@ import torch
 from torchrec_handler.options import DenseDtype
 
 logger = logging.getLogger(__name__)
+
+LayersDtype = Literal["float32", "bfloat16", "int8"]
+"""The least precise type that layers may compute in. A dense part in float16 has none of them, as
+TorchRec's `quantize_dense` converts it; here float16 weights are what bfloat16 and int8 take for
+few rows, and on processors without their instructions."""
 
 INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
     "bfloat16": ("amx_bf16", "avx512_bf16"),
@@ -61,10 +66,10 @@ class Layers:
     """Linear layers behind each other: [..., K] of any floating point type -> [..., N] float32.
 
     It shares the weights with the module they are from, and keeps a packed copy for each kernel:
-    4 bytes a weight for float32, 2 for float16, 4 for bfloat16, 5 for int8.
+    4 bytes a weight for float32, 4 for bfloat16, 5 for int8, of which 2 are for few rows.
     """
 
-    def __init__(self, layers: Sequence[Layer], dtype: DenseDtype) -> None:
+    def __init__(self, layers: Sequence[Layer], dtype: LayersDtype) -> None:
         """Pack the weights.
 
         Args:
@@ -95,7 +100,7 @@ class Layers:
         return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
 
 
-def _few_rows(layers: Sequence[Layer], dtype: DenseDtype) -> torch.nn.Module:
+def _few_rows(layers: Sequence[Layer], dtype: LayersDtype) -> torch.nn.Module:
     """The layers for TorchScript, as a call from python takes longer than a layer of few rows."""
     fits = all(float(layer.weight.abs().max()) <= LARGEST_FLOAT16 for layer in layers)
     if dtype == "float32" or not fits or not is_fast("float16"):
@@ -103,7 +108,7 @@ def _few_rows(layers: Sequence[Layer], dtype: DenseDtype) -> torch.nn.Module:
     return _Float16(layers)
 
 
-def half_precision(dtype: DenseDtype) -> torch.dtype:
+def half_precision(dtype: LayersDtype) -> torch.dtype:
     """What products that are not a layer's may be computed in."""
     allowed = dtype in {"bfloat16", "int8"} and is_fast("bfloat16")
     return torch.bfloat16 if allowed else torch.float32

@@ -1,6 +1,6 @@
 """Seventh step of loading: fit the module and this process to the machine.
 
-On the CPU `fuse` then takes care of the dense part.
+On the CPU `fuse` then takes care of the dense part, unless that is float16.
 """
 
 import ctypes
@@ -36,7 +36,9 @@ KEPT_BLOCK_BYTES = 2**25
 
 
 def lower(module: torch.nn.Module, options: Options, device: torch.device) -> None:
-    """Set threads, evaluation mode, a `PredictModule`'s device and, on CUDA, the dense data type.
+    """Set threads, evaluation mode, a `PredictModule`'s device and the dense data type.
+
+    On the CPU bfloat16 and int8 are for `fuse`, which computes in them and keeps the weights.
 
     A `PredictModule` without a device takes the current CUDA device at its first call, which
     raises on a machine without one (torchrec.inference.modules).
@@ -57,7 +59,8 @@ def lower(module: torch.nn.Module, options: Options, device: torch.device) -> No
     for found in module.modules():
         if hasattr(found, "predict_module") and getattr(found, "_device", device) is None:
             setattr(found, "_device", device)  # noqa: B010  PredictModule has no other way to set it
-    dtype = torch.float32 if device.type == "cpu" else DTYPES[options.dense.dtype]
+    is_fused = device.type == "cpu" and options.dense.dtype != "float16"
+    dtype = torch.float32 if is_fused else DTYPES[options.dense.dtype]
     if dtype is torch.float32 and options.tables.output_dtype == "float32":
         return
     for part in _dense_parts(getattr(module, "predict_module", module)):

@@ -14,13 +14,11 @@ from tests.factories.kinds_ranking import DlrmFactory
 from tests.kinds import prepare, random_batch
 from torchrec_handler.load.dlrm import Dlrm
 from torchrec_handler.load.fuse import fuse
-from torchrec_handler.load.layers import BLOCK_ROWS, FEW_ROWS, INT8_ROWS
+from torchrec_handler.load.layers import BLOCK_ROWS, FEW_ROWS, INT8_ROWS, LayersDtype
 from torchrec_handler.load.sharing import SharedInput, look_up_once
-from torchrec_handler.options import DenseDtype
 
-BOUNDS: dict[DenseDtype, float] = {
+BOUNDS: dict[LayersDtype, float] = {
     "float32": 2e-6,
-    "float16": 1e-3,
     "bfloat16": 1e-2,
     "int8": 2e-2,
 }
@@ -71,7 +69,7 @@ def inputs(rows: int, seed: int = 0) -> tuple[torch.Tensor, KeyedJaggedTensor]:
     )
 
 
-def models(kind: type[KindFactory], dtype: DenseDtype, **options: Any) -> tuple[Any, Any]:
+def models(kind: type[KindFactory], dtype: LayersDtype, **options: Any) -> tuple[Any, Any]:
     """TorchRec's, and the same in one piece."""
     plain, fused = (
         prepare(kind().create_predict_module(), **options).get_submodule("_module")
@@ -82,7 +80,7 @@ def models(kind: type[KindFactory], dtype: DenseDtype, **options: Any) -> tuple[
     return plain, fused
 
 
-def assert_close(received: torch.Tensor, expected: torch.Tensor, dtype: DenseDtype) -> None:
+def assert_close(received: torch.Tensor, expected: torch.Tensor, dtype: LayersDtype) -> None:
     assert received.shape == expected.shape
     assert received.dtype == torch.float32
     assert expected.std() > 0.05
@@ -91,7 +89,7 @@ def assert_close(received: torch.Tensor, expected: torch.Tensor, dtype: DenseDty
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", list(BOUNDS))
-def test_any_number_of_rows_in_every_data_type(dtype: DenseDtype, rows: int) -> None:
+def test_any_number_of_rows_in_every_data_type(dtype: LayersDtype, rows: int) -> None:
     plain, fused = models(WideFactory, dtype)
     with torch.inference_mode():
         assert_close(fused(*inputs(rows)), plain(*inputs(rows)), dtype)
@@ -112,12 +110,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", [WideFactory, MixedFactory])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_tables_of_any_type_and_plan(
-    options: dict[str, Any], kind: type[KindFactory], dtype: DenseDtype, rows: int
+    options: dict[str, Any], kind: type[KindFactory], dtype: LayersDtype, rows: int
 ) -> None:
     exact = {**options, "tables": {**options.get("tables", {}), "output_dtype": "float32"}}
     plain, _ = models(kind, dtype, **exact)
     _, fused = models(kind, dtype, **options)
-    bound: DenseDtype = (
+    bound: LayersDtype = (
         "bfloat16" if options.get("tables") == {"output_dtype": "float16"} else dtype
     )
     with torch.inference_mode():

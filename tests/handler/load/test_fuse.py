@@ -19,20 +19,17 @@ from tests.factories.kinds_base import KindFactory, seeded
 from tests.factories.kinds_ranking import DENSE, DeepFmFactory, DlrmDcnFactory, DlrmFactory
 from tests.kinds import CPU, KINDS, prepare, random_batch
 from torchrec_handler.load import layers
+from torchrec_handler.load.direct import allows_it
 from torchrec_handler.load.dlrm import Dlrm
 from torchrec_handler.load.fuse import CrossNet as FusedCrossNet
 from torchrec_handler.load.fuse import fuse
+from torchrec_handler.load.layers import LayersDtype
 from torchrec_handler.load.loader import load
 from torchrec_handler.load.lower import lower
 from torchrec_handler.options import DenseDtype, Options
 
-DTYPES: tuple[DenseDtype, ...] = ("float32", "float16", "bfloat16", "int8")
-TOLERANCES: dict[DenseDtype, float] = {
-    "float32": 1e-5,
-    "float16": 5e-3,
-    "bfloat16": 5e-2,
-    "int8": 5e-2,
-}
+DTYPES: tuple[LayersDtype, ...] = ("float32", "bfloat16", "int8")
+TOLERANCES: dict[LayersDtype, float] = {"float32": 1e-5, "bfloat16": 5e-2, "int8": 5e-2}
 """Relative and absolute, of outputs around 1."""
 
 
@@ -44,7 +41,7 @@ def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fused(module: torch.nn.Module, dtype: DenseDtype = "float32") -> torch.nn.Module:
-    lower(module, Options(), CPU)
+    lower(module, Options.model_validate({"dense": {"dtype": dtype}}), CPU)
     fuse(module, dtype)
     return module
 
@@ -61,7 +58,7 @@ def forwards(module: torch.nn.Module) -> Counter[str]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_every_kind_gives_what_it_gave(
-    kind: type[KindFactory], dtype: DenseDtype, rows: int
+    kind: type[KindFactory], dtype: LayersDtype, rows: int
 ) -> None:
     inputs = random_batch(kind, rows)
     expected = prepare(kind().create_predict_module())(inputs)
@@ -92,10 +89,33 @@ def test_what_is_known_of_every_kind(name: str) -> None:
     assert forwards(module) == FUSED[name]
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_dense_part_in_float16_stays_as_it_was_lowered(kind: type[KindFactory]) -> None:
+    """It is TorchRec's `quantize_dense`'s; lookups are called directly all the same."""
+    inputs = random_batch(kind, 30)
+    module = prepare(kind().create_predict_module())
+    lower(module, Options.model_validate({"dense": {"dtype": "float16"}}), CPU)
+    expected = module(inputs)
+    lookups = list(filter(allows_it, module.modules()))
+    fuse(module, "float16")
+    assert forwards(module).keys() <= {"SparseArch"}
+    assert all("input_dist" in vars(found) for found in lookups)
+    received = module(inputs)
+    assert received.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(received[name], value)
+
+
+@pytest.mark.parametrize("kind", [DlrmFactory, DlrmDcnFactory])
+def test_sparse_archs_are_fused_whatever_the_dense_parts_type(kind: type[KindFactory]) -> None:
+    module = fused(prepare(kind().create_predict_module()), "float16")
+    assert forwards(module) == {"SparseArch": 1}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [DlrmFactory, DlrmDcnFactory, DeepFmFactory])
 def test_modules_and_weights_stay_where_they_are(
-    kind: type[KindFactory], dtype: DenseDtype
+    kind: type[KindFactory], dtype: LayersDtype
 ) -> None:
     """Names, types, values, and the memory that they are in."""
     module = prepare(kind().create_predict_module())
@@ -137,7 +157,7 @@ WHOLE: dict[str, torch.nn.Module] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("module", WHOLE.values(), ids=WHOLE)
 def test_layers_behind_each_other_are_one(
-    module: torch.nn.Module, dtype: DenseDtype, rows: int
+    module: torch.nn.Module, dtype: LayersDtype, rows: int
 ) -> None:
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows))
     model = torch.nn.ModuleDict({"layers": copy.deepcopy(seeded(module, 0))}).eval()
@@ -242,7 +262,7 @@ def test_a_model_may_use_the_parts_of_what_is_one() -> None:
 @pytest.mark.parametrize(
     "module", [CrossNet(128, 3), LowRankCrossNet(128, 3, 64)], ids=["full", "low rank"]
 )
-def test_cross_nets(module: torch.nn.Module, dtype: DenseDtype, rows: int) -> None:
+def test_cross_nets(module: torch.nn.Module, dtype: LayersDtype, rows: int) -> None:
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)) / 2
     model = torch.nn.ModuleDict({"net": copy.deepcopy(seeded(module, 0))})
     with torch.inference_mode():
@@ -302,7 +322,7 @@ def test_a_subclass_is_taken_in_its_pieces() -> None:
 
 
 @pytest.mark.usefixtures("nothing_is_small")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
 def test_the_trained_models_auc_stays(
     dtype: DenseDtype,
     trained: Path,
@@ -317,7 +337,7 @@ def test_the_trained_models_auc_stays(
         archive.extractall(tmp_path)
     options = Options.model_validate({"dense": {"dtype": dtype}, "self_test": False})
     module = load(tmp_path, options, CPU).module
-    assert isinstance(module.get_submodule("_module").forward, Dlrm)
+    assert isinstance(module.get_submodule("_module").forward, Dlrm) == (dtype != "float16")
     dataset = load_movielens()
     rows = dataset.test()
     scores = module(
@@ -328,7 +348,9 @@ def test_the_trained_models_auc_stays(
         }
     )["default"]
     expected = json.loads((trained / "metrics.json").read_text())["auc"]
-    assert auc(dataset.test_ratings.click, scores.numpy()) == pytest.approx(expected, abs=5e-4)
+    assert auc(dataset.test_ratings.click, scores.float().numpy()) == pytest.approx(
+        expected, abs=5e-4
+    )
 
 
 def test_classes_that_came_out_of_a_package_are_known() -> None:

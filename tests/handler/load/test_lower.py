@@ -1,15 +1,14 @@
-"""On CUDA the dense part computes in the data type asked for; all else stays as it was.
+"""The dense part computes in the data type asked for; all else stays as it was.
 
 What is done for CUDA is done here in the CPU's memory, where it gives the same.
 """
 
-import copy
 import resource
 from typing import Any
 
 import pytest
 import torch
-from torchrec.inference.modules import PredictModule, quantize_dense
+from torchrec.inference.modules import PredictModule, quantize_dense, quantize_feature
 
 from tests.factories.kinds_base import Batch, KindFactory
 from tests.factories.kinds_own import OwnTypeFactory
@@ -24,7 +23,7 @@ from tests.factories.kinds_sequence import SequenceFactory
 from tests.factories.kinds_two_tower import TwoTowerFactory
 from tests.kinds import CPU, prepare, random_batch
 from torchrec_handler.errors import OptionError
-from torchrec_handler.load.lower import lower
+from torchrec_handler.load.lower import is_collection, lower
 from torchrec_handler.options import Options
 
 KINDS = [
@@ -40,6 +39,8 @@ KINDS = [
 ]
 CUDA = torch.device("cuda")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+LOWERED = [("float16", CPU), ("float16", CUDA), ("bfloat16", CUDA)]
+"""Where a data type's weights are converted; on the CPU `fuse` is for the others."""
 TOLERANCE = {"float32": 1e-3, "float16": 3e-3, "bfloat16": 3e-2}
 
 
@@ -62,16 +63,16 @@ class Around(torch.nn.Module):
 
 
 @pytest.mark.parametrize("output_dtype", ["float32", "float16"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "device"), [("float32", CUDA), *LOWERED])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_answers_in_every_data_type(
-    kind: type[KindFactory], dtype: str, output_dtype: str
+    kind: type[KindFactory], dtype: str, device: torch.device, output_dtype: str
 ) -> None:
     """Whatever precision its lookups give."""
     inputs = random_batch(kind)
     expected = prepare(kind().create_predict_module())(inputs)["default"]
     module = prepare(kind().create_predict_module(), tables={"output_dtype": output_dtype})
-    lowered(module, dense={"dtype": dtype}, tables={"output_dtype": output_dtype})
+    lowered(module, device, dense={"dtype": dtype}, tables={"output_dtype": output_dtype})
     received = module(inputs)["default"]
     if dtype != "float32":
         assert received.dtype == DTYPES[dtype]
@@ -79,45 +80,68 @@ def test_every_kind_answers_in_every_data_type(
     torch.testing.assert_close(received.float(), expected, atol=TOLERANCE[dtype], rtol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize(("dtype", "device"), LOWERED)
 @pytest.mark.parametrize("kind", [DlrmFactory, DeepFmFactory])
-def test_a_model_inside_a_model_is_reached(kind: type[KindFactory], dtype: str) -> None:
+def test_a_model_inside_a_model_is_reached(
+    kind: type[KindFactory], dtype: str, device: torch.device
+) -> None:
     inputs = random_batch(kind)
-    plain = lowered(prepare(kind().create_predict_module()), dense={"dtype": dtype})
+    plain = lowered(prepare(kind().create_predict_module()), device, dense={"dtype": dtype})
     wrapped = prepare(kind().predict_module(Around(kind().create_predict_module()._module)))
-    lowered(wrapped, dense={"dtype": dtype})
+    lowered(wrapped, device, dense={"dtype": dtype})
     assert torch.equal(wrapped(inputs)["default"], plain(inputs)["default"])
     assert {parameter.dtype for parameter in wrapped.parameters()} == {DTYPES[dtype]}
 
 
-def test_float16_is_what_torchrecs_quantize_dense_gives() -> None:
-    """Where that can be had: children of the predict module with positional tensors."""
-    inputs = random_batch(SumFactory)
-    module = prepare(SumFactory().create_predict_module())
-    model: Any = module.predict_module
-    expected = quantize_dense(
-        copy.deepcopy(module), torch.half, additional_embedding_module_type=[type(model.collection)]
-    )
-    lowered(module, dense={"dtype": "float16"})
-    assert torch.equal(module(inputs)["default"], expected(inputs)["default"])
+@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float16_is_what_torchrecs_quantize_dense_gives(
+    kind: type[KindFactory], device: torch.device
+) -> None:
+    """Bit for bit.
+
+    By itself it casts only what the predict module's children are given, and by position. So that
+    it fits all kinds, its lookups round what they give to float16 themselves.
+    """
+    inputs = random_batch(kind, 40)
+    torchrecs = prepare(kind().create_predict_module(), tables={"output_dtype": "float16"})
+    collections = list({type(found) for found in torchrecs.modules() if is_collection(found)})
+    quantize_dense(torchrecs, torch.half, additional_embedding_module_type=collections)
+    expected = torchrecs(inputs)["default"]
+    assert expected.dtype == torch.float16
+    module = lowered(prepare(kind().create_predict_module()), device, dense={"dtype": "float16"})
+    assert torch.equal(module(inputs)["default"], expected)
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
-def test_position_weights_stay_as_they_are(dtype: str) -> None:
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_float16_is_torchrecs_own_function(device: torch.device) -> None:
+    """It leaves a hook of its own on what it converts."""
+    module = prepare(DlrmFactory().create_predict_module())
+    lowered(module, device, dense={"dtype": "float16"})
+    hooked = [
+        name
+        for name, found in module.named_modules()
+        if quantize_feature in found._forward_pre_hooks.values()
+    ]
+    assert hooked == ["_module.dense_arch", "_module.inter_arch", "_module.over_arch"]
+
+
+@pytest.mark.parametrize(("dtype", "device"), LOWERED)
+def test_position_weights_stay_as_they_are(dtype: str, device: torch.device) -> None:
     """They are part of the lookup, whose kernel takes weights of float32 only."""
     inputs = random_batch(PositionWeightedFactory)
     expected = prepare(PositionWeightedFactory().create_predict_module())(inputs)["pooled"]
     module = prepare(PositionWeightedFactory().create_predict_module())
-    lowered(module, dense={"dtype": dtype})
+    lowered(module, device, dense={"dtype": dtype})
     assert torch.equal(module(inputs)["pooled"], expected)
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
-def test_a_collection_that_stays_float_keeps_its_tables(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "device"), LOWERED)
+def test_a_collection_that_stays_float_keeps_its_tables(dtype: str, device: torch.device) -> None:
     inputs = random_batch(OwnTypeFactory)
     module = OwnTypeFactory().create_predict_module()
     expected = module(inputs)["pooled"]
-    lowered(module, dense={"dtype": dtype})
+    lowered(module, device, dense={"dtype": dtype})
     assert torch.equal(module(inputs)["pooled"], expected)
     assert module.predict_module.over.weight.dtype == DTYPES[dtype]
 
@@ -142,7 +166,7 @@ def test_a_module_that_is_no_predict_module_is_lowered_too() -> None:
     assert not any(found.training for found in module.modules())
 
 
-@pytest.mark.parametrize("dtype", ["float32", *DTYPES, "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_on_the_cpu_nothing_is_added_to_a_call(dtype: str) -> None:
     """The data type is for `fuse`, which knows what pays there."""
     inputs = random_batch(DlrmFactory)
