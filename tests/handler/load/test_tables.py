@@ -22,6 +22,7 @@ from torchrec_handler.errors import ArchiveError, WeightsError
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.tables import (
+    KEPT_SHARE,
     TableStore,
     attach,
     encode_rows,
@@ -212,18 +213,45 @@ def test_an_unsharded_lookup_reads_packed_rows_too() -> None:
     assert torch.equal(module(inputs)["default"], expected["default"])
 
 
-def test_a_mapped_file_is_not_written(tmp_path: Path) -> None:
-    """Workers share it; what FBGEMM writes goes elsewhere."""
+def mapped_as(path: Path) -> tuple[str, list[str]]:
+    """Permissions and flags of a file's mapping in this process (proc_pid_smaps)."""
+    block = Path("/proc/self/smaps").read_text(encoding="utf-8").partition(f" {path}\n")
+    permissions = block[0].rpartition("\n")[2].split()[1]
+    return permissions, block[2].partition("VmFlags:")[2].partition("\n")[0].split()
+
+
+def mapped_store(folder: Path) -> tuple[TableStore, Path]:
     module, rows = without_rows(SumFactory)
     encoded = TableStore.encode(layout(module), rows)
-    path = tmp_path / "tables.bin"
+    path = folder / "tables.bin"
     path.write_bytes(encoded.buffer.numpy().tobytes())
-    path.chmod(0o444)
+    return TableStore.map(path, list(encoded.entries.values())), path
+
+
+def test_a_mapped_file_is_not_written(tmp_path: Path) -> None:
+    """Workers share it, read-only also for the processor; what FBGEMM writes goes elsewhere."""
+    store, path = mapped_store(tmp_path)
+    permissions, flags = mapped_as(path)
+    assert permissions == "r--s"
+    assert not {"wr", "mw"} & set(flags)
     before = path.read_bytes()
     sharded = sharded_without_rows(SumFactory)
-    attach(sharded, TableStore.map(path, list(encoded.entries.values())), CPU)
+    attach(sharded, store, CPU)
     sharded(random_batch(SumFactory))
     assert path.read_bytes() == before
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
+
+
+@pytest.mark.parametrize(("memory", "huge"), [(10**12, HUGE_PAGES), (1000, False)])
+def test_tables_that_memory_keeps_are_read_in_huge_pages(
+    memory: int, *, huge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchrec_handler.load.tables._memory_bytes", lambda: memory)
+    store, path = mapped_store(tmp_path)
+    assert store.buffer.numel() > 1000 * KEPT_SHARE
+    assert ("hg" in mapped_as(path)[1]) == huge
 
 
 def test_an_archive_that_lacks_a_table_is_refused() -> None:
