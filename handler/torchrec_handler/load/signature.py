@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torchrec.inference.modules import BatchingMetadata
 from torchrec.quant.embedding_modules import (
     MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT,
@@ -25,6 +26,8 @@ from torchrec_handler.load.factory import FORWARD, FactoryOutput
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, torch.Tensor | list[torch.Tensor]]
+
+CASTS = (torch.Tensor.to, torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
 MOST_ROUNDS = 32
 """Samples that are tried before the model is taken for one that never settles."""
@@ -202,6 +205,7 @@ def _observing(sample: Sample, known: Mapping[str, _Facts]) -> Iterator[None]:
         if isinstance(tensor, torch.Tensor) and (key in known or key.endswith(".lengths"))
     }
     dense = [known[name] for name in known if isinstance(sample.get(name), torch.Tensor)]
+    casts = _Casts()
 
     plain_init = KeyedJaggedTensor.__init__
 
@@ -221,9 +225,10 @@ def _observing(sample: Sample, known: Mapping[str, _Facts]) -> Iterator[None]:
         expected = _width(layer)
         if expected is None or not (args and isinstance(args[0], torch.Tensor)):
             return
-        facts = owners.get(_storage(args[0]))
+        given = casts.source(args[0])
+        facts = owners.get(_storage(given))
         if facts is not None and facts in dense:
-            _learn(facts, int(args[0].storage_offset()) + expected)
+            _learn(facts, int(given.storage_offset()) + expected)
             return
         unknown = [entry for entry in dense if entry.num_features is None]
         lacking = expected - args[0].shape[-1]
@@ -236,10 +241,31 @@ def _observing(sample: Sample, known: Mapping[str, _Facts]) -> Iterator[None]:
     hook = register_module_forward_pre_hook(observed_layer)
     KeyedJaggedTensor.__init__ = observed_init
     try:
-        yield
+        with casts:
+            yield
     finally:
         KeyedJaggedTensor.__init__ = plain_init
         hook.remove()
+
+
+class _Casts(TorchFunctionMode):
+    """Remembers what tensors were before they were converted, as a dense part in float16 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """id of a copy -> the copy, which keeps the id its own, and what it is a copy of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        result = func(*args, **(kwargs or {}))
+        if func in CASTS and result is not args[0]:
+            self._sources[id(result)] = (result, self.source(args[0]))
+        return result
+
+    def source(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself unless it is a copy."""
+        return self._sources.get(id(tensor), (tensor, tensor))[1]
 
 
 def _learn(facts: _Facts, num_features: int) -> None:

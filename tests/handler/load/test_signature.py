@@ -86,7 +86,7 @@ def observed(factory: Any, module: torch.nn.Module | None = None) -> Signature:
     return observe_signature(output, module or output.module, rows, CPU)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("sharding", [{}, {"world_size": 2, "type": "table_wise"}])
 @pytest.mark.parametrize("kind", list(SHOWN))
 def test_every_kind_shows_its_inputs_and_outputs(
@@ -272,6 +272,21 @@ def test_a_dense_input_that_the_model_cuts_is_known_whole() -> None:
 
     factory = GivenFactory(forward, inputs={"float_features": "dense"})
     assert input_of(factory, "float_features").num_features == 6
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.half, lambda dense: dense.to(torch.bfloat16)])
+def test_dense_inputs_that_are_converted_first_are_known(
+    convert: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """As in front of a dense part in half precision; cut, and several, of which none is guessed."""
+    first, second = torch.nn.Linear(5, 1).half(), torch.nn.Linear(3, 1).half()
+
+    def forward(batch: Batch) -> Batch:
+        dense, other = convert(batch["dense"][:, 2:]), convert(convert(batch["other"]))
+        return {"default": (first(dense.half()) + second(other.half())).squeeze(1)}
+
+    signature = observed(GivenFactory(forward, inputs={"dense": "dense", "other": "dense"}))
+    assert [entry.num_features for entry in signature.inputs] == [7, 3]
 
 
 def test_a_dense_input_behind_others_has_the_width_that_is_left() -> None:
