@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchrec.inference.modules import quantize_dense
 
 from tests.factories.kinds_base import KindFactory
 from tests.factories.kinds_pooled import (
@@ -26,6 +27,7 @@ from torchrec_archiver import build_archive
 from torchrec_handler.archive import Signature
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.lower import is_collection
 from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature import feature_rows, observe_signature
@@ -136,3 +138,15 @@ def prepare(
     sharded, _ = shard(module, options.sharding, plan, CPU)
     attach(sharded, store, CPU)
     return sharded
+
+
+def torchrecs_float16(kind: type[KindFactory]) -> torch.nn.Module:
+    """A kind's int8 module, its dense part converted by TorchRec's `quantize_dense` alone.
+
+    That casts only what the predict module's children are given, and by position. So that it fits
+    every kind, the lookups round what they give to float16 themselves.
+    """
+    module = prepare(kind().create_predict_module(), tables={"output_dtype": "float16"})
+    collections = list({type(found) for found in module.modules() if is_collection(found)})
+    quantize_dense(module, torch.half, additional_embedding_module_type=collections)
+    return module

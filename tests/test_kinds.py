@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from tests.factories.kinds_base import KindFactory, trained
+from tests.factories.kinds_base import KindFactory, keyed, trained
 from tests.factories.kinds_meta import (
     META,
     MetaOwnTypeFactory,
@@ -22,9 +22,21 @@ from tests.factories.kinds_own import (
     QuantizedFactory,
     ShardedFactory,
 )
-from tests.kinds import KINDS, batch, build, load_archive, random_request
+from tests.factories.kinds_ranking import FEATURES
+from tests.kinds import (
+    KINDS,
+    batch,
+    build,
+    load_archive,
+    random_request,
+    signature,
+    torchrecs_float16,
+)
 from tests.torchserve import TorchServe
+from torchrec_handler.client import PROTOBUF, encode
 from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.self_test import read_samples
+from torchrec_handler.serve.codecs.predictor_pb2 import PredictionResponse
 
 QUANTIZED = "torchrec.quant.embedding_modules"
 SERVED: dict[str, type[KindFactory]] = {
@@ -36,6 +48,8 @@ SERVED: dict[str, type[KindFactory]] = {
     "sharded-by-the-factory": ShardedFactory,
 }
 ROWS = 9
+JSON = "application/json"
+FLOAT16 = {"dense": {"dtype": "float16"}}
 
 
 def archived(
@@ -84,6 +98,21 @@ def test_a_quantized_archive_answers_nearly_so(
     assert predictor.tables
     assert {entry.dtype for entry in predictor.tables.entries.values()} == {dtype}
     assert_answers(predictor, KINDS[name]().create_predict_module(), tolerance)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_a_dense_part_in_float16_answers_as_torchrecs_quantize_dense(
+    name: str, tmp_path: Path
+) -> None:
+    """Bit for bit, after a self-test against what the archiver recorded of it."""
+    archive, predictor = archived(KINDS[name], tmp_path, options=FLOAT16)
+    assert predictor.signature == signature(KINDS[name])
+    assert read_samples(archive / "samples.safetensors")
+    inputs = batch(random_request(predictor.signature, ROWS))
+    received = predictor.module(inputs)["default"]
+    assert received.dtype == torch.float16
+    assert received.unique().numel() > ROWS // 2
+    assert torch.equal(received, torchrecs_float16(KINDS[name])(inputs)["default"])
 
 
 @pytest.mark.parametrize("kind", META)
@@ -150,3 +179,64 @@ def test_a_server_answers_as_the_model_in_process(
                 torch.testing.assert_close(torch.tensor(received[key]), value, atol=1e-6, rtol=1e-6)
     finally:
         server.unregister(served)
+
+
+def test_a_server_gives_torchrecs_float16_in_every_format(
+    server: TorchServe, tmp_path: Path
+) -> None:
+    """As float32, which holds every float16; what rows share is looked up once all the same."""
+    kind = KINDS["dlrm"]
+    archive, predictor = archived(kind, tmp_path, "float16", options=FLOAT16)
+    request = random_request(predictor.signature, ROWS, seed=7)
+    dense = request["float_features"]
+    lengths, values = request["id_list_features.lengths"], request["id_list_features.values"]
+    # The user is the same one in all rows.
+    values = [11, 12] * ROWS + values[sum(lengths[:ROWS]) :]
+    lengths = [2] * ROWS + lengths[ROWS:]
+    request |= {"id_list_features.lengths": lengths, "id_list_features.values": values}
+    ids = [part.tolist() for part in torch.split(torch.tensor(values), lengths)]
+    instances = [
+        {"float_features": dense[row], "movie": ids[ROWS + row], "genre": ids[2 * ROWS + row]}
+        for row in range(ROWS)
+    ]
+    sparse = keyed(batch(request), FEATURES)
+    bodies: dict[str, dict[str, Any] | bytes] = {
+        "columns": request,
+        "rows": {"instances": instances, "shared": {"user": [11, 12]}},
+        "open inference": {
+            "inputs": [
+                {
+                    "name": name,
+                    "shape": list(torch.tensor(data).shape),
+                    "datatype": "FP32" if name == "float_features" else "INT32",
+                    "data": data,
+                }
+                for name, data in request.items()
+            ]
+        },
+        "protobuf": encode(dense, sparse),
+    }
+    answer = server.register(archive, model_name="float16")
+    assert answer.is_success, answer.text
+    try:
+        answers = {
+            name: server.predict(
+                "float16", body, headers={"Content-Type": PROTOBUF if name == "protobuf" else JSON}
+            )
+            for name, body in bodies.items()
+        }
+    finally:
+        server.unregister("float16")
+    assert all(answer.is_success for answer in answers.values()), answers
+    expected = torchrecs_float16(kind)(batch(request))["default"].float()
+    (output,) = answers["open inference"].json()["outputs"]
+    assert output["datatype"] == "FP32"
+    response = PredictionResponse.FromString(answers["protobuf"].content)
+    received = {
+        "columns": answers["columns"].json()["default"],
+        "rows": answers["rows"].json()["default"],
+        "open inference": output["data"],
+        "protobuf": list(response.predictions["default"].data),
+    }
+    for name, scores in received.items():
+        assert torch.equal(torch.tensor(scores), expected), name

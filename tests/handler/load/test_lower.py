@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torchrec.inference.modules import PredictModule, quantize_dense, quantize_feature
+from torchrec.inference.modules import PredictModule, quantize_feature
 
 from tests.factories.kinds_base import Batch, KindFactory
 from tests.factories.kinds_own import OwnTypeFactory
@@ -21,9 +21,9 @@ from tests.factories.kinds_pooled import (
 from tests.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
 from tests.factories.kinds_sequence import SequenceFactory
 from tests.factories.kinds_two_tower import TwoTowerFactory
-from tests.kinds import CPU, prepare, random_batch
+from tests.kinds import CPU, prepare, random_batch, torchrecs_float16
 from torchrec_handler.errors import OptionError
-from torchrec_handler.load.lower import is_collection, lower
+from torchrec_handler.load.lower import lower
 from torchrec_handler.options import Options
 
 KINDS = [
@@ -98,16 +98,9 @@ def test_a_model_inside_a_model_is_reached(
 def test_float16_is_what_torchrecs_quantize_dense_gives(
     kind: type[KindFactory], device: torch.device
 ) -> None:
-    """Bit for bit.
-
-    By itself it casts only what the predict module's children are given, and by position. So that
-    it fits all kinds, its lookups round what they give to float16 themselves.
-    """
+    """Bit for bit."""
     inputs = random_batch(kind, 40)
-    torchrecs = prepare(kind().create_predict_module(), tables={"output_dtype": "float16"})
-    collections = list({type(found) for found in torchrecs.modules() if is_collection(found)})
-    quantize_dense(torchrecs, torch.half, additional_embedding_module_type=collections)
-    expected = torchrecs(inputs)["default"]
+    expected = torchrecs_float16(kind)(inputs)["default"]
     assert expected.dtype == torch.float16
     module = lowered(prepare(kind().create_predict_module()), device, dense={"dtype": "float16"})
     assert torch.equal(module(inputs)["default"], expected)
