@@ -1,18 +1,37 @@
-"""The ordinary way, to compare with: each worker reads its tables into memory of its own."""
+"""The ordinary ways, to compare with: each worker holds its tables in memory of its own."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torchrec.inference.modules import quantize_inference_model
 
+from benchmarks.criteo import CriteoConfig, CriteoPredictModule
 from torchrec_handler.archive import TableEntry
 from torchrec_handler.load.tables import TableStore
 
+WEIGHTS = "weights.pt"
+"""A float32 checkpoint."""
 TABLES = "tables.pt"
+"""All tables, quantized beforehand, as one tensor."""
+
+
+def convert(folder: Path) -> torch.nn.Module:
+    """What a worker does that is given the training job's checkpoint: read it and quantize.
+
+    With everything that saves memory and time: tables on `meta` until the checkpoint's mapped
+    tensors take their places.
+    """
+    state = torch.load(folder / WEIGHTS, mmap=True, weights_only=True)
+    rows = tuple(value.shape[0] for name, value in state.items() if "embedding_bags" in name)
+    module = CriteoPredictModule(CriteoConfig(rows=rows))
+    module.predict_module.load_state_dict(state, assign=True)
+    quantized: torch.nn.Module = quantize_inference_model(module)
+    return quantized
 
 
 def hold_tables() -> None:
-    """Let every archive that this process loads read its tables as everybody does."""
+    """Let every archive that this process loads read its tables with `torch.load`."""
 
     def read(cls: type[TableStore], path: Path, entries: Sequence[TableEntry]) -> TableStore:
         by_key = {(entry.collection, entry.name): entry for entry in entries}

@@ -1,7 +1,8 @@
 """Tables larger than a worker should hold: seconds, memory and rows a second, by workers.
 
 `make bench-scale` runs it at full size: 12.1 GB of int8 tables served by 1, 2 and 4 workers, and
-at a third of it beside the ordinary way, in which each worker reads and holds its tables.
+at a third of it beside the ordinary ways, in which each worker holds its tables: it quantizes a
+float checkpoint (15 GB on disk meanwhile), or reads with `torch.load` what was quantized before.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from benchmarks.criteo import (
     CriteoPredictFactory,
     make_weights,
 )
-from benchmarks.ordinary import TABLES
+from benchmarks.ordinary import TABLES, WEIGHTS
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
 from torchrec_handler.archive import MANIFEST
@@ -52,6 +53,7 @@ class Served:
     """One way of serving one model with some workers."""
 
     way: str
+    """mapped or read."""
     tables_gb: float
     workers: int
     seconds_to_answer: float
@@ -71,6 +73,7 @@ class Started:
     """One worker's steps in a process of their own, without a server."""
 
     way: str
+    """mapped; read: with `torch.load`; converted: quantized from a float checkpoint."""
     tables_gb: float
     cache: str
     """warm: the machine has the files in memory; cold: it has not read them yet."""
@@ -96,8 +99,8 @@ def build(folder: Path, name: str, rows: Sequence[int]) -> Path:
     )
 
 
-def make_ordinary(archive: Path) -> Path:
-    """The same archive with the ordinary handler."""
+def make_ordinary(archive: Path, rows: Sequence[int]) -> Path:
+    """The same archive with the ordinary handler, its tables quantized and the float checkpoint."""
     folder = archive.with_name(f"{archive.name}-ordinary")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(archive, folder, copy_function=os.link)
@@ -108,6 +111,8 @@ def make_ordinary(archive: Path) -> Path:
     size = (archive / MAPPED).stat().st_size
     tables = torch.from_file(str(archive / MAPPED), shared=True, size=size, dtype=torch.uint8)
     torch.save(tables, folder / TABLES)
+    weights = make_weights(CriteoConfig(rows=tuple(rows)))
+    torch.save({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     return folder
 
 
@@ -170,7 +175,7 @@ def serve(
                 if region.path.endswith(MAPPED)
             )
             yield Served(
-                way="ordinary" if (archive / TABLES).exists() else "mapped",
+                way="read" if (archive / TABLES).exists() else "mapped",
                 tables_gb=(archive / MAPPED).stat().st_size / 1e9,
                 workers=len(pids),
                 seconds_to_answer=to_first,
@@ -209,15 +214,20 @@ def load(send: Callable[[bytes], None], requests: Sequence[bytes], seconds: floa
     return sent * ROWS / (time.perf_counter() - began)
 
 
-def start(archive: Path, cache: str) -> Started:
+def start(archive: Path, way: str, cache: str) -> Started:
     """Run one worker's steps in a fresh process."""
     if cache == "cold":
         _forget(archive)
-    command = [sys.executable, "-m", "benchmarks.scale_worker", str(archive)]
+    command = [sys.executable, "-m", "benchmarks.scale_worker", str(archive), way]
     done = subprocess.run(  # noqa: S603  our own module
         command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
-    return Started(cache=cache, **json.loads(done.stdout.splitlines()[-1]))
+    return Started(
+        way=way,
+        cache=cache,
+        tables_gb=(archive / MAPPED).stat().st_size / 1e9,
+        **json.loads(done.stdout.splitlines()[-1]),
+    )
 
 
 def _forget(archive: Path) -> None:
@@ -248,18 +258,24 @@ def main(given: Sequence[str] | None = None) -> None:
         archive = build(folder, name, rows)
         print(f"{name}: built in {time.perf_counter() - began:.0f} s", flush=True)  # noqa: T201
         requests = bodies(rows)
-        archives = [archive, make_ordinary(archive)] if name == "third" else [archive]
-        for one in archives:
+        ways = [(archive, "mapped")]
+        if name == "third":
+            ordinary = make_ordinary(archive, rows)
+            ways += [(ordinary, "converted"), (ordinary, "read")]
+        for one, way in ways:
             for cache in ("cold", "warm"):
-                started.append(start(one, cache))
+                started.append(start(one, way, cache))
                 print(started[-1], flush=True)  # noqa: T201
+            if way == "converted":
+                (one / WEIGHTS).unlink()
+                continue  # Four workers at once would hold the floats of four.
             served_by = serve(
                 folder, one, requests, workers=arguments.workers, seconds=arguments.seconds
             )
             for figures in served_by:
                 served.append(figures)
                 print(figures, flush=True)  # noqa: T201
-        for one in archives:
+        for one in {folder for folder, _ in ways}:
             shutil.rmtree(one)
     report(served, started, folder / "scale.json")
 
