@@ -38,7 +38,6 @@ LOADS: Mapping[int, tuple[int, ...]] = {1: (1, 16, 64), 100: (1, 4, 16), 1000: (
 CHECKED_ROWS = 4000
 """How many rows of requests of one size are compared with the reference."""
 CHECK_CONNECTIONS = 16
-TOLERANCE = 1e-4
 LEAST_DEVIATION = 0.05
 """Of the scores: where all rows score the same, equal scores show nothing."""
 START_SECONDS = 60
@@ -141,7 +140,9 @@ def measure(contender: Contender, material: Material, workload: Workload, second
             first = contender.formats[0]
             await_answer(running, first.write(workload.inputs[1][0]))
             to_first = time.perf_counter() - began
-            difference = max(check(running, one, workload) for one in contender.formats)
+            difference = max(
+                check(running, one, workload, contender.tolerance) for one in contender.formats
+            )
             points = tuple(
                 point
                 for one in contender.formats
@@ -182,14 +183,14 @@ def await_answer(running: Running, body: Body) -> None:
     raise Failure(message)
 
 
-def check(running: Running, format_: Format, workload: Workload) -> float:
+def check(running: Running, format_: Format, workload: Workload, tolerance: float) -> float:
     """Compare scores with the reference, of requests that are sent at once and may share a batch.
 
     Returns:
         The largest difference.
 
     Raises:
-        Failure: an error is answered, or a difference is larger than `TOLERANCE`.
+        Failure: an error is answered, or a difference is larger than `tolerance`.
     """
 
     def difference(client: httpx.Client, inputs: Inputs, expected: Scores) -> float:
@@ -215,8 +216,8 @@ def check(running: Running, format_: Format, workload: Workload) -> float:
             inputs = workload.inputs[rows][: len(scores)]
             clients = [client] * len(scores)
             largest = max(largest, *pool.map(difference, clients, inputs, scores))
-    if largest > TOLERANCE:
-        message = f"{format_.name}: scores differ by {largest:.2g}, at most {TOLERANCE} is allowed"
+    if largest > tolerance:
+        message = f"{format_.name}: scores differ by {largest:.2g}, at most {tolerance} is allowed"
         raise Failure(message)
     return largest
 
