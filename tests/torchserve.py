@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "model_store" / "config.properties"
 LOG_CONFIG = ROOT / "model_store" / "log4j2.xml"
 START_SECONDS = 60
+LOG_SECONDS = 30
 PORTS = {
     "inference_address": "http://127.0.0.1:{}",
     "management_address": "http://127.0.0.1:{}",
@@ -137,6 +138,13 @@ class TorchServe:
         """What the workers printed."""
         path = self.logs / "model_log.log"
         return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def logs_soon(self, text: str) -> bool:
+        """Whether the workers' log has a text, or gets it: TorchServe writes it some time later."""
+        end = time.monotonic() + LOG_SECONDS
+        while not (found := text in self.log()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return found
 
     def _wait(self) -> None:
         end = time.monotonic() + START_SECONDS

@@ -1,6 +1,12 @@
-"""The one class that TorchServe sees, and the only module that imports `ts`."""
+"""The one class that TorchServe sees; only this and `socket_reader` import `ts`."""
 
+import fcntl
 import gc
+import logging
+import os
+import stat
+import termios
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +15,14 @@ import torch
 from ts.torch_handler.base_handler import BaseHandler
 
 from torchrec_handler import options as torchrec_options
-from torchrec_handler.errors import OptionError
+from torchrec_handler import socket_reader
+from torchrec_handler.errors import LoadError, OptionError
 from torchrec_handler.load import loader
 from torchrec_handler.load.factory import FORWARD
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.request import RawRequest
+
+logger = logging.getLogger(__name__)
 
 QUALNAME = "qualname"
 QUALNAME_HEADER = "x-torchrec-qualname"
@@ -23,6 +32,12 @@ EXPLAIN = "explain"
 """TorchServe's own header of /explanations/NAME, taken as the name of the method to call."""
 DESCRIBE = "describe"
 """TorchServe's own header of GET /models/NAME?customized=true."""
+
+STDOUT = 1
+LONGEST_READ_SECONDS = 2.0
+"""How long a failed worker waits for the frontend to read its last lines."""
+WRITE_SECONDS = 0.2
+"""How long the frontend is given to log lines that it has read."""
 
 
 class TorchRecHandler(BaseHandler):
@@ -34,18 +49,15 @@ class TorchRecHandler(BaseHandler):
         Raises:
             LoadError: a RuntimeError, whose first line says what to do.
         """
-        properties = context.system_properties
-        options = torchrec_options.read_options(context.model_yaml_config)
-        self.context = context
-        self.manifest = context.manifest
-        self.device = _device(options.device, properties.get("gpu_id"))
-        predictor = loader.load(Path(properties["model_dir"]), options, self.device)
-        self.model = predictor.module
-        self.engine = engine.Engine(context.model_name, predictor, options)
-        # A full collection looks at every object of torch's modules, some 0.2 s in which no request
-        # is answered; what is loaded now stays.
-        gc.collect()
-        gc.freeze()
+        try:
+            self._load(context)
+        except LoadError as error:
+            # Once TorchServe has the answer that loading failed, it closes the worker's output and
+            # drops what it has not read, which on a busy machine can be all that it was told.
+            logger.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  TorchServe's task
+            _wait_until_read(STDOUT, LONGEST_READ_SECONDS)
+            raise
+        socket_reader.install()
         self.initialized = True
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
@@ -67,6 +79,33 @@ class TorchRecHandler(BaseHandler):
             context.set_response_content_type(at, response.content_type)
             bodies.append(response.body)
         return bodies
+
+    def _load(self, context: Any) -> None:
+        properties = context.system_properties
+        options = torchrec_options.read_options(context.model_yaml_config)
+        self.context = context
+        self.manifest = context.manifest
+        self.device = _device(options.device, properties.get("gpu_id"))
+        predictor = loader.load(Path(properties["model_dir"]), options, self.device)
+        self.model = predictor.module
+        self.engine = engine.Engine(context.model_name, predictor, options)
+        # A full collection looks at every object of torch's modules, some 0.2 s in which no request
+        # is answered; what is loaded now stays.
+        gc.collect()
+        gc.freeze()
+
+
+def _wait_until_read(output: int, longest: float) -> None:
+    """Wait until the other end of a pipe has read it empty, and a moment for what it does then.
+
+    Returns at once where `output` is no pipe.
+    """
+    if not stat.S_ISFIFO(os.fstat(output).st_mode):
+        return
+    end = time.monotonic() + longest
+    while time.monotonic() < end and any(fcntl.ioctl(output, termios.FIONREAD, bytes(4))):
+        time.sleep(0.01)
+    time.sleep(WRITE_SECONDS)
 
 
 def _device(wanted: str, gpu_id: int | None) -> torch.device:

@@ -1,14 +1,17 @@
 """The handler in a real TorchServe, asked over HTTP and gRPC."""
 
 import json
+import logging
 import math
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -25,6 +28,8 @@ from tests.factories.ranking import RankingPredictFactory
 from tests.grpc_client import GrpcClient
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import DefaultPackager
+from torchrec_handler.errors import OptionError
+from torchrec_handler.handler import TorchRecHandler, _wait_until_read
 from torchrec_handler.serve.codecs.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
@@ -373,6 +378,44 @@ def test_a_broken_archive_says_why_in_the_log(
                 content[len(content) // 2] ^= 1
             bad.writestr(name, content)
     answer = server.register(broken_archive, model_name="broken")
+    is_said = server.logs_soon("ArchiveError: predict_factory.pt: its sha256 is")
     server.unregister("broken")
     assert answer.status_code == 500, answer.text
-    assert "predict_factory.pt: its sha256 is" in server.log()
+    assert is_said, server.log()[-3000:]
+
+
+def test_a_failed_load_logs_its_message_before_torchserve_hears_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    context = SimpleNamespace(model_yaml_config={"torchrec": {"threads": 0}}, system_properties={})
+    with pytest.raises(OptionError) as raised:
+        TorchRecHandler().initialize(context)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, f"OptionError: {raised.value}")
+    ]
+
+
+def test_a_failed_worker_waits_until_its_output_is_read() -> None:
+    output, input_ = os.pipe()
+    os.write(input_, b"why")
+    waiting = threading.Thread(target=_wait_until_read, args=(input_, 60.0))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    os.read(output, 3)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    os.close(output)
+    os.close(input_)
+
+
+def test_a_failed_worker_waits_no_longer_than_it_may_and_only_for_a_pipe(tmp_path: Path) -> None:
+    output, input_ = os.pipe()
+    os.write(input_, b"why")
+    _wait_until_read(input_, 0.1)
+    assert os.read(output, 3) == b"why"
+    os.close(output)
+    os.close(input_)
+    with (tmp_path / "output").open("wb") as file:
+        file.write(b"why")
+        _wait_until_read(file.fileno(), 60.0)
