@@ -16,6 +16,9 @@ from torchrec_handler.load.tables import decode_rows, encode_rows
 BLOCK_BYTES = 8 * 2**20
 """Float bytes that are read, encoded and written at a time; a few of them fit a core's caches."""
 
+HUGE_PAGE_BYTES = 2 * 2**20
+"""What is written as a whole page stays one in memory, and lookups in such pages wait less."""
+
 MADV_PAGEOUT = 21
 """Linux' madvise: give the pages back now; what is not in a file yet stays."""
 
@@ -43,6 +46,7 @@ def write_tables(
         BuildError: an entry has no rows.
     """
     measured = []
+    pending = bytearray()
     total = sum(entry.nbytes for entry in entries)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tables", disable=not progress)
     with path.open("wb") as file, bar:
@@ -51,14 +55,17 @@ def write_tables(
             if source is None:
                 message = f"table {entry.name!r}: has no rows; give a checkpoint with --weights"
                 raise BuildError(message)
-            file.seek(entry.offset)
+            pending += bytes(entry.offset - file.tell() - len(pending))
             largest, total_error = 0.0, 0.0
             step = max(1, BLOCK_BYTES // (entry.width * source.element_size()))
             for start in range(0, entry.rows, step):
                 mapped = source[start : min(start + step, entry.rows)]
                 block = mapped.contiguous()
                 encoded = encode_rows(block, entry.dtype)
-                file.write(encoded.numpy().data)
+                pending += encoded.numpy().data
+                whole = len(pending) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+                file.write(pending[:whole])
+                del pending[:whole]
                 if block.is_floating_point():
                     off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
                     largest = max(largest, float(off.max()))
@@ -70,6 +77,7 @@ def write_tables(
                 measured.append(dataclasses.replace(entry, max_error=largest, mean_error=mean))
             else:
                 measured.append(entry)
+        file.write(pending)
     return measured
 
 

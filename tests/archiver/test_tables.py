@@ -1,6 +1,8 @@
 """`tables.bin`: written block by block, each table at its offset, as the lookup reads its rows."""
 
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ def test_a_table_written_in_blocks_is_the_table_encoded_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, source: torch.dtype
 ) -> None:
     monkeypatch.setattr(tables, "BLOCK_BYTES", 300)  # some rows, and not a whole number of them
+    monkeypatch.setattr(tables, "HUGE_PAGE_BYTES", 256)
     rows = random_rows(50, source)
     only = entry("t", 50, dtype)
     path = tmp_path / "tables.bin"
@@ -58,6 +61,25 @@ def test_every_table_lies_at_its_offset(tmp_path: Path) -> None:
     padding = store.buffer[first.nbytes : second.offset]
     assert len(padding) == second.offset - first.nbytes
     assert not padding.any()
+
+
+def test_a_file_is_written_in_whole_huge_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "HUGE_PAGE_BYTES", 2**16)
+    written: list[int] = []
+
+    class Recording(FileIO):
+        def write(self, content: Any, /) -> int:
+            written.append(memoryview(content).nbytes)
+            return super().write(content)
+
+    monkeypatch.setattr(Path, "open", Recording)
+    only = entry("t", 10_000, "int8")
+    rows: Rows = {("sparse", "t"): random_rows(10_000)}
+    write_tables(tmp_path / "tables.bin", [only], rows, progress=False)
+    assert sum(written) == only.nbytes
+    assert {size % 2**16 for size in written[:-1]} == {0}
 
 
 def test_a_pruned_table_keeps_its_first_rows(tmp_path: Path) -> None:
