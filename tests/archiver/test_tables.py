@@ -74,7 +74,10 @@ def test_a_file_is_written_in_whole_huge_pages(
             written.append(memoryview(content).nbytes)
             return super().write(content)
 
-    monkeypatch.setattr(Path, "open", Recording)
+    def open_recording(path: Path, mode: str) -> Recording:
+        return Recording(path, mode)
+
+    monkeypatch.setattr(Path, "open", open_recording)
     only = entry("t", 10_000, "int8")
     rows: Rows = {("sparse", "t"): random_rows(10_000)}
     write_tables(tmp_path / "tables.bin", [only], rows, progress=False)

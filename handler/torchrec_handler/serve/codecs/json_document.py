@@ -46,7 +46,7 @@ class JsonParser:
     def _parse(self, body: bytes | bytearray) -> Any:
         parser = simdjson.Parser() if len(body) > KEPT_PARSER_BYTES else self._parser
         try:
-            return parser.parse(bytes(body))
+            return parser.parse(body)
         except UnicodeDecodeError:
             message = "body: not valid UTF-8"
             raise InvalidRequest(message) from None
