@@ -15,14 +15,17 @@ from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
 from torchrec_handler.serve.codecs.json_columns import encode
 from torchrec_handler.serve.predict import HostResult, call, predict
-from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
+from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
+from torchrec_handler.serve.single_rows import SingleRows
 from torchrec_handler.serve.split import Answer, answer, join, split
 from torchrec_handler.serve.validate import Validator
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+READING = "reading the request"
 
 
 class Engine:
@@ -34,20 +37,31 @@ class Engine:
         self._methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
         self._codecs = Codecs(model_name, predictor.signature, options.limits)
         self._validate = Validator(predictor.signature, options)
+        self._single_rows = SingleRows(predictor.signature, options)
         self._rows_per_forward = options.limits.rows_per_forward
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response]:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
         responses: dict[int, Response] = {}
         waiting: dict[str, list[tuple[int, ValidRequest, Reply]]] = {}
+        single: list[tuple[int, Columns, Reply]] = []
         for position, raw in enumerate(requests):
-            begun = _attempt("reading the request", self._begin, raw)
+            begun = _attempt(READING, self._begin, raw)
             if isinstance(begun, RequestError):
                 responses[position] = _error(begun)
             elif isinstance(begun, Response):
                 responses[position] = begun
+            elif isinstance(begun[0], Columns):
+                single.append((position, begun[0], begun[1]))
             else:
-                waiting.setdefault(raw.qualname, []).append((position, *begun))
+                waiting.setdefault(raw.qualname, []).append((position, begun[0], begun[1]))
+        checked = self._check_single([columns for _, columns, _ in single])
+        for (position, _, reply), request in zip(single, checked, strict=True):
+            if isinstance(request, RequestError):
+                responses[position] = _error(request)
+            else:
+                qualname = requests[position].qualname
+                waiting.setdefault(qualname, []).append((position, request, reply))
         for qualname, members in waiting.items():
             valid = [request for _, request, _ in members]
             outcomes = _attempt(qualname, self._predict, qualname, valid)
@@ -75,15 +89,29 @@ class Engine:
             "sha256": dict(index.sha256) if index else {},
         }
 
-    def _begin(self, raw: RawRequest) -> Response | tuple[ValidRequest, Reply]:
-        """Answer a request that is called alone, or make one ready to be batched."""
+    def _begin(self, raw: RawRequest) -> Response | tuple[ValidRequest | Columns, Reply]:
+        """Answer a request that is called alone, or make one ready to be batched.
+
+        One of a single row is not checked yet.
+        """
         if route(raw.qualname, self._methods):
             columns, reply = self._codecs.decode(raw)
+            if self._single_rows.takes(columns):
+                return columns, reply
             return self._validate(columns), reply
         arguments, reply = self._codecs.decode_arguments(raw)
         module = self._predictor.module
         result = _attempt(raw.qualname, call, module, raw.qualname, arguments)
         return self._write(result, reply)
+
+    def _check_single(self, requests: Sequence[Columns]) -> Sequence[ValidRequest | RequestError]:
+        """Check requests of a single row, together or, where one may be refused, one by one."""
+        if not requests:
+            return []
+        checked = _attempt(READING, self._single_rows.check, requests)
+        if checked is None or isinstance(checked, RequestError):
+            return [_attempt(READING, self._validate, columns) for columns in requests]
+        return checked
 
     def _predict(
         self, qualname: str, requests: Sequence[ValidRequest]

@@ -150,6 +150,8 @@ def _body_format(raw: RawRequest) -> Literal["json", "protobuf"]:
 
 def _reply(raw: RawRequest, own: Format, identifier: str | None) -> Reply:
     """The format that `Accept` names, else the request's own."""
+    if not raw.accept:
+        return Reply(format=own, id=identifier)
     accepted = [part.partition(";")[0].strip().lower() for part in raw.accept.split(",")]
     for name in accepted:
         kind = CONTENT_TYPES.get(name) if name else None

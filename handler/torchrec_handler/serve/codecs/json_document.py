@@ -81,7 +81,7 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     flat = np.frombuffer(buffer, dtype=np.int64 if column.is_integer else np.float64)
     if flat.size != math.prod(shape):
         raise InvalidRequest(_explain(name, value, column))
-    return flat.reshape(shape)
+    return flat if len(shape) == 1 else flat.reshape(shape)
 
 
 def check_size(name: str, shape: Sequence[int], column: Column) -> None:

@@ -1,0 +1,137 @@
+"""Requests of one row each, all checked at once, which takes little longer than checking one.
+
+The rules are those of `validate`. Where one of the requests breaks any of them, or has ids to be
+replaced, nothing is said here: `validate` then takes the requests one by one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.options import Options
+from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest
+from torchrec_handler.serve.validate import INT32_ROWS, SPARSE
+
+
+class SingleRows:
+    """Checks requests of one model."""
+
+    def __init__(self, signature: Signature, options: Options) -> None:
+        self._inputs = signature.inputs
+        self._most_ids = options.limits.ids_per_request
+        self._names = tuple(entry.name for entry in signature.inputs)
+        self._knows_sizes = all(
+            entry.num_features and entry.type != "embedding" for entry in signature.inputs
+        )
+        self._blocks: list[tuple[str, int, tuple[int, int]]] = []
+        """What holds a number a feature: its name, how many, its shape with a row's axis."""
+        self._lists: list[str] = []
+        """What holds ids or their weights."""
+        for entry in signature.inputs:
+            features = entry.num_features or 0
+            if entry.type not in SPARSE:
+                self._blocks.append((entry.name, features, (1, features)))
+                continue
+            self._blocks.append((f"{entry.name}.lengths", features, (features, 1)))
+            self._lists.append(f"{entry.name}.values")
+            if entry.type == "weighted_sparse":
+                self._lists.append(f"{entry.name}.weights")
+        self._table_rows = {
+            entry.name: np.array(
+                [rows or INT32_ROWS for rows in entry.rows] or [INT32_ROWS] * entry.num_features
+            )
+            for entry in signature.inputs
+            if entry.type in SPARSE and entry.num_features
+        }
+
+    def takes(self, columns: Columns) -> bool:
+        """Whether a request has one row, by the shapes of its arrays alone."""
+        if columns.shared or columns.batch_size not in (None, 1) or not self._knows_sizes:
+            return False
+        arrays = columns.arrays
+        for name, size, shape in self._blocks:
+            array = arrays.get(name)
+            if array is None or array.size != size or (array.ndim != 1 and array.shape != shape):
+                return False
+        for name in self._lists:
+            array = arrays.get(name)
+            if array is None or array.ndim != 1:
+                return False
+        return True
+
+    def check(self, requests: Sequence[Columns]) -> list[ValidRequest] | None:
+        """Check requests that `takes` is true for, at least one.
+
+        Returns:
+            None where one of them may have to be refused or changed.
+        """
+        ids = np.zeros(len(requests), dtype=np.int64)
+        parts: list[Sequence[Floats] | Sequence[Sparse]] = []
+        for entry in self._inputs:
+            part = (
+                self._sparse(entry, requests, ids)
+                if entry.type in SPARSE
+                else _finite(_concatenate(requests, entry.name))
+            )
+            if part is None:
+                return None
+            if isinstance(part, np.ndarray):
+                part = list(part.reshape(len(requests), 1, -1))
+            parts.append(part)
+        if ids.max() > self._most_ids:
+            return None
+        return [
+            ValidRequest(rows=1, inputs=dict(zip(self._names, inputs, strict=True)))
+            for inputs in zip(*parts, strict=True)
+        ]
+
+    def _sparse(
+        self, entry: InputSignature, requests: Sequence[Columns], ids: npt.NDArray[np.int64]
+    ) -> list[Sparse] | None:
+        """One input of each; adds the number of its ids to `ids` [R]."""
+        lengths = _concatenate(requests, f"{entry.name}.lengths")
+        values = _concatenate(requests, f"{entry.name}.values")
+        is_signed = lengths.dtype.kind == values.dtype.kind == "i"
+        if not is_signed or lengths.min() < 0 or lengths.max() > self._most_ids:
+            return None
+        counts = lengths.reshape(len(requests), -1).sum(axis=1)
+        sizes = [columns.arrays[f"{entry.name}.values"].size for columns in requests]
+        if counts.tolist() != sizes:
+            return None
+        limit = np.repeat(np.tile(self._table_rows[entry.name], len(requests)), lengths)
+        if ((values < 0) | (values >= limit)).any():
+            return None
+        weights = None
+        if entry.type == "weighted_sparse":
+            name = f"{entry.name}.weights"
+            if sizes != [columns.arrays[name].size for columns in requests]:
+                return None
+            weights = _finite(_concatenate(requests, name))
+            if weights is None:
+                return None
+        ids += counts
+        values = values.astype(np.int32)
+        ends = np.cumsum(counts).tolist()
+        return [
+            Sparse(
+                lengths=own,
+                values=values[end - size : end],
+                weights=None if weights is None else weights[end - size : end],
+            )
+            for own, size, end in zip(
+                lengths.astype(np.int32).reshape(len(requests), -1, 1), sizes, ends, strict=True
+            )
+        ]
+
+
+def _concatenate(requests: Sequence[Columns], name: str) -> npt.NDArray[Any]:
+    return np.concatenate([columns.arrays[name] for columns in requests], axis=None)
+
+
+def _finite(array: npt.NDArray[Any]) -> Floats | None:
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float32)
+    return floats if np.isfinite(floats).all() else None
