@@ -76,8 +76,10 @@ soak: .venv/dev  ## what takes minutes: ten of fuzzing
 	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/fuzz
 
 .PHONY: bench
-bench: .venv/dev  ## all servers on one model, 15 minutes; needs wrk (apt-get install wrk)
+bench: .venv/dev  ## all servers on one model, then in process; 25 minutes; needs wrk (apt-get install wrk)
 	$(BIN)/python -W ignore -m benchmarks.servers
+	$(BIN)/python -W ignore -m benchmarks.in_process
+	$(BIN)/python -W ignore -m benchmarks.growth
 
 .PHONY: bench-scale
 bench-scale: .venv/dev  ## tables of 12 GB by 1, 2 and 4 workers

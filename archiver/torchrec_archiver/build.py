@@ -46,7 +46,7 @@ DEFAULT_MODEL_CONFIG = {
     "minWorkers": 1,
     "maxWorkers": 1,
     "batchSize": 64,
-    "maxBatchDelay": 2,
+    "maxBatchDelay": 1,
 }
 """TorchServe's settings of an archive that is built without a --config-file."""
 

@@ -59,7 +59,7 @@ class Limits(_Section):
 
     rows_per_request: int = Field(default=65_536, ge=1)
     ids_per_request: int = Field(default=4_194_304, ge=1)
-    rows_per_forward: int = Field(default=16_384, ge=1)
+    rows_per_forward: int = Field(default=4_096, ge=1)
     """A larger batch is cut at request boundaries, a larger request by rows."""
 
 

@@ -126,7 +126,7 @@ def test_the_manifest_names_model_and_version(store: Path) -> None:
 
 def test_without_a_config_file_there_are_settings_to_start_with(store: Path) -> None:
     assert (build(store) / MODEL_CONFIG).read_text() == (
-        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 64\nmaxBatchDelay: 2\n"
+        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 64\nmaxBatchDelay: 1\n"
     )
 
 

@@ -244,8 +244,9 @@ def test_a_machine_without_wrk_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.wrk
-def test_this_project_is_measured(tmp_path: Path) -> None:
+def test_this_project_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short form: one server, checked against TorchRec's own module, under two loads."""
+    monkeypatch.setattr("benchmarks.servers.FIRST_WARM_UP_SECONDS", 1)
     material = make_material(tmp_path)
     workload = make_workload(StockModel(material.checkpoint), {1: (2,), 3: (1,)})
     for name in ("ours", "ours-int8"):

@@ -30,7 +30,7 @@ def test_every_option_has_a_default(text: str) -> None:
         "limits": {
             "rows_per_request": 65_536,
             "ids_per_request": 4_194_304,
-            "rows_per_forward": 16_384,
+            "rows_per_forward": 4_096,
         },
         "self_test": True,
         "verify": "code",
