@@ -76,7 +76,7 @@ soak: .venv/dev  ## what takes minutes: ten of fuzzing
 	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/fuzz
 
 .PHONY: bench
-bench: .venv/dev  ## all servers on one model, then in process; 25 minutes; needs wrk (apt-get install wrk)
+bench: .venv/dev  ## all servers on one model, then in process; 40 minutes; needs wrk (apt-get install wrk)
 	$(BIN)/python -W ignore -m benchmarks.servers
 	$(BIN)/python -W ignore -m benchmarks.in_process
 	$(BIN)/python -W ignore -m benchmarks.growth

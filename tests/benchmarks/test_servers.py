@@ -38,9 +38,11 @@ from benchmarks.peers.stock import (
 from benchmarks.servers import (
     HEADINGS,
     Failure,
+    Point,
     Result,
     Workload,
     await_answer,
+    better,
     check,
     lines,
     make_workload,
@@ -262,6 +264,37 @@ def test_this_project_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert all(point.rows_per_second > 1 and point.p99_ms > 0 for point in result.points)
         assert (result.largest_difference < 1e-4) == (name == "ours")
         assert result.memory_mb > 100
+
+
+def test_the_better_round_of_each_load_counts() -> None:
+    def point(rows_per_second: float) -> Point:
+        return Point(
+            format="JSON columns",
+            rows=1,
+            connections=1,
+            requests_per_second=rows_per_second,
+            rows_per_second=rows_per_second,
+            p50_ms=1000 / rows_per_second,
+            p99_ms=1,
+            max_ms=1,
+            errors=0,
+        )
+
+    def result(*points: float, problem: str = "", memory_mb: float = 1) -> Result:
+        return Result(
+            name="ours",
+            title="Ours",
+            workers=1,
+            measured_at="",
+            machine_load=0,
+            problem=problem,
+            memory_mb=memory_mb,
+            points=tuple(map(point, points)),
+        )
+
+    assert better(result(10, 40, memory_mb=2), result(20, 30)) == result(20, 40, memory_mb=2)
+    failed = result(problem="fails")
+    assert better(failed, result(10)) == better(result(10), failed) == failed
 
 
 def broken(folder: Path, name: str) -> Result:
