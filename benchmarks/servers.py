@@ -1,8 +1,8 @@
 """All servers on one model, one after the other: rows a second, latency, memory, start.
 
 `make bench` runs it: rounds over all servers, of which each load's best counts, since what else a
-shared machine does only takes away. A run with `--only` replaces the figures of the servers that it names and
-keeps the others'; figures are to be compared within one run only.
+shared machine does only takes away. A run with `--only` replaces the figures of the servers that it
+names and keeps the others'; figures are to be compared within one run only.
 """
 
 import argparse
