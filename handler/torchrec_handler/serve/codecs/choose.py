@@ -68,10 +68,12 @@ class Codecs:
             read = protobuf.decode(raw.body, self._signature)
             return read, _reply(raw, "protobuf", None)
         document = self._parser.parse(raw.body)
-        if json_rows.INSTANCES in document and json_rows.INSTANCES not in self._columns:
+        # simdjson's own `in` raises and catches a KeyError for a name that is not there.
+        names = list(document)
+        if json_rows.INSTANCES in names and json_rows.INSTANCES not in self._columns:
             read = json_rows.decode(document, self._signature, self._limits)
             return read, _reply(raw, "json", None)
-        if open_inference.INPUTS in document and open_inference.INPUTS not in self._columns:
+        if open_inference.INPUTS in names and open_inference.INPUTS not in self._columns:
             read = open_inference.decode(document, self._columns)
             return read, _reply(raw, "open_inference", read.id)
         return json_columns.decode(document, self._columns), _reply(raw, "json", None)
