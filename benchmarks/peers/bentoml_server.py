@@ -30,7 +30,7 @@ class Model:
     def __init__(self) -> None:
         self._model = StockModel(Path(os.environ[CHECKPOINT]))
 
-    @bentoml.api(batchable=True, batch_dim=0, max_batch_size=1024, max_latency_ms=1000)
+    @bentoml.api(batchable=True, batch_dim=0, max_batch_size=1024, max_latency_ms=10_000)
     def predict(self, rows: Rows) -> np.ndarray:
         """Score rows of 13 numbers, 26 lengths and as many ids, one or none a feature."""
         dense, lengths, values = np.split(rows, [DENSE_FEATURES, DENSE_FEATURES + FEATURES], axis=1)
