@@ -24,7 +24,8 @@ from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.codecs.choose import Codecs
 from torchrec_handler.serve.predict import predict
-from torchrec_handler.serve.request import RawRequest
+from torchrec_handler.serve.request import Columns, RawRequest, ValidRequest
+from torchrec_handler.serve.single_rows import SingleRows
 from torchrec_handler.serve.split import answer, join, split
 from torchrec_handler.serve.validate import Validator
 
@@ -166,7 +167,14 @@ class _Served(_Forward):
         self._predictor = load(material.archive, self._options, torch.device("cpu"))
         self.module = self._predictor.module
         self._codecs = Codecs("criteo", self._predictor.signature, self._options.limits)
-        self._validate = Validator(self._predictor.signature, self._options)
+        self._validator = Validator(self._predictor.signature, self._options)
+        self._single_rows = SingleRows(self._predictor.signature, self._options)
+
+    def _validate(self, columns: Columns) -> ValidRequest:
+        """As the engine does."""
+        if self._single_rows.takes(columns) and (valid := self._single_rows.check([columns])):
+            return valid[0]
+        return self._validator(columns)
 
     def stages(self, rows: int, calls: int, body: str) -> dict[str, list[float]]:
         written = list(map(BODIES[body].write, self.inputs(rows)))
