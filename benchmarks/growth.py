@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.criteo import CriteoConfig, CriteoPredictFactory, kjt, make_weights
+from benchmarks.criteo import kjt
+from benchmarks.scale import build
 from tests.torchserve import ROOT
-from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive import TABLES as MAPPED
 from torchrec_handler.load.loader import load
@@ -44,21 +44,6 @@ class Cost:
     """The served module's lookups, pooled and joined."""
     copy_us: float
     """Copying the same rows' bytes."""
-
-
-def build(folder: Path, table_rows: int) -> Path:
-    """Build an archive of int8 tables without writing a float."""
-    config = CriteoConfig(rows=(table_rows,) * FEATURES)
-    return build_archive(
-        model_name=f"rows-{table_rows}",
-        version="1.0",
-        factory=CriteoPredictFactory,
-        configs={"config.pkl": config},
-        weights=make_weights(config),
-        export_path=folder,
-        archive_format="no-archive",
-        force=True,
-    )
 
 
 def copy(blocks: Sequence[torch.Tensor], ids: torch.Tensor) -> None:
@@ -114,7 +99,9 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    costs = measure({rows: build(folder, rows) for rows in arguments.table_rows})
+    costs = measure(
+        {rows: build(folder, f"rows-{rows}", (rows,) * FEATURES) for rows in arguments.table_rows}
+    )
     table = Table(title="Lookups of 1,000 rows", title_justify="left")
     for name in asdict(costs[0]):
         table.add_column(name.replace("_", " "), justify="right")
