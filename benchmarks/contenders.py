@@ -157,12 +157,7 @@ def _torchserve(
     with TorchServe(folder, settings=settings, model_store=archive.parent) as server:
         answer = server.register(archive, **model)
         if answer.is_success and workers > 1:
-            wanted: dict[str, str | int] = {
-                "min_worker": workers,
-                "max_worker": workers,
-                "synchronous": "true",
-            }
-            answer = server.management.put(f"/models/{NAME}", params=wanted)
+            answer = server.scale(NAME, workers)
         if not answer.is_success:
             raise RuntimeError(answer.text + server.log()[-3000:])
         yield Running(

@@ -152,15 +152,8 @@ def serve(
     with TorchServe(folder / "server", model_store=archive.parent) as server:
         for count in workers:
             began = time.perf_counter()
-            if count == workers[0]:
-                answer = server.register(archive)
-            else:
-                wanted: dict[str, str | int] = {
-                    "min_worker": count,
-                    "max_worker": count,
-                    "synchronous": "true",
-                }
-                answer = server.management.put(f"/models/{archive.name}", params=wanted)
+            first = count == workers[0]
+            answer = server.register(archive) if first else server.scale(archive.name, count)
             if not answer.is_success:
                 raise RuntimeError(answer.text + server.log()[-3000:])
             ask(server, archive.name, requests[0])

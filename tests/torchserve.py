@@ -102,6 +102,11 @@ class TorchServe:
         given = {"url": archive.name, "initial_workers": 1, "synchronous": "true", **parameters}
         return self.management.post("/models", params=given)
 
+    def scale(self, name: str, workers: int) -> httpx.Response:
+        """Wait until a model has so many workers and all are ready, or one has failed."""
+        given: dict[str, str | int] = {"min_worker": workers, "max_worker": workers}
+        return self.management.put(f"/models/{name}", params={**given, "synchronous": "true"})
+
     def unregister(self, name: str) -> None:
         self.management.delete(f"/models/{name}")
 
