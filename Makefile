@@ -72,8 +72,8 @@ test: check  ## everything in `check`, then all tests, a real TorchServe include
 	$(BIN)/python -m pytest $(if $(shell command -v wrk),,-m "not wrk")
 
 .PHONY: soak
-soak: .venv/dev  ## what takes minutes: ten of fuzzing
-	FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/fuzz
+soak: .venv/dev  ## what takes minutes: fuzzing of decoders for ten, of a server with 200,000 requests
+	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(BIN)/python -m pytest tests/fuzz
 
 .PHONY: bench
 bench: .venv/dev  ## all servers on one model, then in process; 40 minutes; needs wrk (apt-get install wrk)
