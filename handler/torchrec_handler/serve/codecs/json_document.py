@@ -21,6 +21,10 @@ KEPT_PARSER_BYTES = 8 * 2**20
 
 SHOWN_CHARACTERS = 80
 
+MOST_COMMAS = 2**24 - 3
+"""simdjson counts an array in 24 bits, and pysimdjson writes beyond a list that it made by a
+count that was cut off. A body with fewer commas has no such array."""
+
 MOST_AXES = 3
 """Of any input: an embedding one is F x B x D."""
 
@@ -36,7 +40,14 @@ class JsonParser:
 
         Raises:
             InvalidRequest: not JSON, or not an object.
+            RequestTooLarge: more values than can be read safely.
         """
+        if len(body) > MOST_COMMAS and body.count(b",") > MOST_COMMAS:
+            message = (
+                f"body: received more than {MOST_COMMAS} commas, expected fewer values in JSON; "
+                "send fewer rows, or protobuf"
+            )
+            raise RequestTooLarge(message)
         document = self._parse(body)
         if not isinstance(document, simdjson.Object):
             message = f"body: received {shown(document)}, expected a JSON object"

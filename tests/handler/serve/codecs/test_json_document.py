@@ -219,3 +219,15 @@ class TestShown:
     )
     def test_fits_into_a_message(self, value: Any, text: str) -> None:
         assert shown(value) == text
+
+
+@pytest.mark.parametrize("elements", [2**24 - 1, 2**24 + 3])
+def test_an_array_that_overflows_simdjsons_count_is_refused_unread(elements: int) -> None:
+    """pysimdjson would write beyond the list that it makes of it."""
+    body = b'{"instances": [' + b"1," * (elements - 1) + b"1]}"
+    with pytest.raises(RequestTooLarge) as caught:
+        JsonParser().parse(body)
+    assert str(caught.value) == (
+        "body: received more than 16777213 commas, expected fewer values in JSON; "
+        "send fewer rows, or protobuf"
+    )
