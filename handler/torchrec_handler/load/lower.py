@@ -17,6 +17,7 @@ from torchrec.modules.embedding_modules import (
 )
 
 from torchrec_handler.errors import OptionError
+from torchrec_handler.load.gradients import look_for_scripts
 from torchrec_handler.options import Options
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -56,6 +57,7 @@ def lower(module: torch.nn.Module, options: Options, device: torch.device) -> No
         )
         raise OptionError(message)
     module.eval()
+    look_for_scripts(module)
     for found in module.modules():
         if hasattr(found, "predict_module") and getattr(found, "_device", device) is None:
             setattr(found, "_device", device)  # noqa: B010  PredictModule has no other way to set it

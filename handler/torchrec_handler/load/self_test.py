@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from torchrec_handler.archive import SAMPLES
 from torchrec_handler.errors import ArchiveError, SelfTestError
+from torchrec_handler.load.gradients import call_observed
 
 METADATA = "samples"
 
@@ -67,8 +68,7 @@ def call(
     batch: dict[str, Any] = {
         name: list(value.unbind(0)) if value.dim() == 3 else value for name, value in placed.items()
     }
-    with torch.inference_mode():
-        result = getattr(module, qualname)(batch)
+    result = call_observed(module, qualname, batch)
     return {
         str(name): tuple(map(_plain, value if isinstance(value, tuple | list) else (value,)))
         for name, value in result.items()

@@ -22,6 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
+from torchrec_handler.load.gradients import call_observed
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +158,8 @@ def _observe(
         before = [facts.num_features or 1 for facts in known.values()]
         result, failure = None, None
         try:
-            with torch.inference_mode(), _observing(sample, known):
-                result = getattr(module, FORWARD)(sample)
+            with _observing(sample, known):
+                result = call_observed(module, FORWARD, sample)
         except Exception as error:  # noqa: BLE001  a user's model may raise anything
             failure = error
         if before == [facts.num_features or 1 for facts in known.values()]:

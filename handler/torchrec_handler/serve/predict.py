@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from torchrec_handler.errors import InvalidRequest, PredictError
+from torchrec_handler.load.gradients import no_gradients
 from torchrec_handler.serve.batch import Inputs
 
 HostArray = npt.NDArray[Any]
@@ -25,7 +26,7 @@ def predict(
         PredictError: the method's result is not what `result_metadata` promises. What the method
             itself raises passes through.
     """
-    with torch.inference_mode():
+    with no_gradients(module):
         result = getattr(module, qualname)(inputs)
     if not isinstance(result, Mapping):
         message = (
@@ -50,7 +51,7 @@ def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -
     except TypeError as error:
         message = f"{qualname}: {error}"
         raise InvalidRequest(message) from None
-    with torch.inference_mode():
+    with no_gradients(module):
         result = method(**arguments)
     return _to_host(result)
 
