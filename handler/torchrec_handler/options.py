@@ -57,8 +57,8 @@ class Sharding(_Section):
 class Limits(_Section):
     """What one request, and one forward call, may hold at most."""
 
-    rows_per_request: int = Field(default=65_536, ge=1)
-    ids_per_request: int = Field(default=4_194_304, ge=1)
+    rows_per_request: int = Field(default=16_384, ge=1)
+    ids_per_request: int = Field(default=1_048_576, ge=1)
     rows_per_forward: int = Field(default=4_096, ge=1)
     """A larger batch is cut at request boundaries, a larger request by rows."""
 

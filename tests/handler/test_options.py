@@ -28,8 +28,8 @@ def test_every_option_has_a_default(text: str) -> None:
         "dense": {"dtype": "float32"},
         "sharding": {"world_size": 1, "type": "table_wise", "per_table": {}, "plan": None},
         "limits": {
-            "rows_per_request": 65_536,
-            "ids_per_request": 4_194_304,
+            "rows_per_request": 16_384,
+            "ids_per_request": 1_048_576,
             "rows_per_forward": 4_096,
         },
         "self_test": True,

@@ -473,7 +473,7 @@ class TestLimits:
         """Before one shared row is given to all of them."""
         arrays = {DENSE.name: np.ones((1, 3))}
         assert refusal(RequestTooLarge, arrays, DENSE, batch_size=10**18) == (
-            "received 1000000000000000000 rows, expected at most 65536 (limits.rows_per_request)"
+            "received 1000000000000000000 rows, expected at most 16384 (limits.rows_per_request)"
         )
 
     def test_ids(self) -> None:
