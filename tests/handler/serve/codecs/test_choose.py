@@ -316,10 +316,10 @@ class TestHostileBodies:
 
     IDS = 1_000
     BODIES = (
-        json.dumps({"instances": [{}] * 60_000, "shared": {"movie": [1] * IDS}}),
-        json.dumps({"instances": [{}] * 60_000, "shared": {"tags": [[1, 1]] * IDS}}),
-        json.dumps({"instances": [{}] * 60_000, "shared": {"image": [1] * 100_000}}),
-        json.dumps({**COLUMNS, "batch_size": 60_000, "id_list_features.values": [1] * IDS}).replace(
+        json.dumps({"instances": [{}] * 16_000, "shared": {"movie": [1] * IDS}}),
+        json.dumps({"instances": [{}] * 16_000, "shared": {"tags": [[1, 1]] * IDS}}),
+        json.dumps({"instances": [{}] * 16_000, "shared": {"image": [1] * 100_000}}),
+        json.dumps({**COLUMNS, "batch_size": 16_000, "id_list_features.values": [1] * IDS}).replace(
             'lengths": [1, 1, 2, 0, 0, 3]', f'lengths": [{IDS}, 0, 0]'
         ),
         json.dumps({**COLUMNS, "batch_size": 2**62}),

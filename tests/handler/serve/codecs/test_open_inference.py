@@ -202,7 +202,7 @@ class TestLimits:
     def test_sizes_that_are_only_claimed(self) -> None:
         assert refusal(tensor(shape=[2**40, 2**40], data=[]), kind=RequestTooLarge) == (
             "inputs[0] (float_features): received 1208925819614629174706176 elements, "
-            "expected at most 196608 (limits.rows_per_request x 3 features)"
+            "expected at most 49152 (limits.rows_per_request x 3 features)"
         )
 
 
