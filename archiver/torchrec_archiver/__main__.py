@@ -50,6 +50,8 @@ def _build(options: argparse.Namespace) -> int:
         configs=_paths("--config", options.config),
         weights=options.weights,
         weights_map=_by_name("--weights-map", options.weights_map),
+        weights_key=options.weights_key,
+        ignore_weights=options.ignore_weights,
         samples=options.samples,
         max_output_error=options.max_output_error,
         extra_files=_paths(
@@ -109,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--weights",
         metavar="PATH",
-        help="a torch.save file, safetensors (or their index), or a torch.distributed.checkpoint",
+        help="a torch.save file, safetensors, an index of either, a folder with a file of each "
+        "rank, or a torch.distributed.checkpoint",
     )
     build.add_argument(
         "--weights-map",
@@ -118,6 +121,18 @@ def _parser() -> argparse.ArgumentParser:
         type=_prefixes,
         metavar="OLD=NEW",
         help="a prefix of the checkpoint's names to replace, repeatable",
+    )
+    build.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="the part of the checkpoint that is the model's, such as ema or app.model",
+    )
+    build.add_argument(
+        "--ignore-weights",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names of the checkpoint to leave out, such as '*._metrics.*', repeatable",
     )
     build.add_argument(
         "--samples",

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -60,8 +60,10 @@ def build_archive(  # noqa: PLR0913  the command line's options
     factory: str | type[PredictFactory],
     export_path: str | Path,
     configs: Mapping[str, Any] | None = None,
-    weights: str | Path | Mapping[str, torch.Tensor] | None = None,
+    weights: str | Path | Mapping[str, Any] | None = None,
     weights_map: Mapping[str, str] | None = None,
+    weights_key: str | None = None,
+    ignore_weights: Sequence[str] = (),
     samples: str | Path | None = None,
     max_output_error: float | None = None,
     extra_files: Mapping[str, str | bytes | Path] | None = None,
@@ -86,6 +88,9 @@ def build_archive(  # noqa: PLR0913  the command line's options
             `checkpoint.read_checkpoint` for the formats; None when the factory brings
             its weights itself.
         weights_map: prefixes of the checkpoint's names to replace, OLD -> NEW.
+        weights_key: the part of the checkpoint that is the model's, its keys with dots between;
+            found by itself where one part fits.
+        ignore_weights: patterns (`fnmatch`) of the checkpoint's names to leave out.
         samples: a file of requests, one JSON body a line, whose outputs a worker must reproduce
             before it is ready; drawn by the signature when not given.
         max_output_error: fail when quantizing changes an output of the samples by more.
@@ -151,6 +156,8 @@ def build_archive(  # noqa: PLR0913  the command line's options
             scratch,
             weights=Path(weights) if isinstance(weights, str) else weights,
             weights_map=weights_map or {},
+            weights_key=weights_key,
+            ignore_weights=ignore_weights,
             samples=None if samples is None else Path(samples),
             options=options,
             progress=progress,

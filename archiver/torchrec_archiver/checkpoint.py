@@ -5,99 +5,165 @@ and may be dropped again behind the reader.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
+from torchrec_archiver.distributed import METADATA, read_distributed
+from torchrec_archiver.entries import Checkpoint, from_tensors
+from torchrec_archiver.saved import load_saved
 from torchrec_handler.errors import BuildError
 
-SAFETENSORS_INDEX = ".safetensors.index.json"
-DCP_METADATA = ".metadata"
+INDEXES = (".safetensors.index.json", ".bin.index.json")
+"""Ends of the names of Hugging Face's indexes of a checkpoint in several files."""
 
-State = dict[str, torch.Tensor]
-"""Checkpoint name -> tensor."""
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Of the files in a folder that are read, those of the ranks of one job."""
+
+SNAPSHOT = ".snapshot_metadata"
 
 
-def read_checkpoint(path: Path, scratch: Path) -> State:
+class CheckpointFormat(Protocol):
+    """One way to keep weights."""
+
+    def fits(self, path: Path) -> bool:
+        """Whether a path is of this format."""
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        """Read it; tensors are mapped, not held."""
+
+
+class Distributed:
+    """The folder of a `torch.distributed.checkpoint`."""
+
+    def fits(self, path: Path) -> bool:
+        """By its metadata file."""
+        return (path / METADATA).is_file()
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        """Put the pieces that the ranks wrote together."""
+        return read_distributed(path, scratch)
+
+
+class Snapshot:
+    """The folder of torchsnapshot, which is no longer kept up."""
+
+    def fits(self, path: Path) -> bool:
+        """By its metadata file."""
+        return (path / SNAPSHOT).is_file()
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        """Say how to convert it."""
+        del scratch
+        message = (
+            f"weights: {path} is a torchsnapshot, which is not read; convert it where "
+            "torchsnapshot is installed: state = model.state_dict(); "
+            f'torchsnapshot.Snapshot("{path}").restore({{"model": model}}); '
+            'torch.save(model.state_dict(), "weights.pt")'
+        )
+        raise BuildError(message)
+
+
+class Indexed:
+    """Files that an index of Hugging Face's lists, or the folder that holds them."""
+
+    def fits(self, path: Path) -> bool:
+        """By the index's name."""
+        return self._index(path) is not None
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        """Read every file that it lists."""
+        index = self._index(path)
+        assert index is not None  # noqa: S101  fits() said so
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = [index.parent / name for name in sorted(set(listed.values()))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            message = f"weights: {index} is not an index of weights ({error!r})"
+            raise BuildError(message) from error
+        checkpoint = from_tensors({file: _load(file) for file in files}, scratch)
+        if absent := sorted(set(listed) - checkpoint.entries.keys()):
+            message = f"weights: {index} lists {', '.join(absent)}, which its files do not hold"
+            raise BuildError(message)
+        return checkpoint
+
+    def _index(self, path: Path) -> Path | None:
+        if path.is_dir():
+            indexes = [found for found in sorted(path.iterdir()) if found.name.endswith(INDEXES)]
+            return indexes[0] if len(indexes) == 1 else None
+        return path if path.name.endswith(INDEXES) else None
+
+
+class Ranks:
+    """A folder with a file of each rank."""
+
+    def fits(self, path: Path) -> bool:
+        """By the names of its files."""
+        return path.is_dir() and bool(self._files(path))
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        """Read them in the order of their numbers."""
+        return from_tensors({file: _load(file) for file in self._files(path)}, scratch)
+
+    def _files(self, path: Path) -> list[Path]:
+        found = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]
+        return sorted(
+            found, key=lambda file: [int(n) if n.isdigit() else n for n in _numbers(file.name)]
+        )
+
+
+class Single:
+    """One file."""
+
+    def fits(self, path: Path) -> bool:
+        """Anything that is no folder."""
+        return path.is_file()
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        """Read it."""
+        return from_tensors({path: _load(path)}, scratch)
+
+
+FORMATS: Sequence[CheckpointFormat] = (Distributed(), Snapshot(), Indexed(), Ranks(), Single())
+"""The first that fits is taken."""
+
+
+def read_checkpoint(weights: Path | Mapping[str, Any], scratch: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        path: a `torch.save` file; a `.safetensors` file; the index of a sharded one, or its folder
-            (`*.safetensors.index.json`); the folder of a `torch.distributed.checkpoint`.
-        scratch: a folder for the tensors of the last, which it keeps in pieces.
+        weights: a `torch.save` file; a `.safetensors` file; an index of several of them, or its
+            folder; a folder with a file of each rank; the folder of a
+            `torch.distributed.checkpoint`. Or what such a file holds: tensors, nested in dicts.
+        scratch: a folder for tensors that were kept in pieces.
 
     Raises:
-        BuildError: it cannot be read, or is not a dict of tensors.
+        BuildError: it cannot be read.
     """
-    if not path.exists():
-        message = f"weights: {path} does not exist"
-        raise BuildError(message)
-    if path.is_dir():
-        if (path / DCP_METADATA).is_file():
-            return _read_distributed(path, scratch)
-        indexes = sorted(path.glob(f"*{SAFETENSORS_INDEX}"))
-        if len(indexes) == 1:
-            return _read_sharded(indexes[0])
+    if not isinstance(weights, Path):
+        return from_tensors({Path("weights"): weights}, scratch)
+    for kind in FORMATS:
+        if kind.fits(weights):
+            return kind.read(weights, scratch)
+    if not weights.exists():
+        message = f"weights: {weights} does not exist"
+    else:
         message = (
-            f"weights: {path} is a folder without {DCP_METADATA} (torch.distributed.checkpoint) "
-            f"or one *{SAFETENSORS_INDEX}, expected one of them or a file"
+            f"weights: {weights} is a folder without {METADATA} (torch.distributed.checkpoint), "
+            f"one *{' or *'.join(INDEXES)}, or files of ranks ({', '.join(SUFFIXES)})"
         )
-        raise BuildError(message)
-    if path.name.endswith(SAFETENSORS_INDEX):
-        return _read_sharded(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_saved(path)
+    raise BuildError(message)
 
 
-def rename(state: Mapping[str, torch.Tensor], prefixes: Mapping[str, str]) -> State:
-    """Replace prefixes of names: OLD -> NEW, the longest OLD that fits; other names stay.
-
-    Raises:
-        BuildError: an OLD fits no name, or two entries would have one name.
-    """
-    renamed: State = {}
-    unused = set(prefixes)
-    for name, value in state.items():
-        old = max((old for old in prefixes if name.startswith(old)), key=len, default=None)
-        new = name if old is None else prefixes[old] + name.removeprefix(old)
-        if old is not None:
-            unused.discard(old)
-        if new in renamed:
-            message = f"weights-map: two entries would be called {new}, one of them {name}"
-            raise BuildError(message)
-        renamed[new] = value
-    if unused:
-        message = (
-            f"weights-map: no entry starts with {', '.join(map(repr, sorted(unused)))}; "
-            f"the first entries are {', '.join(list(state)[:3])}"
-        )
-        raise BuildError(message)
-    return renamed
+def _load(path: Path) -> Any:
+    return _load_safetensors(path) if path.suffix == ".safetensors" else load_saved(path)
 
 
-def _read_saved(path: Path) -> State:
-    try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        message = f"weights: {path} cannot be read as a torch.save checkpoint: {reason}"
-        raise BuildError(message) from error
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
-        message = f"weights: {path} holds {_describe(state)}, expected a state_dict of tensors"
-        raise BuildError(message)
-    return dict(state)
-
-
-def _read_safetensors(path: Path) -> State:
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -106,53 +172,5 @@ def _read_safetensors(path: Path) -> State:
         raise BuildError(message) from error
 
 
-def _read_sharded(index: Path) -> State:
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {name: index.parent / name for name in sorted(set(files.values()))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"weights: {index} is not an index of safetensors ({error!r})"
-        raise BuildError(message) from error
-    state: State = {}
-    for shard in shards.values():
-        state.update(_read_safetensors(shard))
-    if absent := sorted(set(files) - state.keys()):
-        message = f"weights: {index} lists {', '.join(absent)}, which its shards do not hold"
-        raise BuildError(message)
-    return {name: state[name] for name in files}
-
-
-def _read_distributed(path: Path, scratch: Path) -> State:
-    """Put the pieces that the ranks wrote together, in a file a tensor, one after another.
-
-    The default process group has to be there.
-    """
-    try:
-        reader = FileSystemReader(path)
-        entries = reader.read_metadata().state_dict_metadata
-        state: State = {}
-        for number, (name, entry) in enumerate(entries.items()):
-            if isinstance(entry, TensorStorageMetadata):
-                file = scratch / f"{number}.bin"
-                state[name] = torch.from_file(
-                    str(file),
-                    shared=True,
-                    size=entry.size.numel(),
-                    dtype=entry.properties.dtype,
-                ).view(entry.size)
-                load({name: state[name]}, storage_reader=reader)
-    except (CheckpointException, Exception) as error:
-        cause: BaseException = error
-        if isinstance(error, CheckpointException):  # of one rank, but made for many
-            cause = next(iter(error.failures.values()))[0]
-        reason = str(cause).partition("\n")[0]
-        message = f"weights: {path} cannot be read as a torch.distributed.checkpoint: {reason}"
-        raise BuildError(message) from error
-    return state
-
-
-def _describe(state: object) -> str:
-    if isinstance(state, Mapping):
-        odd = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
-        return f"a dict whose {', '.join(odd[:5])} are no tensors"
-    return f"a {type(state).__name__}"
+def _numbers(name: str) -> list[str]:
+    return re.split(r"(\d+)", name)

@@ -1,15 +1,41 @@
 """Fourth step of building: fit a checkpoint to the predict module by the model's own names."""
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from torchrec_archiver.entries import Checkpoint
+from torchrec_archiver.names import Found, beside_model, find
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.quantize import float_tables
 from torchrec_handler.load.tables import layout
 from torchrec_handler.load.weights import checkpoint_root, dense_state
+
+logger = logging.getLogger(__name__)
+
+TRAINING_ONLY = frozenset(
+    {
+        "_hash_zch_metadata",  # when an id was last seen, for eviction
+        "_hash_zch_runtime_meta",
+        "_hash_zch_bucket",
+        "_mch_counts",
+        "_mch_last_access_iter",
+        "_current_iter_tensor",
+        "_output_segments_tensor",
+        "num_batches_tracked",
+    }
+)
+"""Buffers that answers do not depend on: a checkpoint may have them or not."""
+
+BUCKETS = "_hash_zch_bucket"
+"""How many buckets ids were hashed to: a module with another number would not find them."""
+
+GROUPS = 10
+"""How many parts that were left the log names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,21 +48,20 @@ class Weights:
     """(collection, table name) -> float rows [rows, D]."""
 
 
-def fit(
-    state: Mapping[str, torch.Tensor], module: torch.nn.Module, mapped: Collection[str] = ()
-) -> Weights:
-    """Find every weight of the module in a checkpoint.
+def fit(checkpoint: Checkpoint, module: torch.nn.Module, mapped: Collection[str] = ()) -> Weights:
+    """Find every weight of the module in a checkpoint, and say what was taken and left.
 
     Args:
-        state: checkpoint name -> tensor.
+        checkpoint: see `names.find` for how its names may differ from the module's.
         module: the predict module; its tables may be float, on `meta`, or quantized by the factory,
             a checkpoint holds them in floats.
         mapped: type names that are quantized beside TorchRec's collections, see `float_tables`.
 
     Raises:
-        BuildError: lists every missing, unexpected and wrongly shaped entry at once.
+        BuildError: lists every missing, unexpected and wrongly shaped entry at once; or more than
+            one part of the checkpoint fits.
     """
-    prefix, _ = checkpoint_root(module)
+    prefix, root = checkpoint_root(module)
     dense = dense_state(module, mapped)
     expected = {name: tuple(value.shape) for name, value in dense.items()}
     tables: dict[str, tuple[str, str]] = {}
@@ -50,24 +75,126 @@ def fit(
         name = f"{entry.collection}.{part}.{entry.name}.weight".removeprefix(prefix)
         tables[name] = entry.collection, entry.name
         expected[name] = entry.rows, entry.width
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
+    optional = {
+        name for name, own in dense.items() if _last(name) in TRAINING_ONLY and not own.is_meta
+    }
+    groups = _tied(root, [name for name in expected if name not in optional])
+    found = find(groups, optional, checkpoint)
+    names = dict(found.names)
+    for group in groups:
+        if held := [names[name] for name in group if name in names]:
+            names |= {name: names.get(name, held[0]) for name in group}
+    for name in optional & names.keys() - _named(BUCKETS, names):
+        if checkpoint.entries[names[name]].shape != expected[name]:
+            del names[name]  # of a module that was trained otherwise than it is served
+    wanted = {
+        name: shape for name, shape in expected.items() if name not in optional - names.keys()
+    }
+    left = _check(checkpoint, found, names, wanted)
+    read = {name: checkpoint.entries[name].read() for name in dict.fromkeys(names.values())}
+    _check_values(dense, names, read)
+    _report(checkpoint, found, names, left)
+    return Weights(
+        dense={
+            name: read[names[name]] if name in names else own.clone() for name, own in dense.items()
+        },
+        rows={table: read[names[name]] for name, table in tables.items()},
+    )
+
+
+def _tied(root: torch.nn.Module, names: Sequence[str]) -> list[list[str]]:
+    """Names of one and the same parameter together: a checkpoint may hold it once."""
+    owners = {name: id(value) for name, value in root.named_parameters(remove_duplicate=False)}
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        groups.setdefault(owners.get(name, name), []).append(name)
+    return list(groups.values())
+
+
+def _check(
+    checkpoint: Checkpoint,
+    found: Found,
+    names: Mapping[str, str],
+    expected: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+    """See that nothing is missing, nothing of the model's part is left, and all shapes are right.
+
+    Returns:
+        What is left: beside the model, and what only training needs.
+    """
+    entries = checkpoint.entries
+    taken = set(names.values())
+    left = [name for name in entries if name not in taken]
+    unexpected = [
+        name
+        for name in left
+        if not beside_model(checkpoint, found, name) and _last(name) not in TRAINING_ONLY
+    ]
+    missing = [name for name in expected if name not in names]
     faults = [f"missing: {name}{_nearest(name, unexpected)}" for name in missing]
     faults += [f"unexpected: {name}{_nearest(name, missing)}" for name in unexpected]
     faults += [
-        f"{name}: received shape {tuple(state[name].shape)}, expected {shape}"
+        f"{name}: received shape {entries[names[name]].shape}, expected {shape}"
         for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
+        if name in names and entries[names[name]].shape != shape
     ]
     if faults:
         message = "weights: the checkpoint does not fit the predict module\n  " + "\n  ".join(
             sorted(faults)
         )
         raise BuildError(message)
-    return Weights(
-        dense={name: state[name] for name in dense},
-        rows={table: state[name] for name, table in tables.items()},
+    return left
+
+
+def _check_values(
+    dense: Mapping[str, torch.Tensor],
+    names: Mapping[str, str],
+    read: Mapping[str, torch.Tensor],
+) -> None:
+    """Refuse what was saved without values, and ids that were hashed to other buckets."""
+    if absent := [name for name, value in read.items() if value.is_meta]:
+        message = f"weights: {', '.join(absent)} were saved from the meta device, without values"
+        raise BuildError(message)
+    for name in _named(BUCKETS, names):
+        trained, own = read[names[name]], dense[name]
+        if not own.is_meta and not torch.equal(trained.to(own.dtype), own):
+            message = (
+                f"weights: {name}: the checkpoint was trained with total_num_buckets="
+                f"{trained.tolist()}, the predict module has {own.tolist()}; ids would be looked "
+                "for where they are not"
+            )
+            raise BuildError(message)
+
+
+def _report(
+    checkpoint: Checkpoint, found: Found, names: Mapping[str, str], left: Sequence[str]
+) -> None:
+    """Say what was taken and what was left, where a checkpoint was more than the weights."""
+    left = [*left, *checkpoint.others]
+    if not left and all(name == there for name, there in names.items()):
+        return
+    said = f"weights: took {len(set(names.values()))} entries"
+    if found.prefix:
+        said += f" under {found.prefix!r}"
+    if found.lacks:
+        said += f", as the model's names without {found.lacks!r}"
+    inside = f"{found.part}." if found.part else ""
+    parts = Counter(
+        name if inside and name.startswith(inside) else f"{head}.*" * bool(rest) or head
+        for name in left
+        for head, _, rest in [name.partition(".")]
     )
+    listed = [f"{part} ({count})" if count > 1 else part for part, count in parts.items()]
+    more = f" and {len(listed) - GROUPS} more" if listed[GROUPS:] else ""
+    logger.info("%s; left %s%s", said, ", ".join(listed[:GROUPS]) or "nothing", more)
+
+
+def _named(last: str, names: Iterable[str]) -> set[str]:
+    return {name for name in names if _last(name) == last}
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:

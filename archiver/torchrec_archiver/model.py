@@ -7,11 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from torchrec_archiver.checkpoint import read_checkpoint, rename
+from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_archiver.samples import draw_requests, read_requests, record
 from torchrec_archiver.tables import write_tables
@@ -68,8 +69,10 @@ def write_model(  # noqa: PLR0913
     content: Path,
     scratch: Path,
     *,
-    weights: Path | Mapping[str, torch.Tensor] | None,
+    weights: Path | Mapping[str, Any] | None,
     weights_map: Mapping[str, str],
+    weights_key: str | None,
+    ignore_weights: Sequence[str],
     samples: Path | None,
     options: Options,
     progress: bool,
@@ -81,6 +84,8 @@ def write_model(  # noqa: PLR0913
         scratch: for temporary files.
         weights: a checkpoint, or its tensors; None when the factory brings them.
         weights_map: prefixes of the checkpoint's names to replace, OLD -> NEW.
+        weights_key: the part of the checkpoint that is the model's.
+        ignore_weights: patterns of names to leave out.
         samples: a file of requests to record; None to draw them.
         options: as the worker will read them.
         progress: whether to show a bar.
@@ -106,8 +111,11 @@ def write_model(  # noqa: PLR0913
                 "leave --weights out, or let the factory return the module unsharded"
             )
             raise BuildError(message)
-        state = read_checkpoint(weights, scratch) if isinstance(weights, Path) else weights
-        fitted = fit(rename(state, weights_map), output.module, mapped)
+        checkpoint = read_checkpoint(weights, scratch)
+        if weights_key is not None:
+            checkpoint = checkpoint.under(weights_key)
+        checkpoint = checkpoint.without(ignore_weights).renamed(weights_map)
+        fitted = fit(checkpoint, output.module, mapped)
         dense = dict(fitted.dense)
         loaded = load_weights(output, dense, options, CPU)
         rows = {**loaded.own_rows, **fitted.rows}

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.factories.dmp import DmpPredictFactory, build, sample
 from torchrec_archiver import build_archive
-from torchrec_archiver.checkpoint import read_checkpoint, rename
+from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.process_group import init_process_group
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks under torchrun wrote."""
-    folder = tmp_path_factory.mktemp("two_ranks") / "checkpoint"
+    folder = tmp_path_factory.mktemp("two_ranks")
     command = [str(Path(sys.executable).with_name("torchrun"))]
     command += ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
     command += ["-m", "tests.archiver.train_two_ranks", str(folder)]
@@ -71,15 +71,39 @@ def scores(predictor: Predictor) -> torch.Tensor:
     return answer
 
 
-def test_what_two_ranks_trained_serves_with_their_scores(two_ranks: Path, tmp_path: Path) -> None:
-    """Table-wise, row-wise and column-wise shards are one table again."""
+@pytest.mark.parametrize("kind", ["checkpoint", "sharded", "dtensor"])
+def test_what_two_ranks_trained_serves_with_their_scores(
+    two_ranks: Path, kind: str, tmp_path: Path
+) -> None:
+    """Table-wise, row-wise, column-wise and table-row-wise shards are one table again."""
     expected = torch.load(two_ranks / "scores.pt")
     assert expected.std() > 0.01
-    exact = scores(served(two_ranks, tmp_path, "float32"))
+    exact = scores(served(two_ranks / kind, tmp_path, "float32"))
     np.testing.assert_allclose(exact, expected, atol=1e-6, rtol=0)
-    quantized = scores(served(two_ranks, tmp_path, "int8"))
+    quantized = scores(served(two_ranks / kind, tmp_path, "int8"))
     np.testing.assert_allclose(quantized, expected, atol=5e-3, rtol=0)
     assert not torch.equal(quantized, exact)
+
+
+@pytest.mark.parametrize("kind", ["sharded", "dtensor"])
+def test_shards_of_a_rank_that_is_not_there_are_named(
+    two_ranks: Path, kind: str, tmp_path: Path
+) -> None:
+    """One rank's file has half of a row-wise table."""
+    held = read_checkpoint(two_ranks / kind / "rank0.pt", tmp_path).entries
+    table = "model.sparse_arch.embedding_bag_collection.embedding_bags"
+    for name, missing in {
+        "t0": "rows 0 to 99 of 100",  # table-wise, on rank 1
+        "t1": "rows 51 to 100 of 101",
+        "t2": "columns 8 to 15 of 16",
+    }.items():
+        with pytest.raises(BuildError) as caught:
+            held[f"{table}.{name}.weight"].read()
+        assert str(caught.value) == (
+            f"weights: {table}.{name}.weight: {missing} are missing in "
+            f"{two_ranks / kind / 'rank0.pt'}; give the folder that holds the files of all ranks, "
+            "or save with torch.distributed.checkpoint"
+        )
 
 
 def write(state: dict[str, torch.Tensor], kind: str, folder: Path) -> Path:
@@ -90,28 +114,37 @@ def write(state: dict[str, torch.Tensor], kind: str, folder: Path) -> Path:
     if kind == "safetensors":
         save_file(state, folder / "weights.safetensors")
         return folder / "weights.safetensors"
+    if kind == "legacy":
+        torch.save(state, folder / "weights.pt", _use_new_zipfile_serialization=False)
+        return folder / "weights.pt"
     if kind == "distributed":
         init_process_group()
         save(state, checkpoint_id=folder / "checkpoint")
         return folder / "checkpoint"
     names = sorted(state)
-    files = {name: f"model-{at % 2}.safetensors" for at, name in enumerate(names)}
+    suffix, write_file = (".bin", torch.save) if kind == "bins" else (".safetensors", save_file)
+    files = {name: f"model-{at % 2}{suffix}" for at, name in enumerate(names)}
     for file in set(files.values()):
-        save_file({name: state[name] for name in names if files[name] == file}, folder / file)
-    index = folder / "model.safetensors.index.json"
+        write_file({name: state[name] for name in names if files[name] == file}, folder / file)
+    if kind == "ranks":
+        return folder
+    index = folder / f"model{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
     return index if kind == "index" else folder
 
 
-@pytest.mark.parametrize("kind", ["torch.save", "safetensors", "index", "sharded", "distributed"])
+@pytest.mark.parametrize(
+    "kind",
+    ["torch.save", "legacy", "safetensors", "index", "sharded", "bins", "ranks", "distributed"],
+)
 def test_every_format_gives_the_same_tensors(
     state: dict[str, torch.Tensor], kind: str, tmp_path: Path
 ) -> None:
     (tmp_path / "scratch").mkdir()
-    read = read_checkpoint(write(state, kind, tmp_path), tmp_path / "scratch")
-    assert read.keys() == state.keys()
+    held = read_checkpoint(write(state, kind, tmp_path), tmp_path / "scratch").entries
+    assert held.keys() == state.keys()
     for name, value in state.items():
-        assert torch.equal(read[name], value), name
+        assert torch.equal(held[name].read(), value), name
 
 
 @pytest.mark.parametrize(
@@ -128,7 +161,7 @@ def test_every_format_gives_the_same_tensors(
             "bad.safetensors.index.json",
             b"{}",
             (
-                "weights: bad.safetensors.index.json is not an index of safetensors "
+                "weights: bad.safetensors.index.json is not an index of weights "
                 "(KeyError('weight_map'))"
             ),
         ),
@@ -136,8 +169,9 @@ def test_every_format_gives_the_same_tensors(
             "folder",
             b"",
             (
-                "weights: folder is a folder without .metadata (torch.distributed.checkpoint) "
-                "or one *.safetensors.index.json, expected one of them or a file"
+                "weights: folder is a folder without .metadata (torch.distributed.checkpoint), "
+                "one *.safetensors.index.json or *.bin.index.json, or files of ranks (.pt, .pth, "
+                ".bin, .ckpt, .safetensors)"
             ),
         ),
     ],
@@ -158,23 +192,41 @@ def test_what_is_no_checkpoint_is_named(
         read_checkpoint(Path(name), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("saved", "held"),
-    [
-        ([torch.zeros(1)], "a list"),
-        (torch.zeros(1), "a Tensor"),
-        (
-            {"model": {"over.0.bias": torch.zeros(1)}, "epoch": 3},
-            "a dict whose model, epoch are no tensors",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("saved", "held"), [([1], "a list"), (torch.zeros(1), "a Tensor")])
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, saved: Any, held: str) -> None:
     path = tmp_path / "weights.pt"
     torch.save(saved, path)
     with pytest.raises(BuildError) as caught:
         read_checkpoint(path, tmp_path)
-    assert str(caught.value) == f"weights: {path} holds {held}, expected a state_dict of tensors"
+    assert str(caught.value) == (
+        f"weights: {path} holds {held}, expected a state_dict: a dict of names and tensors, or a "
+        "dict with one in it"
+    )
+
+
+def test_files_of_a_folder_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    """Checkpoints of two epochs are not the files of two ranks."""
+    for epoch in (1, 2):
+        torch.save({"over.bias": torch.full((2,), epoch)}, tmp_path / f"epoch{epoch}.pt")
+    held = read_checkpoint(tmp_path, tmp_path).entries
+    with pytest.raises(BuildError) as caught:
+        held["over.bias"].read()
+    assert str(caught.value) == (
+        f"weights: over.bias differs between {tmp_path / 'epoch1.pt'} and epoch2.pt; a folder "
+        "holds one checkpoint in the files of its ranks: give one file where each is a checkpoint"
+    )
+
+
+def test_a_torchsnapshot_is_refused_with_what_converts_it(tmp_path: Path) -> None:
+    (tmp_path / ".snapshot_metadata").write_text("version: 0.1.0", encoding="utf-8")
+    with pytest.raises(BuildError) as caught:
+        read_checkpoint(tmp_path, tmp_path)
+    assert str(caught.value) == (
+        f"weights: {tmp_path} is a torchsnapshot, which is not read; convert it where "
+        "torchsnapshot is installed: state = model.state_dict(); "
+        f'torchsnapshot.Snapshot("{tmp_path}").restore({{"model": model}}); '
+        'torch.save(model.state_dict(), "weights.pt")'
+    )
 
 
 def test_a_damaged_distributed_checkpoint_is_named(
@@ -185,38 +237,4 @@ def test_a_damaged_distributed_checkpoint_is_named(
         piece.write_bytes(b"")
     message = f"weights: {folder} cannot be read as a torch.distributed.checkpoint: "
     with pytest.raises(BuildError, match=re.escape(message)):
-        read_checkpoint(folder, tmp_path)
-
-
-def test_a_pickled_object_is_not_loaded(tmp_path: Path) -> None:
-    """Nothing in a checkpoint is run: weights_only."""
-    torch.save({"model": build("cpu")}, tmp_path / "weights.pt")
-    with pytest.raises(BuildError, match="checkpoint: Weights only load failed"):
-        read_checkpoint(tmp_path / "weights.pt", tmp_path)
-
-
-def test_prefixes_are_replaced(state: dict[str, torch.Tensor]) -> None:
-    """The longest prefix that fits wins; names without one stay."""
-    trained = {f"module.{name}": value for name, value in state.items()}
-    assert rename(trained, {"module.": ""}).keys() == state.keys()
-    value = torch.zeros(1)
-    assert list(rename({"a.b.c": value, "a.d": value, "e": value}, {"a.": "x.", "a.b.": "y."})) == [
-        "y.c",
-        "x.d",
-        "e",
-    ]
-
-
-def test_a_wrong_prefix_is_named() -> None:
-    value = torch.zeros(1)
-    with pytest.raises(
-        BuildError,
-        match=re.escape(
-            "weights-map: no entry starts with 'module.'; the first entries are a.b, c.d"
-        ),
-    ):
-        rename({"a.b": value, "c.d": value}, {"module.": ""})
-    with pytest.raises(
-        BuildError, match=re.escape("weights-map: two entries would be called b, one of them a.b")
-    ):
-        rename({"b": value, "a.b": value}, {"a.": ""})
+        read_checkpoint(folder, tmp_path).entries["over_arch.model.1.bias"].read()

@@ -1,12 +1,15 @@
 """Fitting a checkpoint to the predict module by the model's own names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.factories.packaged import QuantizedPredictFactory
 from tests.factories.ranking import RankingPredictModule, seeded
+from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.entries import Checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_handler.errors import BuildError
 
@@ -23,6 +26,11 @@ def state() -> dict[str, torch.Tensor]:
     return dict(seeded().state_dict())
 
 
+def held(content: Mapping[str, object]) -> Checkpoint:
+    """What a file with this content gives."""
+    return read_checkpoint(content, Path())
+
+
 def error_of(call: Callable[[], object]) -> str:
     with pytest.raises(BuildError) as caught:
         call()
@@ -33,17 +41,17 @@ def error_of(call: Callable[[], object]) -> str:
 def test_every_weight_goes_where_it_belongs(module: torch.nn.Module) -> None:
     """With and without a PredictModule around the trained model."""
     checkpoint = state()
-    weights = fit(checkpoint, module)
+    weights = fit(held(checkpoint), module)
     assert sorted(weights.dense) == ["over.0.bias", "over.0.weight", "over.2.bias", "over.2.weight"]
     assert {name for _, name in weights.rows} == {name for _, name in TABLES}
     for (collection, name), rows in weights.rows.items():
         key = f"{collection.removeprefix('_module.')}.embedding_bags.{name}.weight"
-        assert rows is checkpoint[key]
+        assert rows.data_ptr() == checkpoint[key].data_ptr()
 
 
 def test_a_module_that_its_factory_quantized_takes_float_rows() -> None:
     module = QuantizedPredictFactory().create_predict_module()
-    weights = fit(state(), module)
+    weights = fit(held(state()), module)
     assert weights.rows.keys() == TABLES
     assert len(weights.dense) == 4
 
@@ -56,14 +64,14 @@ def _prefixed(checkpoint: dict[str, torch.Tensor]) -> None:
     for name in list(checkpoint):
         if not name.startswith("over.0"):
             del checkpoint[name]
-    checkpoint["module.over.0.bias"] = checkpoint.pop("over.0.bias")
+    checkpoint["model.over.0.bias"] = checkpoint.pop("over.0.bias")
 
 
 def _several(checkpoint: dict[str, torch.Tensor]) -> None:
     checkpoint["over.0.weight"] = torch.zeros(3, 3)
     checkpoint["sparse.embedding_bags.t_user.weight"] = torch.zeros(49, 8)
     del checkpoint["over.2.bias"]
-    checkpoint["optimizer.step"] = torch.zeros(1)
+    checkpoint["criterion.weight"] = torch.zeros(1)
 
 
 @pytest.mark.parametrize(
@@ -82,21 +90,21 @@ def _several(checkpoint: dict[str, torch.Tensor]) -> None:
                 "missing: over.2.bias",
                 "over.0.weight: received shape (3, 3), expected (16, 43)",
                 ("sparse.embedding_bags.t_user.weight: received shape (49, 8), expected (50, 8)"),
-                "unexpected: optimizer.step",
+                "unexpected: criterion.weight",
             ],
         ),
         (
             _prefixed,
             [
-                "missing: over.0.bias (did you mean module.over.0.bias?)",
-                "missing: over.2.bias (did you mean module.over.0.bias?)",
+                "missing: over.0.bias (did you mean model.over.0.bias?)",
+                "missing: over.2.bias (did you mean model.over.0.bias?)",
                 "missing: over.2.weight",
                 "missing: sparse.embedding_bags.t_genres.weight",
                 "missing: sparse.embedding_bags.t_movie.weight",
                 "missing: sparse.embedding_bags.t_user.weight",
                 "missing: weighted.embedding_bags.t_clicks.weight",
                 "missing: weighted.embedding_bags.t_tags.weight",
-                "unexpected: module.over.0.bias (did you mean over.0.bias?)",
+                "unexpected: model.over.0.bias (did you mean over.0.bias?)",
             ],
         ),
     ],
@@ -107,7 +115,7 @@ def test_every_fault_is_listed_at_once(
     checkpoint = state()
     change(checkpoint)
     module = RankingPredictModule(seeded("meta"), "cpu")
-    said = error_of(lambda: fit(checkpoint, module))
+    said = error_of(lambda: fit(held(checkpoint), module))
     assert said.splitlines() == [
         "weights: the checkpoint does not fit the predict module",
         *(f"  {fault}" for fault in faults),

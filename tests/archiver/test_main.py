@@ -95,6 +95,8 @@ def test_the_options_of_build_are_these() -> None:
         "--config": ("NAME=PATH", False, [], None),
         "--weights": ("PATH", False, None, None),
         "--weights-map": ("OLD=NEW", False, [], None),
+        "--weights-key": ("KEY", False, None, None),
+        "--ignore-weights": ("PATTERN", False, [], None),
         "--samples": ("PATH", False, None, None),
         "--max-output-error": ("X", False, None, None),
         "--extra-files": ("PATH[,PATH]", False, [], None),
@@ -291,8 +293,9 @@ def test_a_factory_out_of_another_package_is_packed_again(
         (
             ("--weights", "{folder}"),
             (
-                "weights: {folder} is a folder without .metadata (torch.distributed.checkpoint) or "
-                "one *.safetensors.index.json, expected one of them or a file"
+                "weights: {folder} is a folder without .metadata (torch.distributed.checkpoint), "
+                "one *.safetensors.index.json or *.bin.index.json, or files of ranks (.pt, .pth, "
+                ".bin, .ckpt, .safetensors)"
             ),
         ),
         (

@@ -1,7 +1,12 @@
 """Trains `tests.factories.dmp` on two ranks, as torchrun starts it, and saves it sharded.
 
-Table-wise, row-wise and column-wise tables, with the optimizer fused into the backward pass. Writes
-the checkpoint to the folder named first, and beside it the scores of `sample()`.
+Table-wise, row-wise, column-wise and table-row-wise tables, with the optimizer fused into the
+backward pass. Writes into the folder named first:
+
+- `checkpoint`, by torch.distributed.checkpoint;
+- `sharded`, by torch.save of every rank's state, ShardedTensors, and its optimizer's;
+- `dtensor`, the same of a model whose state is DTensors;
+- `scores.pt`, the scores of `sample()`.
 """
 
 import sys
@@ -9,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -16,9 +22,10 @@ from torchrec.distributed.sharding_plan import (
     column_wise,
     construct_module_sharding_plan,
     row_wise,
+    table_row_wise,
     table_wise,
 )
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from tests.factories.dmp import build, jagged, sample
@@ -26,31 +33,43 @@ from tests.factories.dmp import build, jagged, sample
 COLLECTION = "sparse_arch.embedding_bag_collection"
 
 
-def main(folder: Path) -> None:
-    dist.init_process_group("gloo")
+def shard(*, output_dtensor: bool) -> DistributedModelParallel:
     torch.manual_seed(0)
     model = build("meta")
-    apply_optimizer_in_backward(torch.optim.SGD, model.sparse_arch.parameters(), {"lr": 1.0})
+    apply_optimizer_in_backward(torch.optim.Adagrad, model.sparse_arch.parameters(), {"lr": 1.0})
     sharder = EmbeddingBagCollectionSharder()
     plan = construct_module_sharding_plan(
         model.sparse_arch.embedding_bag_collection,
         {
-            "t0": table_wise(rank=0),
+            "t0": table_wise(rank=1),
             "t1": row_wise(),
             "t2": column_wise(ranks=[0, 1]),
-            "t3": table_wise(rank=1),
+            "t3": table_row_wise(host_index=0),
         },
         local_size=2,
         world_size=2,
         device_type="cpu",
         sharder=sharder,
     )
-    parallel = DistributedModelParallel(
+    return DistributedModelParallel(
         model,
+        env=ShardingEnv(2, dist.get_rank(), dist.group.WORLD, output_dtensor=output_dtensor),
         device=torch.device("cpu"),
         plan=ShardingPlan(plan={COLLECTION: plan}),
         sharders=[sharder],
     )
+
+
+def save_ranks(parallel: DistributedModelParallel, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    optimizer = parallel.fused_optimizer.state_dict()
+    state = {"model": parallel.state_dict(), "optimizer": optimizer, "epoch": 3}
+    torch.save(state, folder / f"rank{dist.get_rank()}.pt")
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    parallel = shard(output_dtensor=False)
     dense = [value for name, value in parallel.named_parameters() if COLLECTION not in name]
     optimizer = torch.optim.SGD(dense, lr=0.02)
     generator = torch.Generator().manual_seed(dist.get_rank())
@@ -61,7 +80,12 @@ def main(folder: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    save(parallel.state_dict(), checkpoint_id=folder)
+    save(parallel.state_dict(), checkpoint_id=folder / "checkpoint")
+    save_ranks(parallel, folder / "sharded")
+    other = shard(output_dtensor=True)
+    state = other.state_dict()
+    load(state, checkpoint_id=folder / "checkpoint")
+    save_ranks(other, folder / "dtensor")
     parallel.eval()
     with torch.no_grad():
         scores = torch.sigmoid(parallel(*sample())).reshape(-1)
