@@ -36,6 +36,8 @@ def test_the_arguments_of_build_archive() -> None:
         "configs": None,
         "weights": None,
         "weights_map": None,
+        "weights_key": None,
+        "ignore_weights": (),
         "samples": None,
         "max_output_error": None,
         "extra_files": None,
