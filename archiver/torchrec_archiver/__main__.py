@@ -54,6 +54,7 @@ def _build(options: argparse.Namespace) -> int:
         ignore_weights=options.ignore_weights,
         samples=options.samples,
         max_output_error=options.max_output_error,
+        allow_invalid_rows=options.allow_invalid_rows,
         extra_files=_paths(
             "--extra-files", [(Path(path).name, path) for path in options.extra_files]
         ),
@@ -144,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="X",
         help="fail when quantizing changes an output of the samples by more",
+    )
+    build.add_argument(
+        "--allow-invalid-rows",
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="take a table with NaN, infinity, or what is too large for its type, repeatable",
     )
     build.add_argument(
         "--extra-files",

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
     ignore_weights: Sequence[str] = (),
     samples: str | Path | None = None,
     max_output_error: float | None = None,
+    allow_invalid_rows: Collection[str] = (),
     extra_files: Mapping[str, str | bytes | Path] | None = None,
     packager: str | type[PredictFactoryPackager] = DefaultPackager,
     loader_code: str | None = None,
@@ -94,6 +96,8 @@ def build_archive(  # noqa: PLR0913  the command line's options
         samples: a file of requests, one JSON body a line, whose outputs a worker must reproduce
             before it is ready; drawn by the signature when not given.
         max_output_error: fail when quantizing changes an output of the samples by more.
+        allow_invalid_rows: names of tables that may hold NaN, infinity, or what is too large for
+            their data type; a build fails on any other such row.
         extra_files: name -> content; a `Path` is read as bytes. The factory reads them with
             `torch_package_importer.load_text("extra_files", name)` or `load_binary`, after an
             `import torch_package_importer` inside of the method: only packaged code has it.
@@ -161,6 +165,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
             samples=None if samples is None else Path(samples),
             options=options,
             progress=progress,
+            allow_invalid_rows=allow_invalid_rows,
         )
         _check_change(model, max_output_error)
         _write_index(content, model, tuple(packed_files))
@@ -201,7 +206,10 @@ def _write_index(content: Path, model: Model, extra_files: tuple[str, ...]) -> N
         extra_files=extra_files,
         sha256={path.name: sha256(path) for path in sorted(content.iterdir())},
         plan=model.plan,
-        output_change=model.output_change,
+        output_change={
+            name: change if math.isfinite(change) else None
+            for name, change in model.output_change.items()
+        },
     )
     (content / INDEX).write_text(index.dumps(), encoding="utf-8")
 

@@ -1,9 +1,7 @@
 """Reads what an archive says of itself, and shows it."""
 
-import json
 import tarfile
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -36,7 +34,7 @@ def read_index(archive: Path) -> Index:
 
 def as_json(index: Index) -> str:
     """The index as one JSON document."""
-    return json.dumps(asdict(index), indent=2)
+    return index.dumps()
 
 
 def show(index: Index, console: Console) -> None:
@@ -121,7 +119,8 @@ def _change(index: Index) -> str:
     if not index.output_change:
         return "not measured"
     return ", ".join(
-        f"{name} at most {_number(change)}" for name, change in index.output_change.items()
+        f"{name} not finite" if change is None else f"{name} at most {_number(change)}"
+        for name, change in index.output_change.items()
     )
 
 

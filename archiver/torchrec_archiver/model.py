@@ -4,7 +4,7 @@ Runs the worker's own steps of loading, with the archive's writing in between.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torchrec_handler.load.package import open_package
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.self_test import Sample, largest_change, save_samples
 from torchrec_handler.load.signature import observe_signature
-from torchrec_handler.load.tables import TableStore, is_sharded, layout
+from torchrec_handler.load.tables import TableStore, check_kind, is_sharded, layout
 from torchrec_handler.load.weights import dense_state
 from torchrec_handler.options import Options
 from torchrec_handler.serve.request import ValidRequest
@@ -76,6 +76,7 @@ def write_model(  # noqa: PLR0913
     samples: Path | None,
     options: Options,
     progress: bool,
+    allow_invalid_rows: Collection[str],
 ) -> Model:
     """Write dense weights, tables and samples beside the package.
 
@@ -89,6 +90,7 @@ def write_model(  # noqa: PLR0913
         samples: a file of requests to record; None to draw them.
         options: as the worker will read them.
         progress: whether to show a bar.
+        allow_invalid_rows: names of tables whose rows their data type need not hold.
 
     Raises:
         BuildError: weights and module do not fit, or the samples cannot be recorded.
@@ -118,6 +120,8 @@ def write_model(  # noqa: PLR0913
         fitted = fit(checkpoint, output.module, mapped)
         dense = dict(fitted.dense)
         loaded = load_weights(output, dense, options, CPU)
+        for (_, name), source in fitted.rows.items():
+            check_kind(name, source, encoded=False)
         rows = {**loaded.own_rows, **fitted.rows}
     reference = _ask_float_model(output, loaded, rows, samples, options)
     quantized = quantize_tables(loaded, options)
@@ -126,8 +130,17 @@ def write_model(  # noqa: PLR0913
         _save_dense(dense, content / DENSE)
         if entries := layout(quantized.module):
             rows = {**quantized.own_rows, **rows}
-            measured = write_tables(content / TABLES, entries, rows, progress=progress)
+            measured = write_tables(
+                content / TABLES, entries, rows, progress=progress, allowed=allow_invalid_rows
+            )
             store = TableStore.map(content / TABLES, measured)
+    known = {entry.name for entry in store.entries.values()} if store else set()
+    if unknown := sorted(set(allow_invalid_rows) - known):
+        message = (
+            f"allow invalid rows: names {', '.join(unknown)}, but the tables are "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+        raise BuildError(message)
     signature = reference.signature if reference else None
     predictor = make_ready(package, output, quantized, store, signature, options, CPU)
     recorded = _record(predictor, output, reference, samples, options)

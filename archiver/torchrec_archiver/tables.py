@@ -2,8 +2,9 @@
 
 import ctypes
 import dataclasses
+import logging
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,10 @@ from tqdm import tqdm
 
 from torchrec_handler.archive import TableEntry
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.tables import decode_rows, encode_rows
+from torchrec_handler.load.rows import InvalidRow, find_invalid
+from torchrec_handler.load.tables import check_kind, decode_rows, encode_rows
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 * 2**20
 """Float bytes that are read, encoded and written at a time; a few of them fit a core's caches."""
@@ -29,6 +33,7 @@ def write_tables(
     rows: Mapping[tuple[str, str], torch.Tensor],
     *,
     progress: bool,
+    allowed: Collection[str] = (),
 ) -> list[TableEntry]:
     """Encode rows into a file laid out by its entries.
 
@@ -38,12 +43,15 @@ def write_tables(
         rows: (collection, table name) -> rows as `encode_rows` takes them, at least as many as
             the entry holds; a pruned table keeps its first ones.
         progress: whether to show a bar.
+        allowed: names of tables that may hold rows which their data type cannot; errors are then
+            those of all other values.
 
     Returns:
         The entries with their largest and mean absolute error against float rows.
 
     Raises:
-        BuildError: an entry has no rows.
+        BuildError: an entry has no rows, or some that its data type cannot hold.
+        WeightsError: its rows are no floating point numbers.
     """
     measured = []
     pending = bytearray()
@@ -55,12 +63,18 @@ def write_tables(
             if source is None:
                 message = f"table {entry.name!r}: has no rows; give a checkpoint with --weights"
                 raise BuildError(message)
+            check_kind(entry.name, source)
+            is_valid = True
             pending += bytes(entry.offset - file.tell() - len(pending))
-            largest, total_error = 0.0, 0.0
+            largest, total_error, count = 0.0, 0.0, 0
             step = max(1, BLOCK_BYTES // (entry.width * source.element_size()))
             for start in range(0, entry.rows, step):
                 mapped = source[start : min(start + step, entry.rows)]
                 block = mapped.contiguous()
+                if is_valid and (found := find_invalid(block, entry.dtype)):
+                    is_valid = False
+                    found = dataclasses.replace(found, row=start + found.row)
+                    _refuse(entry, found, allowed)
                 encoded = encode_rows(block, entry.dtype)
                 pending += encoded.numpy().data
                 whole = len(pending) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
@@ -68,17 +82,28 @@ def write_tables(
                 del pending[:whole]
                 if block.is_floating_point():
                     off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
-                    largest = max(largest, float(off.max()))
+                    if not is_valid:
+                        off = off[off.isfinite()]
+                    count += off.numel()
+                    largest = max(largest, float(off.max()) if off.numel() else 0.0)
                     total_error += float(off.sum(dtype=torch.float64))
                 _page_out(mapped)
                 bar.update(encoded.numel())
             if source.is_floating_point():
-                mean = total_error / max(1, entry.rows * entry.width)
+                mean = total_error / max(1, count)
                 measured.append(dataclasses.replace(entry, max_error=largest, mean_error=mean))
             else:
                 measured.append(entry)
         file.write(pending)
     return measured
+
+
+def _refuse(entry: TableEntry, found: InvalidRow, allowed: Collection[str]) -> None:
+    message = f"table {entry.name!r}, {entry.dtype}: {found}"
+    if entry.name not in allowed:
+        message += f"; --allow-invalid-rows {entry.name} takes the table as it is"
+        raise BuildError(message)
+    logger.warning("%s; it is taken as it is", message)
 
 
 def _page_out(block: torch.Tensor) -> None:

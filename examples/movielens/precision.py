@@ -75,7 +75,7 @@ def measure(trained: Path, dtype: str, test: Rows, folder: Path) -> Precision:
         dtype=dtype,
         auc=auc(test.label > 0, answer["default"].numpy()),
         table_bytes=sum(entry.nbytes for entry in index.tables),
-        output_change=index.output_change["forward"],
+        output_change=index.output_change["forward"] or 0.0,
     )
 
 

@@ -116,12 +116,13 @@ class Index:
     """Member -> digest, of every other member that the archiver wrote."""
     plan: str | None = None
     """The sharding plan, for a reader; a worker makes or reads its own."""
-    output_change: Mapping[str, float] = field(default_factory=dict)
-    """qualname -> largest absolute difference that quantizing made to an output of the samples."""
+    output_change: Mapping[str, float | None] = field(default_factory=dict)
+    """qualname -> largest absolute difference that quantizing made to an output of the samples;
+    None where one alone is not finite."""
 
     def dumps(self) -> str:
         """The document, as it is written."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
 
     @classmethod
     def loads(cls, text: str) -> "Index":
@@ -132,7 +133,7 @@ class Index:
                 wrong; the message holds the path to the field.
         """
         try:
-            document = json.loads(text)
+            document = json.loads(text, parse_constant=_refuse_constant)
         except ValueError as error:
             message = f"{INDEX}: is not JSON ({error}); build the archive again"
             raise ArchiveError(message) from error
@@ -158,6 +159,11 @@ class Index:
     def is_newer(self) -> bool:
         """Whether a newer minor version wrote it."""
         return _minor(self.format_version) > _minor(FORMAT_VERSION)
+
+
+def _refuse_constant(name: str) -> None:
+    message = f"{name} is no number of JSON"
+    raise ValueError(message)
 
 
 def sha256(path: Path) -> str:

@@ -99,6 +99,7 @@ def test_the_options_of_build_are_these() -> None:
         "--ignore-weights": ("PATTERN", False, [], None),
         "--samples": ("PATH", False, None, None),
         "--max-output-error": ("X", False, None, None),
+        "--allow-invalid-rows": ("TABLE", False, [], None),
         "--extra-files": ("PATH[,PATH]", False, [], None),
         "--packager": ("MODULE:CLASS", False, packager, None),
         "--export-path": ("FOLDER", False, ".", None),

@@ -17,7 +17,7 @@ from tests.factories.ranking import seeded
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive import SAMPLES, Index
-from torchrec_handler.errors import BuildError
+from torchrec_handler.errors import BuildError, WeightsError
 from torchrec_handler.load.self_test import read_samples
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_errors_grow_as_bits_go(weights: dict[str, torch.Tensor], tmp_path: Path
     errors: list[float] = []
     for dtype in ("float32", "float16", "int8", "int4", "int2"):
         index = read_index(built(tmp_path, dtype, weights))
-        changes.append(index.output_change["forward"])
+        changes.append(index.output_change["forward"] or 0.0)
         worst = max(entry.max_error or 0.0 for entry in index.tables)
         errors.append(worst)
         for entry in index.tables:
@@ -89,6 +89,45 @@ def test_a_change_above_the_limit_fails_the_build(
     )
     assert not (tmp_path / "int2").exists()
     assert built(tmp_path, "float32", weights, max_output_error=0.0).exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_rows_that_a_table_cannot_hold_fail_the_build(
+    weights: dict[str, torch.Tensor], tmp_path: Path, dtype: str
+) -> None:
+    name = "sparse_arch.embedding_bag_collection.embedding_bags.t1.weight"
+    weights = {**weights, name: weights[name].clone()}
+    weights[name][3, 2] = float("nan")
+    with pytest.raises(BuildError) as caught:
+        built(tmp_path, dtype, weights)
+    assert str(caught.value) == (
+        f"table 't1', {dtype}: row 3 holds nan, expected finite numbers; "
+        "--allow-invalid-rows t1 takes the table as it is"
+    )
+    assert not (tmp_path / dtype).exists()
+    index = read_index(built(tmp_path, dtype, weights, allow_invalid_rows=["t1"]))
+    assert 0 <= (index.tables[1].max_error or 0.0) < 0.1
+
+
+def test_a_table_that_may_have_invalid_rows_must_be_there(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(BuildError) as caught:
+        built(tmp_path, "int8", weights, allow_invalid_rows=["t9"])
+    assert str(caught.value) == ("allow invalid rows: names t9, but the tables are t0, t1, t2, t3")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.complex64])
+def test_a_checkpoint_of_other_numbers_is_refused(
+    weights: dict[str, torch.Tensor], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """uint8 too, which is what encoded rows are."""
+    name = "sparse_arch.embedding_bag_collection.embedding_bags.t1.weight"
+    with pytest.raises(WeightsError) as caught:
+        built(tmp_path, "int8", {**weights, name: weights[name].abs().to(dtype)})
+    assert str(caught.value) == (
+        f"table 't1': received rows of {str(dtype).removeprefix('torch.')}, expected floating point"
+    )
 
 
 def test_a_limit_without_anything_to_compare_fails(tmp_path: Path) -> None:

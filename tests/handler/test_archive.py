@@ -4,7 +4,7 @@ import ast
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,24 @@ def document() -> dict[str, Any]:
 def test_an_index_reads_back_as_it_was_written() -> None:
     assert Index.loads(INDEX.dumps()) == INDEX
     assert not INDEX.is_newer
+
+
+def test_an_output_s_change_may_be_none() -> None:
+    index = replace(INDEX, output_change={"forward": None})
+    assert Index.loads(index.dumps()) == index
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_lacks_are_neither_written_nor_read(value: float) -> None:
+    index = replace(INDEX, output_change={"forward": value})
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+        index.dumps()
+    with pytest.raises(ArchiveError) as caught:
+        Index.loads(json.dumps(asdict(index)))
+    name = {"nan": "NaN", "inf": "Infinity"}[str(value)]
+    assert str(caught.value) == (
+        f"archive.json: is not JSON ({name} is no number of JSON); build the archive again"
+    )
 
 
 def test_a_table_s_block_is_its_rows() -> None:

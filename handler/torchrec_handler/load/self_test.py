@@ -145,16 +145,24 @@ def largest_change(
 ) -> float:
     """The largest absolute difference between two calls' floating point outputs.
 
-    Ids and masks are left out: their differences are no measure.
+    Ids and masks are left out: their differences are no measure. It is infinite where one value
+    alone is not finite.
     """
     return max(
         (
-            float((old.double() - new.double()).abs().max())
+            _largest_difference(old.double(), new.double())
             for name, parts in before.items()
             for old, new in zip(parts, after[name], strict=True)
             if old.numel() and old.is_floating_point()
         ),
         default=0.0,
+    )
+
+
+def _largest_difference(old: torch.Tensor, new: torch.Tensor) -> float:
+    same = (old == new) | (old.isnan() & new.isnan())
+    return float(
+        (old - new).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(same, 0.0).max()
     )
 
 

@@ -23,6 +23,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
 
 from torchrec_handler.archive import TableEntry, align
 from torchrec_handler.errors import ArchiveError, WeightsError
+from torchrec_handler.load.rows import find_invalid
 
 DTYPE_NAMES: Mapping[str, str] = {
     "fp32": "float32",
@@ -93,7 +94,8 @@ class TableStore:
                 table the first ones are kept.
 
         Raises:
-            WeightsError: an entry has no rows, or rows of another shape.
+            WeightsError: an entry has no rows, rows of another shape, or some that its data type
+                cannot hold.
         """
         size = max((entry.offset + entry.nbytes for entry in entries), default=0)
         store = cls(entries=_by_key(entries), buffer=torch.empty(size, dtype=torch.uint8))
@@ -112,6 +114,10 @@ class TableStore:
                     f"expected ({entry.rows}, {width})"
                 )
                 raise WeightsError(message)
+            check_kind(entry.name, own)
+            if found := find_invalid(own[: entry.rows], entry.dtype):
+                message = f"table {entry.name!r}, {entry.dtype}: {found}"
+                raise WeightsError(message)
             store.rows(entry).copy_(encode_rows(own[: entry.rows], entry.dtype))
         return store
 
@@ -123,6 +129,20 @@ class TableStore:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_kind(name: str, rows: torch.Tensor, *, encoded: bool = True) -> None:
+    """See that rows are floating point, or uint8 where they may be encoded already.
+
+    Raises:
+        WeightsError: they are something else, which to floats might be another number.
+    """
+    if not (rows.is_floating_point() or (encoded and rows.dtype == torch.uint8)):
+        message = (
+            f"table {name!r}: received rows of {str(rows.dtype).removeprefix('torch.')}, "
+            "expected floating point"
+        )
+        raise WeightsError(message)
 
 
 def encode_rows(rows: torch.Tensor, dtype: str) -> torch.Tensor:

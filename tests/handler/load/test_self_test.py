@@ -172,3 +172,13 @@ def test_the_largest_change_is_over_all_outputs() -> None:
     assert largest_change(before, after) == 1.0
     assert largest_change({"ids": (torch.tensor([1]),)}, {"ids": (torch.tensor([900]),)}) == 0.0
     assert largest_change({}, {}) == 0.0
+
+
+def test_what_is_not_finite_in_both_is_no_change() -> None:
+    """Of a model that gives infinity on purpose; in one alone it is the largest there is."""
+    before = {"a": (torch.tensor([1.0, torch.nan, torch.inf]),)}
+    assert largest_change(before, {"a": (torch.tensor([1.5, torch.nan, torch.inf]),)}) == 0.5
+    for other in (torch.nan, -torch.inf, 3.0):
+        after = {"a": (torch.tensor([1.0, torch.nan, other]),)}
+        assert largest_change(before, after) == torch.inf
+        assert largest_change(after, before) == torch.inf

@@ -299,6 +299,26 @@ def test_sharded_modules_are_told_from_others() -> None:
     assert is_sharded(sharded_without_rows(SumFactory))
 
 
+@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+def test_rows_that_are_not_finite_are_named(dtype: str) -> None:
+    """Where a worker encodes them itself: the factory's own."""
+    module, rows = without_rows(SumFactory, dtype)
+    rows["_module.collection", "t_movie"][7, 3] = float("nan")
+    with pytest.raises(WeightsError) as caught:
+        TableStore.encode(layout(module), rows)
+    assert str(caught.value) == (
+        f"table 't_movie', {dtype}: row 7 holds nan, expected finite numbers"
+    )
+
+
+def test_rows_that_are_no_floating_point_numbers_are_named() -> None:
+    module, rows = without_rows(SumFactory)
+    rows["_module.collection", "t_movie"] = rows["_module.collection", "t_movie"].long()
+    with pytest.raises(WeightsError) as caught:
+        TableStore.encode(layout(module), rows)
+    assert str(caught.value) == ("table 't_movie': received rows of int64, expected floating point")
+
+
 def test_a_model_prepared_twice_answers_twice() -> None:
     """Nothing of one model is kept for the next, not even its output data type."""
     inputs = random_batch(SumFactory)
