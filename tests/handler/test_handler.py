@@ -322,6 +322,52 @@ def test_headers_with_torchserves_own_names_harm_nobody(
         assert answer.status_code in {200, 404}, (name, answer.text)
 
 
+def test_parameters_with_headers_names_harm_nobody(
+    movielens: TorchServe, channel: GrpcClient, test_rows: Rows
+) -> None:
+    """TorchServe puts a parameter's content type among the headers, under the parameter's name."""
+    body = some(test_rows, 0, 1)
+    expected = movielens.predict(NAME, body).json()
+    given = dict.fromkeys(("accept", "x-torchrec-qualname", "url_path", "content-type"), b"1")
+    assert movielens.inference.post(f"/{NAME}/predict", params=given, json=body).json() == expected
+    assert json.loads(channel.predict(NAME, data=json.dumps(body).encode(), **given)) == expected
+
+
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/predictions/movielens",
+        "/explanations/movielens",
+        "/movielens/predict",
+        "/movielens/1.0/predict",
+        "/invocations?model_name=movielens",
+        "/models/movielens/invoke",
+        "/v1/models/movielens:predict",
+        "/v2/models/movielens/infer",
+    ],
+)
+def test_describe_is_no_clients_to_ask(movielens: TorchServe, test_rows: Rows, path: str) -> None:
+    """A header is all that TorchServe's own job has; on the inference port it means nothing."""
+    ask = movielens.inference.post
+    described = {"describe": "True"}
+    status = 404 if "explanations" in path else 200
+    answer = ask(path, json=some(test_rows, 0, 1), headers=described)
+    assert answer.status_code == status, answer.text
+    assert "default" in answer.json() or status == 404
+    for form in FORMS:
+        # Without a body these have no parameter, as TorchServe's own job.
+        for headers in (
+            [("describe", "True"), ("Content-Type", form)],
+            [("describe", "True"), ("Content-Type", form), ("Content-Type", "text/plain")],
+            [("describe", "True"), ("Content-Type", form), ("content-type", "")],
+        ):
+            assert set(ask(path, headers=headers).json()) == {"code", "type", "message"}
+    assert set(ask(path, headers=described).json()) == {"code", "type", "message"}
+
+
 def test_describe_tells_what_is_served(movielens: TorchServe, movielens_archive: Path) -> None:
     answer = movielens.management.get("/models/movielens", params={"customized": "true"})
     described = answer.json()[0]["customizedMetadata"]

@@ -28,13 +28,15 @@ from ts.service import Service
 from examples.movielens.data import load
 from tests.torchserve import TorchServe
 from torchrec_handler import socket_reader
-from torchrec_handler.socket_reader import BUFFER_BYTES, DECODING, LONGEST_BUFFERED, SocketReader
+from torchrec_handler.socket_reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
 
 Field = bytes
 Request = tuple[Field, list[tuple[Field, Field]], list[tuple[Field, Field, Field]]]
 """Its id, its headers, and its parameters: name, content type, value."""
 
 END = pack("!i", -1)
+DECODING = "TS_DECODE_INPUT_REQUEST"
+"""What config.properties' `decode_input_request` becomes in a worker."""
 
 
 def torchserves_own() -> Any:
@@ -52,7 +54,7 @@ OWN = torchserves_own()
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> Iterator[None]:
-    """Install as a worker does that TorchServe started with decode_input_request=false."""
+    """Install as a worker does, beside TorchServe's own reader that decodes nothing either."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(DECODING, "false")
         for name in ("_retrieve_buffer", "_retrieve_inference_msg"):
@@ -363,8 +365,8 @@ def test_a_signal_in_the_middle_of_a_read_changes_nothing() -> None:
 
 
 def test_a_describe_request_reaches_the_handler_as_before() -> None:
-    """GET /models/NAME?customized=true is a predict with a header and an empty body."""
-    stream = predict([(b"id", [(b"describe", b"True")], [(b"body", b"", b"")]), *small(1)])
+    """GET /models/NAME?customized=true is a predict with a header and no parameter."""
+    stream = predict([(b"id", [(b"describe", b"True")], []), *small(1)])
 
     def seen(module: Any) -> Any:
         (_, batch), _ = received(module, [stream])
@@ -386,16 +388,21 @@ def test_another_version_of_torchserve_keeps_its_own_reader(
     assert said_and_read_by(monkeypatch, caplog) == ([said], "TorchServe")
 
 
-@pytest.mark.parametrize("value", [None, "true", "False"])
-def test_torchserve_reads_what_it_is_to_decode(
-    value: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("value", [None, "true", "false"])
+def test_bodies_are_not_decoded_whatever_the_setting(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where config.properties is TorchServe's own, which decodes JSON and text."""
     if value is None:
         monkeypatch.delenv(DECODING)
     else:
         monkeypatch.setenv(DECODING, value)
-    said = ["Requests are read by TorchServe itself: decode_input_request is not false"]
-    assert said_and_read_by(monkeypatch, caplog) == (said, "TorchServe")
+    parameters = [(b"body", b"application/json", b'{"a": 1, "a": 2}'), (b"t", b"text/plain", b"1")]
+    (_, batch), _ = received(otf_message_handler, [predict([(b"id", [], parameters)])])
+    assert [parameter["value"] for parameter in batch[0]["parameters"]] == [
+        b'{"a": 1, "a": 2}',
+        b"1",
+    ]
 
 
 def test_it_says_that_it_is_used(

@@ -18,6 +18,7 @@ from torchrec_handler.load.lower import lower
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import FloatTable, float_tables, quantize, to_meta
+from torchrec_handler.load.requirements import check_requirements
 from torchrec_handler.load.self_test import read_samples, self_test
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature import feature_rows, observe_signature
@@ -81,6 +82,7 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
         LoadError: see the steps.
     """
     archive = verify(folder, full=options.verify == "full")
+    check_requirements(folder)
     init_process_group()
     package = open_package(archive.package)
     output = run_factory(package.factory, device, options.sharding.world_size)

@@ -32,6 +32,7 @@ class Engine:
     """Answers requests with one predictor."""
 
     def __init__(self, model_name: str, predictor: Predictor, options: Options) -> None:
+        self.model_name = model_name
         self._predictor = predictor
         self._options = options
         self._methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
