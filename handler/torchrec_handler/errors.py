@@ -14,7 +14,8 @@ TorchRecServeError
     ├── UnknownQualname      404 no method of that name
     ├── RequestTooLarge      413 more rows or ids than the limits
     ├── UnsupportedMediaType 415 a content type that no codec reads
-    ├── PredictError         500 the model raised on this request
+    ├── PredictError         500 the model raised on this request alone; the worker goes on
+    ├── Overloaded           503 too much beside other requests; to be sent again
     └── OutOfMemory          507 not enough memory for this request
 """
 
@@ -111,6 +112,13 @@ class PredictError(RequestError):
 
     status = 500
     phrase = "Internal Server Error"
+
+
+class Overloaded(RequestError):
+    """Too much beside the requests that arrived with it: alone, or later, it would be answered."""
+
+    status = 503
+    phrase = "Service Unavailable"
 
 
 class OutOfMemory(RequestError):

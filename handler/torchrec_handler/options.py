@@ -55,10 +55,16 @@ class Sharding(_Section):
 
 
 class Limits(_Section):
-    """What one request, and one forward call, may hold at most."""
+    """What one request, one batch and one forward call may hold at most."""
 
     rows_per_request: int = Field(default=16_384, ge=1)
     ids_per_request: int = Field(default=1_048_576, ge=1)
+    rows_per_batch: int = Field(default=20_480, ge=1)
+    """Of the requests that TorchServe hands over together the smallest are taken, at least one, and
+    the others answered at once. A largest request and 4,096 rows of others, or 20 of 1,000 rows."""
+    ids_per_batch: int = Field(default=2_097_152, ge=1)
+    seconds_of_reading: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """What is left of a batch after them is answered unread; the smallest bodies are read first."""
     rows_per_forward: int = Field(default=4_096, ge=1)
     """A larger batch is cut at request boundaries, a larger request by rows."""
 

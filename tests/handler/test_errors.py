@@ -49,6 +49,7 @@ def test_the_tree_is_drawn_as_it_is() -> None:
         (errors.RequestTooLarge, 413, "Request Entity Too Large"),
         (errors.UnsupportedMediaType, 415, "Unsupported Media Type"),
         (errors.PredictError, 500, "Internal Server Error"),
+        (errors.Overloaded, 503, "Service Unavailable"),
         (errors.OutOfMemory, 507, "Insufficient Storage"),
     ],
 )

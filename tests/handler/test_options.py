@@ -30,6 +30,9 @@ def test_every_option_has_a_default(text: str) -> None:
         "limits": {
             "rows_per_request": 16_384,
             "ids_per_request": 1_048_576,
+            "rows_per_batch": 20_480,
+            "ids_per_batch": 2_097_152,
+            "seconds_of_reading": 1.0,
             "rows_per_forward": 4_096,
         },
         "self_test": True,
@@ -55,7 +58,13 @@ def test_every_option_can_be_given() -> None:
             type: row_wise
             per_table: {t_user: table_wise}
             plan: plan.pkl
-          limits: {rows_per_request: 1, ids_per_request: 2, rows_per_forward: 3}
+          limits:
+            rows_per_request: 1
+            ids_per_request: 2
+            rows_per_batch: 3
+            ids_per_batch: 4
+            seconds_of_reading: 5
+            rows_per_forward: 6
           self_test: false
           verify: full
           out_of_range_ids: modulo
@@ -77,7 +86,14 @@ def test_every_option_can_be_given() -> None:
             "per_table": {"t_user": "table_wise"},
             "plan": "plan.pkl",
         },
-        "limits": {"rows_per_request": 1, "ids_per_request": 2, "rows_per_forward": 3},
+        "limits": {
+            "rows_per_request": 1,
+            "ids_per_request": 2,
+            "rows_per_batch": 3,
+            "ids_per_batch": 4,
+            "seconds_of_reading": 5.0,
+            "rows_per_forward": 6,
+        },
         "self_test": False,
         "verify": "full",
         "out_of_range_ids": "modulo",
@@ -124,8 +140,9 @@ WRONG = [
     Wrong(
         text="torchrec: {limits: {rows: 2}}",
         message=(
-            "torchrec.limits.rows: unknown option, expected one of ids_per_request, "
-            "rows_per_forward, rows_per_request"
+            "torchrec.limits.rows: unknown option, expected one of ids_per_batch, "
+            "ids_per_request, rows_per_batch, rows_per_forward, rows_per_request, "
+            "seconds_of_reading"
         ),
     ),
     Wrong(

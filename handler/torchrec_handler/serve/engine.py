@@ -1,17 +1,19 @@
 """The steps of serving, in order: bytes in, bytes out. Knows nothing of the server around it."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from torchrec_handler.errors import OutOfMemory, PredictError, RequestError
+from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.load.sharing import look_up_once
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
+from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
 from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
 from torchrec_handler.serve.codecs.json_columns import encode
 from torchrec_handler.serve.predict import HostResult, call, predict
@@ -19,13 +21,27 @@ from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidR
 from torchrec_handler.serve.route import route
 from torchrec_handler.serve.single_rows import SingleRows
 from torchrec_handler.serve.split import Answer, answer, join, split
-from torchrec_handler.serve.validate import Validator
+from torchrec_handler.serve.validate import Measured, Validator
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 READING = "reading the request"
+NO_REPLY = Reply(format="json")
+"""Of what is not answered but by an error."""
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """A request that was read, and no more."""
+
+    content: Columns | Measured | Arguments
+    """Columns of a single row, or any others; or keyword arguments of a method called alone."""
+    size: Size
+    reply: Reply
 
 
 class Engine:
@@ -37,32 +53,25 @@ class Engine:
         self._options = options
         self._methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
         self._codecs = Codecs(model_name, predictor.signature, options.limits)
-        self._validate = Validator(predictor.signature, options)
+        self._validator = Validator(predictor.signature, options)
         self._single_rows = SingleRows(predictor.signature, options)
-        self._rows_per_forward = options.limits.rows_per_forward
+        self._budget = Budget(options.limits)
+        self._limits = options.limits
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response]:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
         responses: dict[int, Response] = {}
         waiting: dict[str, list[tuple[int, ValidRequest, Reply]]] = {}
-        single: list[tuple[int, Columns, Reply]] = []
-        for position, raw in enumerate(requests):
-            begun = _attempt(READING, self._begin, raw)
-            if isinstance(begun, RequestError):
-                responses[position] = _error(begun)
-            elif isinstance(begun, Response):
-                responses[position] = begun
-            elif isinstance(begun[0], Columns):
-                single.append((position, begun[0], begun[1]))
+        for position, (checked, reply) in enumerate(self._check(self._read(requests))):
+            qualname = requests[position].qualname
+            if isinstance(checked, ValidRequest):
+                waiting.setdefault(qualname, []).append((position, checked, reply))
+            elif isinstance(checked, RequestError):
+                responses[position] = _error(checked)
             else:
-                waiting.setdefault(raw.qualname, []).append((position, begun[0], begun[1]))
-        checked = self._check_single([columns for _, columns, _ in single])
-        for (position, _, reply), request in zip(single, checked, strict=True):
-            if isinstance(request, RequestError):
-                responses[position] = _error(request)
-            else:
-                qualname = requests[position].qualname
-                waiting.setdefault(qualname, []).append((position, request, reply))
+                module = self._predictor.module
+                result = _attempt(qualname, call, module, qualname, checked)
+                responses[position] = self._write(result, reply)
         for qualname, members in waiting.items():
             valid = [request for _, request, _ in members]
             outcomes = _attempt(qualname, self._predict, qualname, valid)
@@ -90,20 +99,57 @@ class Engine:
             "sha256": dict(index.sha256) if index else {},
         }
 
-    def _begin(self, raw: RawRequest) -> Response | tuple[ValidRequest | Columns, Reply]:
-        """Answer a request that is called alone, or make one ready to be batched.
+    def _read(self, requests: Sequence[RawRequest]) -> list[_Read | RequestError]:
+        """Read requests, the smallest first, and refuse what is too much for one batch."""
+        outcomes: dict[int, _Read | RequestError] = {}
+        end = time.monotonic() + self._limits.seconds_of_reading
+        for position in sorted(range(len(requests)), key=lambda at: len(requests[at].body)):
+            if outcomes and time.monotonic() > end:
+                message = (
+                    "not read: smaller requests took more than "
+                    f"{self._limits.seconds_of_reading:g} s (limits.seconds_of_reading); try again"
+                )
+                outcomes[position] = Overloaded(message)
+            else:
+                outcomes[position] = _attempt(READING, self._decode, requests[position])
+        sizes = {at: read.size for at, read in outcomes.items() if isinstance(read, _Read)}
+        if sizes:
+            positions = sorted(sizes)
+            refusals = self._budget.refusals([sizes[position] for position in positions])
+            outcomes.update({positions[at]: refusal for at, refusal in refusals.items()})
+        return [outcomes[position] for position in range(len(requests))]
 
-        One of a single row is not checked yet.
+    def _decode(self, raw: RawRequest) -> _Read:
+        if not route(raw.qualname, self._methods):
+            arguments, reply = self._codecs.decode_arguments(raw)
+            size = size_of_arguments(arguments, self._predictor.signature)
+            return _Read(content=arguments, size=size, reply=reply)
+        columns, reply = self._codecs.decode(raw)
+        ids = self._single_rows.takes(columns)
+        if ids is not None and ids <= self._limits.ids_per_request:
+            return _Read(content=columns, size=Size(1, ids), reply=reply)
+        measured = self._validator.measure(columns)
+        return _Read(content=measured, size=Size(measured.rows, measured.ids), reply=reply)
+
+    def _check(
+        self, reads: Sequence[_Read | RequestError]
+    ) -> Iterator[tuple[ValidRequest | Arguments | RequestError, Reply]]:
+        """Check requests: those of a single row together, arguments of a method called alone not.
+
+        Yields:
+            What became of each, and how to answer it.
         """
-        if route(raw.qualname, self._methods):
-            columns, reply = self._codecs.decode(raw)
-            if self._single_rows.takes(columns):
-                return columns, reply
-            return self._validate(columns), reply
-        arguments, reply = self._codecs.decode_arguments(raw)
-        module = self._predictor.module
-        result = _attempt(raw.qualname, call, module, raw.qualname, arguments)
-        return self._write(result, reply)
+        contents = [read.content for read in reads if isinstance(read, _Read)]
+        single = iter(self._check_single([each for each in contents if isinstance(each, Columns)]))
+        for read in reads:
+            if isinstance(read, RequestError):
+                yield read, NO_REPLY
+            elif isinstance(read.content, Columns):
+                yield next(single), read.reply
+            elif isinstance(read.content, Measured):
+                yield _attempt(READING, self._validator.check, read.content), read.reply
+            else:
+                yield read.content, read.reply
 
     def _check_single(self, requests: Sequence[Columns]) -> Sequence[ValidRequest | RequestError]:
         """Check requests of a single row, together or, where one may be refused, one by one."""
@@ -111,7 +157,7 @@ class Engine:
             return []
         checked = _attempt(READING, self._single_rows.check, requests)
         if checked is None or isinstance(checked, RequestError):
-            return [_attempt(READING, self._validate, columns) for columns in requests]
+            return [_attempt(READING, self._validator, columns) for columns in requests]
         return checked
 
     def _predict(
@@ -119,7 +165,7 @@ class Engine:
     ) -> list[Answer | RequestError]:
         """One outcome a request, from as few forward calls as the limits allow."""
         pieces: list[list[HostResult | RequestError]] = [[] for _ in requests]
-        for forward_call in cut(requests, self._rows_per_forward):
+        for forward_call in cut(requests, self._limits.rows_per_forward):
             outcomes = self._forward(qualname, [piece for _, piece in forward_call])
             for (position, _), outcome in zip(forward_call, outcomes, strict=True):
                 pieces[position].append(outcome)

@@ -28,17 +28,17 @@ class SingleRows:
         )
         self._blocks: list[tuple[str, int, tuple[int, int]]] = []
         """What holds a number a feature: its name, how many, its shape with a row's axis."""
-        self._lists: list[str] = []
-        """What holds ids or their weights."""
+        self._lists: list[tuple[str, bool]] = []
+        """What holds ids (true), or their weights."""
         for entry in signature.inputs:
             features = entry.num_features or 0
             if entry.type not in SPARSE:
                 self._blocks.append((entry.name, features, (1, features)))
                 continue
             self._blocks.append((f"{entry.name}.lengths", features, (features, 1)))
-            self._lists.append(f"{entry.name}.values")
+            self._lists.append((f"{entry.name}.values", True))
             if entry.type == "weighted_sparse":
-                self._lists.append(f"{entry.name}.weights")
+                self._lists.append((f"{entry.name}.weights", False))
         self._table_rows = {
             entry.name: np.array(
                 [rows or INT32_ROWS for rows in entry.rows] or [INT32_ROWS] * entry.num_features
@@ -47,23 +47,26 @@ class SingleRows:
             if entry.type in SPARSE and entry.num_features
         }
 
-    def takes(self, columns: Columns) -> bool:
-        """Whether a request has one row, by the shapes of its arrays alone."""
+    def takes(self, columns: Columns) -> int | None:
+        """The number of ids of a request that has one row, by the shapes of its arrays alone."""
         if columns.shared or columns.batch_size not in (None, 1) or not self._knows_sizes:
-            return False
+            return None
         arrays = columns.arrays
         for name, size, shape in self._blocks:
             array = arrays.get(name)
             if array is None or array.size != size or (array.ndim != 1 and array.shape != shape):
-                return False
-        for name in self._lists:
+                return None
+        ids = 0
+        for name, holds_ids in self._lists:
             array = arrays.get(name)
             if array is None or array.ndim != 1:
-                return False
-        return True
+                return None
+            if holds_ids:
+                ids += array.size
+        return ids
 
     def check(self, requests: Sequence[Columns]) -> list[ValidRequest] | None:
-        """Check requests that `takes` is true for, at least one.
+        """Check requests that `takes` tells the ids of, at least one.
 
         Returns:
             None where one of them may have to be refused or changed.

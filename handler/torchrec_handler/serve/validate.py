@@ -5,6 +5,7 @@ those that keep a lookup inside its table.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,21 @@ from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest
 INT32_ROWS = 2**31
 
 SPARSE = frozenset({"sparse", "weighted_sparse"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A request that keeps to the limits; what it holds is not checked yet."""
+
+    columns: Columns
+    rows: int
+    """B"""
+    ids: int
+    """Of all sparse inputs, each as often as a row has it."""
+    blocks: Mapping[str, npt.NDArray[Any]]
+    """Each input's own array, see `_block`."""
+    lengths: Mapping[str, npt.NDArray[Any]]
+    """Sparse input -> [F, B], or [F, 1] for all rows."""
 
 
 class Validator:
@@ -39,6 +55,15 @@ class Validator:
             InvalidRequest: names the input, where in it, what was received and what is expected.
             RequestTooLarge: more rows or ids than the limits.
         """
+        return self.check(self.measure(columns))
+
+    def measure(self, columns: Columns) -> Measured:
+        """Tell what a request is going to hold, before anything of that size is made.
+
+        Raises:
+            InvalidRequest: it cannot be told.
+            RequestTooLarge: more rows or ids than the limits.
+        """
         blocks = {entry.name: _block(entry, columns) for entry in self._inputs}
         rows = columns.batch_size or self._observed_rows(blocks)
         if rows > self._limits.rows_per_request:
@@ -52,11 +77,20 @@ class Validator:
             for entry in self._inputs
             if entry.type in SPARSE
         }
-        self._count_ids(columns, lengths, rows)
+        ids = self._count_ids(columns, lengths, rows)
+        return Measured(columns=columns, rows=rows, ids=ids, blocks=blocks, lengths=lengths)
+
+    def check(self, measured: Measured) -> ValidRequest:
+        """Check what a request holds.
+
+        Raises:
+            InvalidRequest, RequestTooLarge: as for a call.
+        """
+        rows = measured.rows
         inputs = {
-            entry.name: self._sparse(entry, lengths[entry.name], columns, rows)
+            entry.name: self._sparse(entry, measured.lengths[entry.name], measured.columns, rows)
             if entry.type in SPARSE
-            else _floats(entry, blocks[entry.name], rows)
+            else _floats(entry, measured.blocks[entry.name], rows)
             for entry in self._inputs
         }
         return ValidRequest(rows=rows, inputs=inputs)
@@ -82,13 +116,14 @@ class Validator:
 
     def _count_ids(
         self, columns: Columns, lengths: Mapping[str, npt.NDArray[Any]], rows: int
-    ) -> None:
-        """Compare with the limit what the forward call is going to hold."""
+    ) -> int:
+        """What the forward call is going to hold; lengths below 0 count for nothing here."""
         shares = {name: rows // array.shape[1] for name, array in lengths.items()}
         given = {name: _values(columns, name).size for name in lengths}
         for name, shared in columns.shared.items():
-            given[name] += int(lengths[name][shared, 0].sum()) * (rows - 1)
-        if sum(given[name] * shares[name] for name in given) > self._limits.ids_per_request:
+            given[name] += max(int(lengths[name][shared, 0].sum()), 0) * (rows - 1)
+        total: int = sum(given[name] * shares[name] for name in given)
+        if total > self._limits.ids_per_request:
             received = " and ".join(
                 f"{given[name]} ids of {name}" + (f" x {share} rows" if share > 1 else "")
                 for name, share in shares.items()
@@ -98,6 +133,7 @@ class Validator:
                 "(limits.ids_per_request)"
             )
             raise RequestTooLarge(message)
+        return total
 
     def _sparse(
         self, entry: InputSignature, lengths: npt.NDArray[Any], columns: Columns, rows: int

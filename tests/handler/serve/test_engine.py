@@ -139,6 +139,69 @@ class TestTogetherIsAsAlone:
         assert {response.status for response in together} == {200}
 
 
+class TestTooMuchAtOnce:
+    """A batch that would hold everybody up is cut down to what may be held together."""
+
+    def test_the_smallest_are_answered_and_the_rest_refused_at_once(self) -> None:
+        module = Marked()
+        options = Options(limits=Limits(rows_per_batch=6))
+        served = Engine("ranking", predictor(module, DENSE), options)
+        rows = [4, 1, 5, 2]
+        responses = served.predict([dense(*[[at, 0, 0]] * count) for at, count in enumerate(rows)])
+        assert [response.status for response in responses] == [503, 200, 503, 200]
+        assert module.calls == [3]
+        assert opened(responses[2])[1] == {
+            "code": 503,
+            "type": "Overloaded",
+            "message": (
+                "received 5 rows beside 3 of other requests, expected at most 6 together "
+                "(limits.rows_per_batch); try again"
+            ),
+        }
+
+    def test_rows_are_counted_as_the_model_gets_them(self) -> None:
+        """One row that is shared by all rows of a request is none of a few bytes."""
+        large = raw({DENSE.name: [[1, 0, 0]], "batch_size": 16_384})
+        module = Marked()
+        responses = engine(module).predict([*[large] * 64, *[dense([1, 0, 0])] * 64])
+        assert [response.status for response in responses] == [200, *[503] * 63, *[200] * 64]
+        assert sum(module.calls) == 16_384 + 64
+
+    def test_more_than_the_largest_request_is_refused_whoever_waits(self) -> None:
+        large = raw({DENSE.name: [[1, 0, 0]], "batch_size": 65_536})
+        responses = engine(Marked()).predict([large] * 64)
+        assert {response.status for response in responses} == {413}
+        assert opened(responses[0])[1]["message"] == (
+            "received 65536 rows, expected at most 16384 (limits.rows_per_request)"
+        )
+
+    def test_keyword_arguments_count(self) -> None:
+        class Adds(Marked):
+            def add(self, numbers: list[int]) -> int:
+                return sum(numbers)
+
+        options = Options(limits=Limits(rows_per_batch=6))
+        methods = {"forward": True, "add": False}
+        served = Engine("ranking", predictor(Adds(), DENSE, methods=methods), options)
+        requests = [
+            raw({"numbers": [1] * 6}, "add"),
+            dense([1, 0, 0]),
+            raw({"numbers": [1]}, "add"),
+        ]
+        assert [response.status for response in served.predict(requests)] == [503, 200, 200]
+
+    def test_what_is_not_read_in_time_is_refused(self) -> None:
+        """The smallest bodies are read first, and one always is."""
+        options = Options(limits=Limits(seconds_of_reading=1e-9))
+        served = Engine("ranking", predictor(Marked(), DENSE), options)
+        responses = served.predict([dense([1, 0, 0], [2, 0, 0]), dense([1, 0, 0])])
+        assert [response.status for response in responses] == [503, 200]
+        assert opened(responses[0])[1]["message"] == (
+            "not read: smaller requests took more than 1e-09 s (limits.seconds_of_reading); "
+            "try again"
+        )
+
+
 class SilentError(Exception):
     def __str__(self) -> str:
         raise NotImplementedError

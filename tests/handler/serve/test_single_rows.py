@@ -111,7 +111,7 @@ def requests(draw: st.DrawFn) -> Columns:
 @THOUSAND
 @given(st.lists(requests(), min_size=1, max_size=6))
 def test_requests_pass_together_exactly_when_each_passes_alone(batch: list[Columns]) -> None:
-    assert all(map(TOGETHER.takes, batch))
+    assert None not in map(TOGETHER.takes, batch)
     expected = [alone(request) for request in batch]
     received = TOGETHER.check(batch)
     if any(isinstance(one, RequestError) for one in expected):
@@ -142,7 +142,7 @@ def test_what_may_be_refused_or_changed_is_left_to_be_checked_alone(
     good = columns()
     assert TOGETHER.check([good, good]) is not None
     off = columns(**changed)
-    assert TOGETHER.takes(off)
+    assert TOGETHER.takes(off) is not None
     assert TOGETHER.check([good, off]) is None
 
 
@@ -152,6 +152,12 @@ def test_too_many_ids_over_all_inputs_are_left_to_be_checked_alone() -> None:
         **{f"{SPARSE.name}__lengths": ids, f"{SPARSE.name}__values": [0] * LIMIT},
     )
     assert TOGETHER.check([many]) is None
+
+
+def test_the_ids_of_a_row_are_counted() -> None:
+    """Without their weights."""
+    found = TOGETHER.takes(columns())
+    assert found == (SPARSE.num_features or 0) + (WEIGHTED.num_features or 0)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +173,7 @@ def test_too_many_ids_over_all_inputs_are_left_to_be_checked_alone() -> None:
     ],
 )
 def test_requests_of_another_form_are_not_taken(request_: Columns) -> None:
-    assert not TOGETHER.takes(request_)
+    assert TOGETHER.takes(request_) is None
 
 
 @pytest.mark.parametrize(
@@ -177,4 +183,4 @@ def test_requests_of_another_form_are_not_taken(request_: Columns) -> None:
 def test_models_whose_rows_the_sizes_do_not_tell_are_not_taken(
     inputs: tuple[InputSignature, ...],
 ) -> None:
-    assert not SingleRows(signature(*inputs), OPTIONS).takes(columns())
+    assert SingleRows(signature(*inputs), OPTIONS).takes(columns()) is None
