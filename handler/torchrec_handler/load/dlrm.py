@@ -42,18 +42,15 @@ class Dlrm:
         self._lookups = {kind: self._direct(kind) for kind in (torch.float32, self._half)}
         self._bottom = Layers(bottom, dtype)
         self._top = Layers(top, dtype)
-        self._interact = _Interaction(1 + model.inter_arch.F)
-        self._few = torch.jit.script(_FewRows(self._bottom.few, self._interact, self._top.few))
+        self._interact = _interaction(1 + model.inter_arch.F)
 
     def __call__(
         self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor
     ) -> torch.Tensor:
         """What DLRM.forward gives."""
         if dense_features.shape[0] < FEW_ROWS:
-            logits: torch.Tensor = self._few(
-                dense_features, self._embed(sparse_features, torch.float32)
-            )
-            return logits
+            embedded = self._embed(sparse_features, torch.float32)
+            return self._top.few(self._interact(self._bottom.few(dense_features), embedded))
         joined = self._embed(sparse_features, self._half)
         dense = self._bottom(dense_features)
         blocks = zip(torch.split(dense, BLOCK_ROWS), torch.split(joined, BLOCK_ROWS), strict=True)
@@ -89,34 +86,17 @@ class Dlrm:
         return lambda features: call(*parts(features, is_weighted=group.is_weighted))
 
 
-class _Interaction(torch.nn.Module):
+def _interaction(features: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """InteractionArch.forward, with all features in one tensor whose first place is open."""
+    first, second = torch.triu_indices(features, features, offset=1)
+    pairs = first * features + second
 
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        first, second = torch.triu_indices(features, features, offset=1)
-        self.pairs = first * features + second
-
-    def forward(self, dense: torch.Tensor, joined: torch.Tensor) -> torch.Tensor:
+    def run(dense: torch.Tensor, joined: torch.Tensor) -> torch.Tensor:
         """[B, D] float32 and [B, (1 + F) * D] to [B, D + F + F choose 2] float32."""
         rows, width = dense.shape
         joined[:, :width] = dense
-        features = joined.view(rows, -1, width)
-        products = torch.bmm(features, features.transpose(1, 2)).view(rows, -1).float()
-        return torch.cat((dense, products.index_select(1, self.pairs)), dim=1)
+        embedded = joined.view(rows, -1, width)
+        products = torch.bmm(embedded, embedded.transpose(1, 2)).view(rows, -1).float()
+        return torch.cat((dense, products.index_select(1, pairs)), dim=1)
 
-
-class _FewRows(torch.nn.Module):
-    """All that follows the lookups as one call from python, which is what few rows wait for."""
-
-    def __init__(
-        self, bottom: torch.nn.Module, interact: torch.nn.Module, top: torch.nn.Module
-    ) -> None:
-        super().__init__()
-        self.bottom = bottom
-        self.interact = interact
-        self.top = top
-
-    def forward(self, dense_features: torch.Tensor, joined: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.top(self.interact(self.bottom(dense_features), joined))
-        return logits
+    return run

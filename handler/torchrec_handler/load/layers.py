@@ -4,6 +4,7 @@ Weights are packed once, when a model is loaded. Shapes: B rows, K inputs and N 
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
@@ -78,8 +79,8 @@ class Layers:
                 faster, and where the processor or the build has no kernel for this one.
         """
         self.few = _few_rows(layers, dtype)
-        """The kernel of less than `FEW_ROWS` rows, to be scripted alone or inside another one."""
-        self._kernels: list[tuple[int, Kernel]] = [(0, torch.jit.script(self.few))]
+        """The kernel of less than `FEW_ROWS` rows, for who calls several one behind another."""
+        self._kernels: list[tuple[int, Kernel]] = [(0, self.few)]
         """The fewest rows each kernel is for, most first."""
         if dtype == "float32" and is_fast("float32"):
             self._kernels.insert(0, (FEW_ROWS, PACKED["float32"](layers)))
@@ -100,12 +101,11 @@ class Layers:
         return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
 
 
-def _few_rows(layers: Sequence[Layer], dtype: LayersDtype) -> torch.nn.Module:
-    """The layers for TorchScript, as a call from python takes longer than a layer of few rows."""
+def _few_rows(layers: Sequence[Layer], dtype: LayersDtype) -> Kernel:
     fits = all(float(layer.weight.abs().max()) <= LARGEST_FLOAT16 for layer in layers)
     if dtype == "float32" or not fits or not is_fast("float16"):
-        return _Float32(layers)
-    return _Float16(layers)
+        return _float32(layers)
+    return _float16(layers)
 
 
 def half_precision(dtype: LayersDtype) -> torch.dtype:
@@ -124,7 +124,7 @@ def is_fast(dtype: DenseDtype) -> bool:
     x, weight = torch.randn(2, 256, generator=random), torch.randn(128, 256, generator=random)
     layers = [Layer(weight=weight / 16, bias=torch.ones(128), relu=False)]
     try:
-        error = (PACKED[dtype](layers)(x).float() - _Float32(layers)(x)).abs().max()
+        error = (PACKED[dtype](layers)(x).float() - _float32(layers)(x)).abs().max()
     except (AttributeError, NotImplementedError, RuntimeError) as failure:
         logger.warning("dense layers: no kernel for %s here: %s", dtype, failure)
         return False
@@ -132,48 +132,54 @@ def is_fast(dtype: DenseDtype) -> bool:
     return float(error) < 0.1
 
 
-class _Float32(torch.nn.Module):
+def _float32(layers: Sequence[Layer]) -> Kernel:
     """What torch.nn.Linear does; of one row a product with a vector, which reads weights faster."""
+    parts = [(layer.weight, layer.weight.t(), layer.bias, layer.relu) for layer in layers]
+    addmv, addmm = torch.addmv, torch.addmm
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        super().__init__()
-        self.weights = [layer.weight for layer in layers]
-        self.biases = [layer.bias for layer in layers]
-        self.relus = [layer.relu for layer in layers]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor) -> torch.Tensor:
         x = x.float()
         if x.shape[0] == 1:
             x = x.view(-1)
-            for weight, bias, relu in zip(self.weights, self.biases, self.relus):  # noqa: B905
-                x = torch.addmv(bias, weight, x)
+            for weight, _, bias, relu in parts:
+                x = addmv(bias, weight, x)
                 if relu:
-                    x = x.relu_()
+                    x.relu_()
             return x.unsqueeze(0)
-        for weight, bias, relu in zip(self.weights, self.biases, self.relus):  # noqa: B905
-            x = torch.addmm(bias, x, weight.t())
+        for _, transposed, bias, relu in parts:
+            x = addmm(bias, x, transposed)
             if relu:
-                x = x.relu_()
+                x.relu_()
         return x
 
+    return run
 
-class _Float16(torch.nn.Module):
-    """FBGEMM's: weights in float16, all else in float32."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        super().__init__()
-        prepack = torch.ops.quantized.linear_prepack_fp16
-        self.packed = [prepack(layer.weight, layer.bias) for layer in layers]
-        self.relus = [layer.relu for layer in layers]
+def _float16(layers: Sequence[Layer]) -> Kernel:
+    """FBGEMM's: weights in float16, all else in float32.
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    By torch's older names: the newer ones take packed weights as a script object, and handing one
+    over from python takes ten times as long as a small layer.
+    """
+    linear = torch.fbgemm_linear_fp16_weight_fp32_activation
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fbgemm_.* is deprecated", UserWarning)
+        parts = [
+            (torch.fbgemm_pack_gemm_matrix_fp16(layer.weight), layer.bias, layer.relu)
+            for layer in layers
+        ]
+        # It says so at its first call only.
+        linear(layers[0].weight[:1], *parts[0][:2])
+
+    def run(x: torch.Tensor) -> torch.Tensor:
         x = x.float()
-        for packed, relu in zip(self.packed, self.relus):  # noqa: B905  TorchScript has no strict
+        for packed, bias, relu in parts:
+            x = linear(x, packed, bias)
             if relu:
-                x = torch.ops.quantized.linear_relu_dynamic_fp16(x, packed)
-            else:
-                x = torch.ops.quantized.linear_dynamic_fp16(x, packed)
+                x.relu_()
         return x
+
+    return run
 
 
 def _each(pack: Callable[[Layer], Kernel], layers: Sequence[Layer]) -> Kernel:
@@ -190,7 +196,7 @@ def _each(pack: Callable[[Layer], Kernel], layers: Sequence[Layer]) -> Kernel:
 def _onednn(dtype: torch.dtype, layer: Layer) -> Kernel:
     """oneDNN's, with weights in the order it reads them in and the ReLU in the same pass."""
     if layer.weight.numel() < PACKED_WEIGHTS:
-        return _Float32([layer])
+        return _float32([layer])
     linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
     bias = layer.bias.to(dtype)
@@ -240,7 +246,7 @@ def _int8(layer: Layer) -> Kernel:
 
 PACKED: Mapping[str, Callable[[Sequence[Layer]], Kernel]] = {
     "float32": partial(_each, partial(_onednn, torch.float32)),
-    "float16": lambda layers: torch.jit.script(_Float16(layers)),
+    "float16": _float16,
     "bfloat16": partial(_each, partial(_onednn, torch.bfloat16)),
     "int8": partial(_each, _int8),
 }

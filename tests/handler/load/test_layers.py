@@ -1,6 +1,8 @@
 """Packed layers give what torch.nn.Linear and ReLU give, to the rounding of their data type."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -173,9 +175,11 @@ def test_weights_beyond_float16(dtype: LayersDtype) -> None:
 
 def test_float32_shares_the_weights_for_few_rows() -> None:
     """No second copy of what a module holds already."""
-    layers = random_layers()
-    pointers = [weight.data_ptr() for weight in module._Float32(layers).weights]
-    assert pointers == [layer.weight.data_ptr() for layer in layers]
+    layers = random_layers((20, 5))
+    packed = Layers(layers, "float32")
+    layers[0].weight.zero_()
+    for rows in range(1, FEW_ROWS):
+        assert torch.equal(packed(random_rows(rows, 20)), layers[0].bias.expand(rows, -1))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -193,12 +197,15 @@ def test_without_the_instructions_layers_compute_more_precisely(
     assert half_precision(dtype) == torch.float32
 
 
-@pytest.mark.usefixtures("as_if_elsewhere")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_the_kernel_layers_are_torchs(
-    dtype: LayersDtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dtype: LayersDtype,
+    as_if_elsewhere: dict[str, bool],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As in a build of torch without oneDNN or FBGEMM."""
+    as_if_elsewhere |= {names[0]: True for names in module.INSTRUCTIONS.values()}
 
     def lacking(_: Any) -> Any:
         message = "no such kernel"
@@ -257,9 +264,25 @@ def test_layers_that_are_too_small_compute_more_precisely(
     layers = random_layers((inputs, outputs))
     x = random_rows(INT8_ROWS, inputs)
     computed = "bfloat16" if (dtype, computed) == ("bfloat16", "int8") else computed
-    expected = module.PACKED[computed](layers)(x).float()
+    is_computed = is_fast("bfloat16") and is_fast("int8")
+    expected = module.PACKED[computed](layers)(x).double() if is_computed else plain(layers, x)
     monkeypatch.setattr(module, "PACKED_WEIGHTS", 64 * 64)
     monkeypatch.setattr(module, "INT8_WEIGHTS", 256 * 128)
     # A processor without one of them computes all layers more precisely.
-    bound = BOUNDS["float32" if is_fast("bfloat16") and is_fast("int8") else "int8"]
-    assert error(Layers(layers, dtype)(x), expected.double()) < bound
+    bound = BOUNDS["float32" if is_computed else "int8"]
+    assert error(Layers(layers, dtype)(x), expected) < bound
+
+
+def test_no_data_type_warns_or_needs_torchscript() -> None:
+    """In a process of its own, since torch warns once."""
+    code = (
+        "import warnings, fbgemm_gpu, torch; torch.jit.script = torch.jit.trace = None\n"
+        "from torchrec_handler.load.layers import Layer, Layers\n"
+        "warnings.simplefilter('error')\n"
+        "layer = Layer(weight=torch.eye(64), bias=torch.zeros(64), relu=True)\n"
+        "for dtype in ('float32', 'bfloat16', 'int8'):\n"
+        "    print(int(Layers([layer, layer], dtype)(torch.ones(1, 64)).sum()))\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout.split(), done.stderr) == (["64", "64", "64"], "")
