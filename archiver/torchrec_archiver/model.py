@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_archiver.fit import fit
+from torchrec_archiver.lookup import can_look_up, looked_up
 from torchrec_archiver.samples import draw_requests, read_requests, record
 from torchrec_archiver.tables import write_tables
 from torchrec_handler.archive import DENSE, PACKAGE, SAMPLES, TABLES, Signature, TableEntry
@@ -126,21 +127,16 @@ def write_model(  # noqa: PLR0913
     reference = _ask_float_model(output, loaded, rows, samples, options)
     quantized = quantize_tables(loaded, options)
     store = None
+    entries = [] if is_sharded(quantized.module) else layout(quantized.module)
+    _check_allowed(allow_invalid_rows, [entry.name for entry in entries])
     if not is_sharded(quantized.module):
         _save_dense(dense, content / DENSE)
-        if entries := layout(quantized.module):
+        if entries:
             rows = {**quantized.own_rows, **rows}
             measured = write_tables(
                 content / TABLES, entries, rows, progress=progress, allowed=allow_invalid_rows
             )
             store = TableStore.map(content / TABLES, measured)
-    known = {entry.name for entry in store.entries.values()} if store else set()
-    if unknown := sorted(set(allow_invalid_rows) - known):
-        message = (
-            f"allow invalid rows: names {', '.join(unknown)}, but the tables are "
-            f"{', '.join(sorted(known)) or 'none'}"
-        )
-        raise BuildError(message)
     signature = reference.signature if reference else None
     predictor = make_ready(package, output, quantized, store, signature, options, CPU)
     recorded = _record(predictor, output, reference, samples, options)
@@ -154,6 +150,15 @@ def write_model(  # noqa: PLR0913
     )
 
 
+def _check_allowed(allowed: Collection[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(allowed) - set(known)):
+        message = (
+            f"allow invalid rows: names {', '.join(unknown)}, but the tables are "
+            f"{', '.join(sorted(set(known))) or 'none'}"
+        )
+        raise BuildError(message)
+
+
 def _ask_float_model(
     output: FactoryOutput, loaded: Loaded, rows: Rows, samples: Path | None, options: Options
 ) -> _Reference | None:
@@ -161,24 +166,18 @@ def _ask_float_model(
 
     Returns:
         None where there is no float model to ask: a module that its factory quantized, tables
-        without rows, in another data type than the module's, or that are no contiguous tensors.
+        without rows, or that cannot be looked up without a copy.
     """
-    sources = [
-        (table, rows[table.collection, table.name])
+    sources = {
+        table: rows[table.collection, table.name]
         for table in loaded.tables
         if (table.collection, table.name) in rows
-    ]
-    # A lookup would copy a table whose rows do not lie one behind another.
-    usable = [
-        source.dtype == table.weight.dtype and source.is_contiguous() for table, source in sources
-    ]
-    if is_sharded(loaded.module) or not usable or not all(usable):
+    }
+    if is_sharded(loaded.module) or not sources or len(sources) < len(loaded.tables):
         return None
-    if len(usable) < len(loaded.tables):
+    if not all(can_look_up(table, source) for table, source in sources.items()):
         return None
-    try:
-        for table, source in sources:
-            table.owner.weight = torch.nn.Parameter(source, requires_grad=False)
+    with looked_up(sources):
         lower(loaded.module, Options(threads=options.threads), CPU)
         signature = observe_signature(output, loaded.module, loaded.feature_rows, CPU)
         requests = _requests(signature, samples, options)
@@ -189,9 +188,6 @@ def _ask_float_model(
                 raise
             logger.warning("%s; no samples are recorded, give some with --samples", error)
             requests, recorded = [], []
-    finally:
-        for table in loaded.tables:
-            table.owner.weight = torch.nn.Parameter(table.weight.detach().to("meta"))
     return _Reference(signature=signature, requests=requests, samples=recorded)
 
 

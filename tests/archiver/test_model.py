@@ -14,11 +14,15 @@ import torch
 from tests.factories.dmp import DmpPredictFactory, build
 from tests.factories.packaged import QuantizedPredictFactory
 from tests.factories.ranking import seeded
+from tests.kinds import KINDS
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive import SAMPLES, Index
 from torchrec_handler.errors import BuildError, WeightsError
 from torchrec_handler.load.self_test import read_samples
+
+TABLE = re.compile(r"\bembedding(_bag)?s\.")
+"""What a checkpoint's names of tables hold."""
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +132,33 @@ def test_a_checkpoint_of_other_numbers_is_refused(
     assert str(caught.value) == (
         f"table 't1': received rows of {str(dtype).removeprefix('torch.')}, expected floating point"
     )
+
+
+@pytest.mark.parametrize("source", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_checkpoint_of_another_type_is_measured_like_a_float_one(
+    kind: str, source: torch.dtype, tmp_path: Path
+) -> None:
+    """Against its own values, read without converting whole tables."""
+    factory = KINDS[kind]
+    state = factory().create_predict_module().predict_module.state_dict()
+    rows = {name: value for name, value in state.items() if TABLE.search(name)}
+    converted = {**state, **{name: value.to(source) for name, value in rows.items()}}
+    floats = {**state, **{name: value.to(source).float() for name, value in rows.items()}}
+    changes = [
+        read_index(
+            build_archive(
+                model_name=name,
+                version="1.0",
+                factory=factory,
+                weights=weights,
+                export_path=tmp_path,
+            )
+        ).output_change
+        for name, weights in (("converted", converted), ("floats", floats))
+    ]
+    assert changes[0]
+    assert changes[0] == pytest.approx(changes[1], rel=1e-5)
 
 
 def test_a_limit_without_anything_to_compare_fails(tmp_path: Path) -> None:
