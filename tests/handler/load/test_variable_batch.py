@@ -170,7 +170,7 @@ def test_models_of_every_kind_hold_a_user_once(name: str) -> None:
     lengths = torch.tensor([2] + [1] * ROWS * (len(keys) - 1))
     given = KeyedJaggedTensor(
         keys=keys,
-        values=torch.arange(1, 1 + int(lengths.sum())),
+        values=torch.arange(1, 1 + int(lengths.sum())) % 10,
         lengths=lengths,
         stride_per_key_per_rank=[[1], *[[ROWS]] * (len(keys) - 1)],
         inverse_indices=(
