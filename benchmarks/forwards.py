@@ -26,7 +26,7 @@ from torchrec_handler.serve.codecs.choose import Codecs
 from torchrec_handler.serve.predict import predict
 from torchrec_handler.serve.request import Columns, RawRequest, ValidRequest
 from torchrec_handler.serve.single_rows import SingleRows
-from torchrec_handler.serve.split import answer, join, split
+from torchrec_handler.serve.split import Splitter, answer
 from torchrec_handler.serve.validate import Validator
 
 T = TypeVar("T")
@@ -187,6 +187,7 @@ class _Served(_Forward):
             return result
 
         predictor, metadata = self._predictor, self._predictor.result_metadata
+        splitter = Splitter((predictor.signature.splits or {})["forward"], metadata)
         for number in range(calls + 1):
             one = written[number % BATCHES]
             raw = RawRequest(body=one.content, content_type=one.headers["Content-Type"])
@@ -197,8 +198,8 @@ class _Served(_Forward):
                 result = step(
                     "predict", predict, predictor.module, "forward", batch.inputs, metadata
                 )
-            parts = step("split", split, result, batch.rows, metadata)
-            step("encode", self._codecs.encode, answer(join(parts, metadata), metadata), reply)
+            (part,) = step("split", splitter.split, result, [valid])
+            step("encode", self._codecs.encode, answer(part, metadata), reply)
         return {name: times[1:] for name, times in spent.items()}
 
 

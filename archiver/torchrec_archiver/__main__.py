@@ -55,6 +55,7 @@ def _build(options: argparse.Namespace) -> int:
         samples=options.samples,
         max_output_error=options.max_output_error,
         allow_invalid_rows=options.allow_invalid_rows,
+        allow_failing_samples=options.allow_failing_samples,
         extra_files=_paths(
             "--extra-files", [(Path(path).name, path) for path in options.extra_files]
         ),
@@ -152,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="TABLE",
         help="take a table with NaN, infinity, or what is too large for its type, repeatable",
+    )
+    build.add_argument(
+        "--allow-failing-samples",
+        action="store_true",
+        help="build even where the model raises on samples",
     )
     build.add_argument(
         "--extra-files",

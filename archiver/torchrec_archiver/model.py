@@ -3,9 +3,8 @@
 Runs the worker's own steps of loading, with the archive's writing in between.
 """
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,26 @@ from safetensors.torch import save
 from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_archiver.lookup import can_look_up, looked_up
-from torchrec_archiver.samples import draw_requests, read_requests, record
+from torchrec_archiver.record import (
+    Recorded,
+    call_together,
+    check_failures,
+    check_hidden,
+    output_change,
+    record,
+    record_drawn,
+)
+from torchrec_archiver.samples import read_requests
 from torchrec_archiver.tables import write_tables
-from torchrec_handler.archive import DENSE, PACKAGE, SAMPLES, TABLES, Signature, TableEntry
+from torchrec_handler.archive import (
+    DENSE,
+    PACKAGE,
+    SAMPLES,
+    TABLES,
+    OutputSplit,
+    Signature,
+    TableEntry,
+)
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.factory import FactoryOutput, run_factory
 from torchrec_handler.load.loader import (
@@ -28,16 +44,14 @@ from torchrec_handler.load.loader import (
     quantize_tables,
 )
 from torchrec_handler.load.lower import lower
+from torchrec_handler.load.outputs import observe_outputs
 from torchrec_handler.load.package import open_package
 from torchrec_handler.load.process_group import init_process_group
-from torchrec_handler.load.self_test import Sample, largest_change, save_samples
+from torchrec_handler.load.self_test import save_samples
 from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, check_kind, is_sharded, layout
 from torchrec_handler.load.weights import dense_state
 from torchrec_handler.options import Options
-from torchrec_handler.serve.request import ValidRequest
-
-logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -62,8 +76,18 @@ class _Reference:
     """The float model, asked before it is quantized."""
 
     signature: Signature
-    requests: Sequence[ValidRequest]
-    samples: Sequence[Sample]
+    recorded: Recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the models are asked."""
+
+    samples: Path | None
+    """A file of requests; None to draw them."""
+    may_fail: bool
+    """Whether the model may raise on all of them."""
+    options: Options
 
 
 def write_model(  # noqa: PLR0913
@@ -78,6 +102,7 @@ def write_model(  # noqa: PLR0913
     options: Options,
     progress: bool,
     allow_invalid_rows: Collection[str],
+    allow_failing_samples: bool,
 ) -> Model:
     """Write dense weights, tables and samples beside the package.
 
@@ -92,6 +117,7 @@ def write_model(  # noqa: PLR0913
         options: as the worker will read them.
         progress: whether to show a bar.
         allow_invalid_rows: names of tables whose rows their data type need not hold.
+        allow_failing_samples: whether the model may raise on samples.
 
     Raises:
         BuildError: weights and module do not fit, or the samples cannot be recorded.
@@ -124,7 +150,8 @@ def write_model(  # noqa: PLR0913
         for (_, name), source in fitted.rows.items():
             check_kind(name, source, encoded=False)
         rows = {**loaded.own_rows, **fitted.rows}
-    reference = _ask_float_model(output, loaded, rows, samples, options)
+    asked = _Asked(samples=samples, may_fail=allow_failing_samples, options=options)
+    reference = _ask_float_model(output, loaded, rows, asked)
     quantized = quantize_tables(loaded, options)
     store = None
     entries = [] if is_sharded(quantized.module) else layout(quantized.module)
@@ -139,14 +166,14 @@ def write_model(  # noqa: PLR0913
             store = TableStore.map(content / TABLES, measured)
     signature = reference.signature if reference else None
     predictor = make_ready(package, output, quantized, store, signature, options, CPU)
-    recorded = _record(predictor, output, reference, samples, options)
-    if recorded:
-        save_samples(recorded, content / SAMPLES)
+    recorded = _record(predictor.module, output, predictor.signature, reference, asked)
+    if recorded.samples:
+        save_samples(list(recorded.samples.values()), content / SAMPLES)
     return Model(
-        signature=predictor.signature,
+        signature=replace(predictor.signature, splits=_splits(predictor, output, recorded, asked)),
         tables=tuple(store.entries.values()) if store else (),
         plan=str(predictor.plan) if predictor.plan else None,
-        output_change=_change(reference.samples, recorded) if reference else {},
+        output_change=output_change(reference.recorded, recorded) if reference else {},
     )
 
 
@@ -160,7 +187,7 @@ def _check_allowed(allowed: Collection[str], known: Collection[str]) -> None:
 
 
 def _ask_float_model(
-    output: FactoryOutput, loaded: Loaded, rows: Rows, samples: Path | None, options: Options
+    output: FactoryOutput, loaded: Loaded, rows: Rows, asked: _Asked
 ) -> _Reference | None:
     """Run the float model on the samples; its tables are the checkpoint's own mapped rows.
 
@@ -178,52 +205,45 @@ def _ask_float_model(
     if not all(can_look_up(table, source) for table, source in sources.items()):
         return None
     with looked_up(sources):
-        lower(loaded.module, Options(threads=options.threads), CPU)
+        lower(loaded.module, Options(threads=asked.options.threads), CPU)
         signature = observe_signature(output, loaded.module, loaded.feature_rows, CPU)
-        requests = _requests(signature, samples, options)
-        try:
-            recorded = record(loaded.module, output, requests, CPU)
-        except BuildError as error:
-            if samples is not None:
-                raise
-            logger.warning("%s; no samples are recorded, give some with --samples", error)
-            requests, recorded = [], []
-    return _Reference(signature=signature, requests=requests, samples=recorded)
+        recorded = _record(loaded.module, output, signature, None, asked)
+    return _Reference(signature=signature, recorded=recorded)
 
 
 def _record(
-    predictor: Predictor,
+    module: torch.nn.Module,
     output: FactoryOutput,
+    signature: Signature,
     reference: _Reference | None,
-    samples: Path | None,
-    options: Options,
-) -> list[Sample]:
+    asked: _Asked,
+) -> Recorded:
+    """Call the model on the samples; the quantized one on those that the float one was given."""
     if reference is not None:
-        return record(predictor.module, output, reference.requests, CPU)
-    requests = _requests(predictor.signature, samples, options)
-    try:
-        return record(predictor.module, output, requests, CPU)
-    except BuildError as error:
-        if samples is not None:
-            raise
-        logger.warning("%s; no samples are recorded, give some with --samples", error)
-        return []
+        recorded = record(module, output, reference.recorded.requests)
+    elif asked.samples is not None:
+        recorded = record(module, output, read_requests(asked.samples, signature, asked.options))
+    else:
+        if not asked.may_fail:
+            check_hidden(module, output, signature)
+        recorded = record_drawn(module, output, signature)
+    check_failures(recorded, are_drawn=asked.samples is None, are_allowed=asked.may_fail)
+    return recorded
 
 
-def _requests(
-    signature: Signature, samples: Path | None, options: Options
-) -> Sequence[ValidRequest]:
-    if samples is not None:
-        return read_requests(samples, signature, options)
-    return draw_requests(signature)
-
-
-def _change(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, float]:
-    changes: dict[str, float] = {}
-    for old, new in zip(before, after, strict=False):
-        change = largest_change(old.outputs, new.outputs)
-        changes[new.qualname] = max(changes.get(new.qualname, 0.0), change)
-    return changes
+def _splits(
+    predictor: Predictor, output: FactoryOutput, recorded: Recorded, asked: _Asked
+) -> Mapping[str, Mapping[str, tuple[OutputSplit, ...]]]:
+    """How results are cut; what cannot be told is not served."""
+    samples = list(recorded.samples.values())
+    if asked.samples is not None:
+        samples += call_together(predictor.module, output, recorded.requests)
+    seen = observe_outputs(output, predictor.signature, predictor.module, CPU, samples)
+    if seen.untold:
+        message = "outputs: " + "\n  ".join(seen.untold.values())
+        raise BuildError(message)
+    seen.warn()
+    return seen.splits
 
 
 def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:

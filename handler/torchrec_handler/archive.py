@@ -62,6 +62,29 @@ class InputSignature:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Count:
+    """What the first axis of an output counts, and how many values it holds of each."""
+
+    factor: int
+    """k: the axis is k times as long as there are rows, or ids."""
+    input: str | None = None
+    """The sparse input whose ids are counted; None: rows are."""
+    features: tuple[int, ...] = ()
+    """Positions of the features whose ids are counted, in the order in which the axis holds them,
+    each with the ids of all rows; empty: all of the input's, in its own order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSplit:
+    """How one tensor of a method's result is cut among the requests of a batch."""
+
+    counts: tuple[Count, ...]
+    """Several where no call could tell them apart; then they have to agree on where to cut."""
+    shape: tuple[int, ...]
+    """Behind the first axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signature:
     """What can be asked of a model and what it answers."""
 
@@ -72,6 +95,9 @@ class Signature:
     """One of `RESULT_TYPES`."""
     outputs: Mapping[str, Any] = field(default_factory=dict)
     """Output name -> shape for one row, as observed on one."""
+    splits: Mapping[str, Mapping[str, tuple[OutputSplit, ...]]] | None = None
+    """qualname -> output name -> how each of its tensors is cut; of a value and its mask only the
+    value is. A method that is not in it is called once a request; None: nobody has looked yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +177,7 @@ class Index:
         _expect_one_of(RESULT_TYPES, index.signature.result_metadata, "signature.result_metadata")
         for at, known in enumerate(index.signature.inputs):
             _expect_one_of(BATCHING_TYPES, known.type, f"signature.inputs[{at}].type")
+        _check_splits(index.signature)
         for at, entry in enumerate(index.tables):
             _check_table(entry, f"tables[{at}]")
         return index
@@ -222,6 +249,30 @@ def _expect_one_of(known: Collection[str], value: str, where: str) -> None:
     if value not in known:
         message = f"{INDEX}: {where}: received {value!r}, expected one of {', '.join(known)}"
         raise ArchiveError(message)
+
+
+def _check_splits(signature: Signature) -> None:
+    """See that what outputs count is there to be counted."""
+    features = {
+        entry.name: entry.num_features for entry in signature.inputs if "sparse" in entry.type
+    }
+    for qualname, outputs in (signature.splits or {}).items():
+        for name, parts in outputs.items():
+            where = f"{INDEX}: signature.splits[{qualname!r}][{name!r}]"
+            for count in (count for part in parts for count in part.counts):
+                if count.factor < 1:
+                    message = f"{where}: received the factor {count.factor}, expected 1 or more"
+                    raise ArchiveError(message)
+                if count.input is None:
+                    continue
+                _expect_one_of(features, count.input, f"signature.splits[{qualname!r}][{name!r}]")
+                known = features[count.input] or 0
+                if not all(0 <= position < known for position in count.features):
+                    message = (
+                        f"{where}: received the features {list(count.features)}, "
+                        f"{count.input} has {known}"
+                    )
+                    raise ArchiveError(message)
 
 
 def _check_table(entry: TableEntry, where: str) -> None:

@@ -100,6 +100,7 @@ def test_the_options_of_build_are_these() -> None:
         "--samples": ("PATH", False, None, None),
         "--max-output-error": ("X", False, None, None),
         "--allow-invalid-rows": ("TABLE", False, [], None),
+        "--allow-failing-samples": (None, False, False, None),
         "--extra-files": ("PATH[,PATH]", False, [], None),
         "--packager": ("MODULE:CLASS", False, packager, None),
         "--export-path": ("FOLDER", False, ".", None),
@@ -151,13 +152,7 @@ def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace
         check=False,
         timeout=120,
     )
-    assert (done.returncode, done.stderr) == (
-        0,
-        (
-            "INFO: requirements.txt: TorchServe installs it only where it has "
-            "install_py_dep_per_model=true\n"
-        ),
-    )
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == str(store / "shop.mar")
     assert [path.name for path in store.iterdir()] == ["shop.mar"]
     assert not list(workspace.iterdir())
@@ -167,7 +162,7 @@ def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace
     model = json.loads((folder / MANIFEST).read_text())["model"]
     assert (model["modelName"], model["modelVersion"]) == ("shop", "2.0")
     assert (folder / REQUIREMENTS).read_text() == "httpx\n"
-    assert (folder / MODEL_CONFIG).read_text().startswith("torchrec: {tables: {dtype: int8}}\n")
+    assert (folder / MODEL_CONFIG).read_text() == "torchrec: {tables: {dtype: int8}}\n"
     assert Index.loads((folder / INDEX).read_text()).extra_files == ("scale.txt", "scale.bin")
     assert open_package(folder / PACKAGE).factory.made_by == "my loader"
     predictor = good.load_folder(folder)

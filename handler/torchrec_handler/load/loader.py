@@ -1,5 +1,6 @@
 """From an archive's folder to a predictor: the steps of loading, in order."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -11,10 +12,11 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
 from torchrec_handler.archive import DENSE, INDEX, SAMPLES, TABLES, Index, Signature
-from torchrec_handler.errors import ArchiveError
+from torchrec_handler.errors import ArchiveError, FactoryError
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 from torchrec_handler.load.fuse import fuse
 from torchrec_handler.load.lower import lower
+from torchrec_handler.load.outputs import observe_outputs
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import FloatTable, float_tables, quantize, to_meta
@@ -26,6 +28,8 @@ from torchrec_handler.load.tables import TableStore, attach, is_sharded, layout,
 from torchrec_handler.load.verify import verify
 from torchrec_handler.load.weights import load_dense
 from torchrec_handler.options import Options
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,12 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     if signature:
         _check_rows(signature, quantized.feature_rows)
     predictor = make_ready(package, output, quantized, store, signature, options, device)
+    if predictor.signature.splits is None:
+        predictor = _see_outputs(predictor, output, must_answer=options.self_test and not index)
     if index and options.self_test and SAMPLES in index.sha256:
-        self_test(predictor.module, read_samples(folder / SAMPLES), options.dense.dtype, device)
+        samples = read_samples(folder / SAMPLES)
+        metadata = output.result_metadata
+        self_test(predictor.module, samples, metadata, options.dense.dtype, device)
     return replace(predictor, index=index)
 
 
@@ -117,6 +125,24 @@ def _check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:
                     "rows; the archive was altered or damaged, build or copy it again"
                 )
                 raise ArchiveError(message)
+
+
+def _see_outputs(predictor: Predictor, output: FactoryOutput, *, must_answer: bool) -> Predictor:
+    """Find out how results are cut, where the archive does not tell."""
+    signature = predictor.signature
+    seen = observe_outputs(output, signature, predictor.module, predictor.device)
+    for qualname, fault in seen.raised.items():
+        message = (
+            f"{qualname} {fault}, whatever was drawn for the inputs "
+            f"{', '.join(entry.name for entry in signature.inputs)}; if PredictFactory."
+            "model_inputs_data can tell more of them, let it; torchrec.self_test: false serves the "
+            "model all the same"
+        )
+        if must_answer:
+            raise FactoryError(message)
+        logger.warning("outputs: %s", message)
+    seen.warn()
+    return replace(predictor, signature=replace(signature, splits=seen.splits))
 
 
 def load_weights(

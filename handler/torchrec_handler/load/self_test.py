@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from torchrec_handler.archive import SAMPLES
-from torchrec_handler.errors import ArchiveError, SelfTestError
+from torchrec_handler.errors import ArchiveError, PredictError, SelfTestError
 from torchrec_handler.load.gradients import call_observed
+from torchrec_handler.load.result import read_result
 
 METADATA = "samples"
 
@@ -57,12 +58,20 @@ class Sample:
 
 
 def call(
-    module: torch.nn.Module, qualname: str, inputs: Mapping[str, torch.Tensor], device: torch.device
+    module: torch.nn.Module,
+    qualname: str,
+    inputs: Mapping[str, torch.Tensor],
+    result_metadata: str,
+    device: torch.device,
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """Call a method with recorded inputs.
 
     Returns:
         Output name -> its tensors, on the CPU, half precision as float32.
+
+    Raises:
+        PredictError: the result is not what `result_metadata` promises. What the method itself
+            raises passes through.
     """
     placed = {name: value.to(device) for name, value in inputs.items()}
     batch: dict[str, Any] = {
@@ -70,9 +79,16 @@ def call(
     }
     result = call_observed(module, qualname, batch)
     return {
-        str(name): tuple(map(_plain, value if isinstance(value, tuple | list) else (value,)))
-        for name, value in result.items()
+        name: tuple(map(_plain, tensors))
+        for name, tensors in read_result(result, qualname, result_metadata).items()
     }
+
+
+def said(error: Exception) -> str:
+    """What a call raised, as the rest of a sentence; a result of another form is named itself."""
+    return (
+        str(error) if isinstance(error, PredictError) else f"raised {type(error).__name__}: {error}"
+    )
 
 
 def save_samples(samples: Sequence[Sample], path: Path) -> None:
@@ -108,13 +124,18 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def self_test(
-    module: torch.nn.Module, samples: Iterable[Sample], dense_dtype: str, device: torch.device
+    module: torch.nn.Module,
+    samples: Iterable[Sample],
+    result_metadata: str,
+    dense_dtype: str,
+    device: torch.device,
 ) -> None:
     """Replay samples in the order they were recorded in, small batches first.
 
     Args:
         module: ready to serve.
         samples: from the archive.
+        result_metadata: one of TorchRec's result types.
         dense_dtype: the dense part's data type, which tells how exact the outputs can be.
         device: where to serve.
 
@@ -125,9 +146,9 @@ def self_test(
     for sample in samples:
         where = f"self-test: {sample.qualname}, sample of {sample.rows} rows"
         try:
-            outputs = call(module, sample.qualname, sample.inputs, device)
+            outputs = call(module, sample.qualname, sample.inputs, result_metadata, device)
         except Exception as error:
-            message = f"{where}: raised {type(error).__name__}: {error}"
+            message = f"{where}: {said(error)}"
             raise SelfTestError(message) from error
         if outputs.keys() != sample.outputs.keys():
             message = (

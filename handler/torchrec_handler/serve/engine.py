@@ -20,7 +20,7 @@ from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
 from torchrec_handler.serve.single_rows import SingleRows
-from torchrec_handler.serve.split import Answer, answer, join, split
+from torchrec_handler.serve.split import Answer, Splitter, answer
 from torchrec_handler.serve.validate import Measured, Validator
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,11 @@ class Engine:
         self._codecs = Codecs(model_name, predictor.signature, options.limits)
         self._validator = Validator(predictor.signature, options)
         self._single_rows = SingleRows(predictor.signature, options)
+        splits = predictor.signature.splits or {}
+        self._splitters = {
+            qualname: Splitter(of_method, predictor.result_metadata)
+            for qualname, of_method in splits.items()
+        }
         self._budget = Budget(options.limits)
         self._limits = options.limits
 
@@ -163,13 +168,22 @@ class Engine:
     def _predict(
         self, qualname: str, requests: Sequence[ValidRequest]
     ) -> list[Answer | RequestError]:
-        """One outcome a request, from as few forward calls as the limits allow."""
-        pieces: list[list[HostResult | RequestError]] = [[] for _ in requests]
+        """One outcome a request, from as few forward calls as the limits allow.
+
+        A result of which nobody knows how to cut it is made for one request at a time.
+        """
+        splitter = self._splitters.get(qualname)
+        if splitter is None:
+            return [_attempt(qualname, self._alone, qualname, request) for request in requests]
+        pieces: list[list[tuple[ValidRequest, HostResult | RequestError]]] = [[] for _ in requests]
         for forward_call in cut(requests, self._limits.rows_per_forward):
             outcomes = self._forward(qualname, [piece for _, piece in forward_call])
-            for (position, _), outcome in zip(forward_call, outcomes, strict=True):
-                pieces[position].append(outcome)
-        return [_attempt(qualname, self._answer, parts) for parts in pieces]
+            for (position, piece), outcome in zip(forward_call, outcomes, strict=True):
+                pieces[position].append((piece, outcome))
+        return [_attempt(qualname, self._answer, splitter, parts) for parts in pieces]
+
+    def _alone(self, qualname: str, request: ValidRequest) -> Answer:
+        return answer(self._call(qualname, [request]), self._predictor.result_metadata)
 
     def _forward(
         self, qualname: str, requests: Sequence[ValidRequest]
@@ -184,20 +198,24 @@ class Engine:
         return self._forward(qualname, requests[:half]) + self._forward(qualname, requests[half:])
 
     def _run(self, qualname: str, requests: Sequence[ValidRequest]) -> list[HostResult]:
+        return self._splitters[qualname].split(self._call(qualname, requests), requests)
+
+    def _call(self, qualname: str, requests: Sequence[ValidRequest]) -> HostResult:
         predictor = self._predictor
         batch = combine(requests, predictor.batching, predictor.device)
         with look_up_once(batch.shared):
-            result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
-        return split(result, batch.rows, predictor.result_metadata)
+            return predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
 
-    def _answer(self, parts: Sequence[HostResult | RequestError]) -> Answer:
+    def _answer(
+        self, splitter: Splitter, parts: Sequence[tuple[ValidRequest, HostResult | RequestError]]
+    ) -> Answer:
         results: list[HostResult] = []
-        for part in parts:
+        for _, part in parts:
             if isinstance(part, RequestError):
                 raise part
             results.append(part)
-        metadata = self._predictor.result_metadata
-        return answer(join(results, metadata), metadata)
+        joined = splitter.join(results, [piece for piece, _ in parts])
+        return answer(joined, self._predictor.result_metadata)
 
     def _write(self, outcome: Any, reply: Reply) -> Response:
         if isinstance(outcome, RequestError):

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchrec_handler.errors import InvalidRequest, PredictError
+from torchrec_handler.errors import InvalidRequest
 from torchrec_handler.load.gradients import no_gradients
+from torchrec_handler.load.result import read_result
 from torchrec_handler.serve.batch import Inputs
 
 HostArray = npt.NDArray[Any]
@@ -28,14 +29,9 @@ def predict(
     """
     with no_gradients(module):
         result = getattr(module, qualname)(inputs)
-    if not isinstance(result, Mapping):
-        message = (
-            f"{qualname}: returned {type(result).__name__}, expected a dict ({result_metadata})"
-        )
-        raise PredictError(message)
     return {
-        str(name): _tensors(f"{qualname}: output {name!r}", value, result_metadata)
-        for name, value in result.items()
+        name: tuple(map(_host, tensors))
+        for name, tensors in read_result(result, qualname, result_metadata).items()
     }
 
 
@@ -65,26 +61,6 @@ def _to_host(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_to_host(part) for part in value]
     return value
-
-
-def _tensors(where: str, value: Any, result_metadata: str) -> tuple[HostArray, ...]:
-    if result_metadata == "dict_of_tensor":
-        if isinstance(value, torch.Tensor):
-            return (_host(value),)
-        expected = "a tensor"
-    else:
-        expected = "a tuple of tensors"
-        pair = result_metadata == "dict_with_mask_tensor"
-        if pair:
-            expected = "a tuple of a value tensor and a mask tensor"
-        if (
-            isinstance(value, tuple | list)
-            and all(isinstance(part, torch.Tensor) for part in value)
-            and (not pair or len(value) == 2)
-        ):
-            return tuple(map(_host, value))
-    message = f"{where} is {type(value).__name__}, expected {expected} ({result_metadata})"
-    raise PredictError(message)
 
 
 def _host(tensor: torch.Tensor) -> HostArray:

@@ -1,69 +1,109 @@
-"""One result back into the answers of its requests: TorchRec's ResultSplit.cpp."""
+"""One result back into the answers of its requests: TorchRec's ResultSplit.cpp.
 
-from collections.abc import Sequence
-from typing import Any
+Outputs may hold values for ids, too, where TorchRec knows rows only.
+
+Letters in shapes: R requests, F features, N the length of a first axis.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
+from torchrec_handler.archive import Count, OutputSplit
 from torchrec_handler.errors import PredictError
 from torchrec_handler.serve.predict import HostArray, HostResult
+from torchrec_handler.serve.request import Sparse, ValidRequest
 
 Answer = dict[str, Any]
 """Output name -> what the answer's format writes: arrays, lists of arrays, or values and mask."""
 
+Sizes = npt.NDArray[np.int64]
 
-def split(
-    result: HostResult, rows: Sequence[int], result_metadata: str
-) -> list[dict[str, tuple[HostArray, ...]]]:
-    """Cut a result by the rows of its requests.
 
-    A tensor of k x B values holds k values a row. Masks go to every request whole.
+class Splitter:
+    """Cuts the results of one method, and joins those of a request that was cut by rows.
 
-    Args:
-        result: output name -> tensors, the first axis B (or k x B) long.
-        rows: rows of each request, in the order they were combined; their sum is B.
-        result_metadata: one of TorchRec's result types.
-
-    Raises:
-        PredictError: a tensor's length is not a multiple of B.
+    A tensor holds k values for each row, or for each id of some features: of one feature the
+    requests' ids lie one behind another; of several, feature by feature, so a request's values
+    are picked out of each. Masks go to every request whole.
     """
-    ends = np.cumsum(rows)
-    total = int(ends[-1])
-    masked = result_metadata == "dict_with_mask_tensor"
-    for name, tensors in result.items():
-        for tensor in tensors[:1] if masked else tensors:
-            if tensor.shape[0] % total:
-                message = (
-                    f"output {name!r}: received shape {tensor.shape}, "
-                    f"expected a first axis of k x {total} rows"
-                )
-                raise PredictError(message)
-    return [
-        {
-            name: tuple(
-                tensor if masked and part else _cut(tensor, int(end) - count, int(end), total)
-                for part, tensor in enumerate(tensors)
-            )
-            for name, tensors in result.items()
+
+    def __init__(self, splits: Mapping[str, Sequence[OutputSplit]], result_metadata: str) -> None:
+        """Take the signature's splits of the method, and one of TorchRec's result types."""
+        self._splits = splits
+        self._is_masked = result_metadata == "dict_with_mask_tensor"
+        self._inputs = {
+            count.input
+            for parts in splits.values()
+            for part in parts
+            for count in part.counts
+            if count.input is not None
         }
-        for count, end in zip(rows, ends, strict=True)
-    ]
 
+    def split(self, result: HostResult, requests: Sequence[ValidRequest]) -> list[HostResult]:
+        """Cut a result.
 
-def join(pieces: Sequence[dict[str, tuple[HostArray, ...]]], result_metadata: str) -> HostResult:
-    """Put the pieces of a request that was cut by rows together again."""
-    if len(pieces) == 1:
-        return pieces[0]
-    masked = result_metadata == "dict_with_mask_tensor"
-    return {
-        name: tuple(
-            pieces[0][name][part]
-            if masked and part
-            else np.concatenate([piece[name][part] for piece in pieces])
-            for part in range(len(pieces[0][name]))
-        )
-        for name in pieces[0]
-    }
+        Args:
+            result: output name -> tensors.
+            requests: in the order in which they were combined.
+
+        Raises:
+            PredictError: a tensor is not what the signature says. What lies behind the first axis
+                is left open for a request alone, which needs no cutting.
+        """
+        measured = _Measured(requests, self._inputs)
+        answers: list[HostResult] = [{} for _ in requests]
+        for name, tensors in result.items():
+            pieces = [
+                [tensor] * len(requests) if known is None else _cut(where, tensor, known, measured)
+                for where, tensor, known in self._parts(name, tensors)
+            ]
+            for request, parts in zip(answers, zip(*pieces, strict=True), strict=True):
+                request[name] = parts
+        return answers
+
+    def join(self, pieces: Sequence[HostResult], requests: Sequence[ValidRequest]) -> HostResult:
+        """Put the results of a request that was cut by rows together again.
+
+        Args:
+            pieces: what `split` gave.
+            requests: the pieces of the request.
+
+        Raises:
+            PredictError: the pieces have different shapes behind the first axis.
+        """
+        if len(pieces) == 1:
+            return pieces[0]
+        measured = _Measured(requests, self._inputs)
+        joined: HostResult = {}
+        for name, tensors in pieces[0].items():
+            joined[name] = tuple(
+                tensor
+                if known is None
+                else _join(where, [piece[name][at] for piece in pieces], known, measured)
+                for at, (where, tensor, known) in enumerate(self._parts(name, tensors))
+            )
+        return joined
+
+    def _parts(
+        self, name: str, tensors: Sequence[HostArray]
+    ) -> list[tuple[str, HostArray, OutputSplit | None]]:
+        """What to call each tensor of an output, the tensor, and its split; None: not cut."""
+        where = f"output {name!r}"
+        known = self._splits.get(name)
+        if known is None or len(known) != (1 if self._is_masked else len(tensors)):
+            received = "was not given" if known is None else f"had {len(known)} tensors"
+            message = (
+                f"{where}: {received} when the model was observed, so it is not known whose its "
+                "values are"
+            )
+            raise PredictError(message)
+        if self._is_masked:
+            value, mask = tensors
+            return [(where, value, known[0]), (where, mask, None)]
+        return [(where, tensor, part) for tensor, part in zip(tensors, known, strict=True)]
 
 
 def answer(result: HostResult, result_metadata: str) -> Answer:
@@ -75,6 +115,92 @@ def answer(result: HostResult, result_metadata: str) -> Answer:
     return {name: {"values": values, "mask": mask} for name, (values, mask) in result.items()}
 
 
-def _cut(tensor: HostArray, start: int, stop: int, total: int) -> HostArray:
-    factor = tensor.shape[0] // total
-    return tensor[start * factor : stop * factor]
+class _Measured:
+    """How many rows and ids each request has; what its rows share counts in each of them."""
+
+    def __init__(self, requests: Sequence[ValidRequest], inputs: Collection[str]) -> None:
+        self.requests = len(requests)
+        self._rows = np.array([request.rows for request in requests])
+        self._ids = {
+            name: np.stack([_ids(request, name) for request in requests]) for name in inputs
+        }
+
+    def of(self, count: Count) -> Sizes:
+        """[R, F]: values of each request in each feature; one column where rows are counted."""
+        if count.input is None:
+            return self._rows[:, None] * count.factor
+        ids = self._ids[count.input]
+        taken: Sizes = ids[:, list(count.features)] if count.features else ids
+        return taken * count.factor
+
+
+def _ids(request: ValidRequest, name: str) -> Sizes:
+    """Ids of a request in each feature, [F]."""
+    sparse = cast("Sparse", request.inputs[name])
+    sizes: Sizes = sparse.lengths.sum(axis=1, dtype=np.int64)
+    return sizes if sparse.shared is None else sizes * np.where(sparse.shared, request.rows, 1)
+
+
+def _cut(where: str, tensor: HostArray, known: OutputSplit, measured: _Measured) -> list[HostArray]:
+    if tensor.ndim == len(known.shape):
+        tensor = tensor[None]  # a model that squeezes what it gives takes a batch's one row for it
+    sizes = _fitting(where, tensor, known, measured)
+    if measured.requests > 1 and tensor.shape[1:] != known.shape:
+        expected = f"({', '.join(['…', *map(str, known.shape)])})"
+        message = f"{where}: received shape {tensor.shape}, expected {expected}"
+        raise PredictError(message)
+    if sizes.shape[1] > 1:
+        tensor = _transpose(tensor, sizes.T)
+    ends = np.cumsum(sizes.sum(axis=1)).tolist()
+    return [tensor[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _join(
+    where: str, pieces: Sequence[HostArray], known: OutputSplit, measured: _Measured
+) -> HostArray:
+    if len({piece.shape[1:] for piece in pieces}) > 1:
+        received = " and ".join(map(str, dict.fromkeys(piece.shape for piece in pieces)))
+        message = f"{where}: received shapes {received} for a request that was cut by rows"
+        raise PredictError(message)
+    tensor = np.concatenate(pieces)
+    sizes = _fitting(where, tensor, known, measured)
+    return _transpose(tensor, sizes) if sizes.shape[1] > 1 else tensor
+
+
+def _fitting(where: str, tensor: HostArray, known: OutputSplit, measured: _Measured) -> Sizes:
+    """[R, F]: values of each request in each feature, by what the first axis counts."""
+    possible = [measured.of(count) for count in known.counts]
+    fitting = [sizes for sizes in possible if sizes.sum() == tensor.shape[0]]
+    if not fitting:
+        expected = " or ".join(
+            _shown(count, sizes) for count, sizes in zip(known.counts, possible, strict=True)
+        )
+        message = f"{where}: received shape {tensor.shape}, expected a first axis of {expected}"
+        raise PredictError(message)
+    if not all(np.array_equal(fitting[0], sizes) for sizes in fitting[1:]):
+        message = f"{where}: it cannot be told whether its values are for rows or for ids"
+        raise PredictError(message)
+    return fitting[0]
+
+
+def _shown(count: Count, sizes: Sizes) -> str:
+    total = int(sizes.sum())
+    what = "rows" if count.input is None else f"ids of {count.input}"
+    if count.features:
+        what += f", features {', '.join(map(str, count.features))}"
+    return f"{count.factor} x {total // count.factor} {what}"
+
+
+def _transpose(tensor: HostArray, sizes: Sizes) -> HostArray:
+    """Blocks that lie row by row of `sizes`, column by column instead.
+
+    Args:
+        tensor: [N, …]
+        sizes: how long each block is; their sum is N.
+    """
+    flat = sizes.reshape(-1)
+    starts = (np.cumsum(flat) - flat).reshape(sizes.shape).T.reshape(-1)
+    taken = sizes.T.reshape(-1)
+    places = np.repeat(starts - (np.cumsum(taken) - taken), taken) + np.arange(taken.sum())
+    moved: HostArray = tensor[places]
+    return moved

@@ -62,12 +62,13 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert all(torch.equal(one.inputs[name], value) for name, value in wanted.inputs.items())
         for name, parts in wanted.outputs.items():
             assert all(map(torch.equal, one.outputs[name], parts))
-    self_test(Model(), read, "float32", CPU)
+    self_test(Model(), read[:1], "dict_of_tensor", "float32", CPU)
+    self_test(Model(), read[1:], "dict_of_tensors", "float32", CPU)
 
 
 def test_rounding_is_not_off() -> None:
-    self_test(Model(), [changed([9.0005, 4.9998, 6.75])], "float32", CPU)
-    self_test(Model(), [changed([9.05, 5.02, 6.75])], "bfloat16", CPU)
+    self_test(Model(), [changed([9.0005, 4.9998, 6.75])], "dict_of_tensor", "float32", CPU)
+    self_test(Model(), [changed([9.05, 5.02, 6.75])], "dict_of_tensor", "bfloat16", CPU)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -82,7 +83,7 @@ def test_an_output_that_is_off_by_one_percent_is_named(dtype: str) -> None:
     )
     wrong = changed([9.0, 5.05 if dtype == "float32" else 5.1, 6.75])
     with pytest.raises(SelfTestError) as caught:
-        self_test(Model(), [make(), wrong], dtype, CPU)
+        self_test(Model(), [make(), wrong], "dict_of_tensor", dtype, CPU)
     assert str(caught.value).startswith(message)
     assert off.partition(" apart")[0] in str(caught.value) or dtype == "float32"
     assert str(caught.value).endswith(
@@ -95,12 +96,12 @@ def test_not_a_number_is_off() -> None:
     nan, inf = float("nan"), float("inf")
     for values in ([nan, 5.0, 6.75], [9.0, 5.0, inf], [9.5, inf, 6.75]):
         with pytest.raises(SelfTestError):
-            self_test(Model(), [changed(values)], "float32", CPU)
+            self_test(Model(), [changed(values)], "dict_of_tensor", "float32", CPU)
     dense = torch.tensor([[nan, 0.0], [inf, 0.0], [1.0, 2.0]])
     inputs = {"dense": dense, "embeddings": torch.ones(2, 3, 3)}
     outputs = {"default": (torch.tensor([nan, inf, 9.0]),)}
     same = Sample(qualname="forward", rows=3, inputs=inputs, outputs=outputs)
-    self_test(Model(), [same], "float32", CPU)
+    self_test(Model(), [same], "dict_of_tensor", "float32", CPU)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_not_a_number_is_off() -> None:
 )
 def test_every_other_difference_is_named(sample: Sample, message: str) -> None:
     with pytest.raises(SelfTestError) as caught:
-        self_test(Model(), [sample], "float32", CPU)
+        self_test(Model(), [sample], "dict_of_tensor", "float32", CPU)
     assert str(caught.value) == message
 
 
@@ -157,9 +158,9 @@ def test_a_few_ids_may_change_places() -> None:
             qualname="forward", rows=2, inputs={"ids": ids}, outputs={"movies": (recorded,)}
         )
 
-    self_test(Top(), [sample(0), sample(2)], "float32", CPU)
+    self_test(Top(), [sample(0), sample(2)], "dict_of_tensor", "float32", CPU)
     with pytest.raises(SelfTestError) as caught:
-        self_test(Top(), [sample(3)], "float32", CPU)
+        self_test(Top(), [sample(3)], "dict_of_tensor", "float32", CPU)
     assert str(caught.value).startswith(
         "self-test: forward, sample of 2 rows, output 'movies': 3 of 20 values differ, "
         "expected at most 10%; "

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive import Count, InputSignature, OutputSplit, Signature
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.serve.request import Sparse, ValidRequest
 
@@ -119,6 +119,17 @@ def batching(*inputs: InputSignature) -> dict[str, BatchingMetadata]:
     }
 
 
+ROWS = OutputSplit(counts=(Count(factor=1),), shape=())
+FLAT = OutputSplit(counts=(Count(factor=3),), shape=())
+PAIR = OutputSplit(counts=(Count(factor=1),), shape=(2,))
+SPLITS: Mapping[str, Mapping[str, tuple[OutputSplit, ...]]] = {
+    "dict_of_tensor": {"default": (ROWS,), "flat": (FLAT,), "pair": (PAIR,)},
+    "dict_of_tensors": {"default": (ROWS, FLAT), "pair": (PAIR, ROWS, FLAT)},
+    "dict_with_mask_tensor": {"default": (ROWS,), "flat": (FLAT,), "pair": (PAIR,)},
+}
+"""How what `Exact.result` gives is cut."""
+
+
 def predictor(
     module: torch.nn.Module,
     *inputs: InputSignature,
@@ -129,7 +140,12 @@ def predictor(
     known = methods or {"forward": True}
     return Predictor(
         module=module,
-        signature=Signature(inputs=inputs, methods=known, result_metadata=result_metadata),
+        signature=Signature(
+            inputs=inputs,
+            methods=known,
+            result_metadata=result_metadata,
+            splits={name: SPLITS[result_metadata] for name, batched in known.items() if batched},
+        ),
         batching=batching(*inputs),
         qualnames={name: QualNameMetadata(need_preproc=batched) for name, batched in known.items()},
         result_metadata=result_metadata,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from tests.handler.serve.exact import (
     lists_of_requests,
     predictor,
 )
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive import Count, InputSignature, OutputSplit
 from torchrec_handler.errors import InvalidRequest
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.batch import combine
+from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, SparseFeatures
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
 
@@ -327,7 +329,7 @@ class TestModelRaises:
                 "code": 500,
                 "type": "PredictError",
                 "message": (
-                    "output 'default': received shape (1,), expected a first axis of k x 2 rows"
+                    "output 'default': received shape (1,), expected a first axis of 1 x 2 rows"
                 ),
             },
         )
@@ -381,6 +383,102 @@ class TestOutOfMemory:
         assert [opened(response)[1]["default"] for response in responses] == [
             [4.0 * at] for at in range(7)
         ]
+
+
+class TestResultsThatNobodyCanCut:
+    """Methods that the signature does not know how to cut are called once a request."""
+
+    @staticmethod
+    def served(module: torch.nn.Module, **limits: int) -> Engine:
+        known = predictor(module, DENSE, SPARSE)
+        known = replace(known, signature=replace(known.signature, splits={}))
+        return Engine("ranking", known, Options(limits=Limits(**limits)))
+
+    def test_each_request_gets_what_it_would_get_alone(self) -> None:
+        """The mean of its rows, which are never cut, and lists padded to its own longest one."""
+
+        class Means(torch.nn.Module):
+            def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+                longest = int(batch["id_list_features.lengths"].max())
+                mean = batch[DENSE.name].mean(dim=0, keepdim=True)
+                return {"mean": mean[:, :1], "padded": torch.zeros(len(batch[DENSE.name]), longest)}
+
+        def request(rows: int, length: int) -> RawRequest:
+            lengths = [length] * rows + [0] * 2 * rows
+            return raw(
+                {
+                    DENSE.name: [[at, 0, 0] for at in range(rows)],
+                    "id_list_features.lengths": lengths,
+                    "id_list_features.values": [1] * sum(lengths),
+                }
+            )
+
+        served = self.served(Means(), rows_per_forward=2)
+        responses = served.predict([request(3, 1), request(1, 2), request(2, 0)])
+        assert [opened(response) for response in responses] == [
+            (200, {"mean": [[1]], "padded": [[0]] * 3}),
+            (200, {"mean": [[0]], "padded": [[0, 0]]}),
+            (200, {"mean": [[0.5]], "padded": [[], []]}),
+        ]
+
+    def test_what_one_of_them_raises_is_its_own(self) -> None:
+        empty = {f"{SPARSE.name}.lengths": [0] * 3, f"{SPARSE.name}.values": []}
+        bodies = [raw({DENSE.name: [[at, 0, 0]], **empty}) for at in (1, -1, 2)]
+        responses = self.served(Marked()).predict(bodies)
+        assert [response.status for response in responses] == [200, 500, 200]
+
+
+def test_scores_of_candidates_go_to_the_request_of_the_candidates() -> None:
+    """In one forward call, in every format, for a request without any and one cut by rows, too."""
+    entry = replace(SPARSE, num_features=1, features=("candidates",), rows=(None,))
+
+    class Scores(torch.nn.Module):
+        calls = 0
+
+        def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            return {"scores": batch["id_list_features.values"].float() * 2}
+
+    def request(*lists: list[int]) -> dict[str, Any]:
+        values = [one for of_row in lists for one in of_row]
+        return {
+            "batch_size": len(lists),
+            "id_list_features.lengths": list(map(len, lists)),
+            "id_list_features.values": values,
+        }
+
+    module = Scores()
+    served = predictor(module, entry)
+    count = Count(factor=1, input=entry.name)
+    splits = {"forward": {"scores": (OutputSplit(counts=(count,), shape=()),)}}
+    served = replace(served, signature=replace(served.signature, splits=splits))
+    engine = Engine("ranking", served, Options())
+    tensors = [
+        {"name": "id_list_features.lengths", "shape": [2], "datatype": "INT32", "data": [1, 2]},
+        {"name": "id_list_features.values", "shape": [3], "datatype": "INT64", "data": [7, 8, 9]},
+    ]
+    message = PredictionRequest(
+        batch_size=1,
+        id_list_features=SparseFeatures(
+            num_features=1,
+            lengths=np.array([2], "<i4").tobytes(),
+            values=np.array([30, 40], "<i4").tobytes(),
+        ),
+    )
+    binary = RawRequest(
+        body=message.SerializeToString(), content_type="application/x-protobuf", accept=JSON
+    )
+    bodies = [raw(request([1, 2, 3])), raw(request([])), raw({"inputs": tensors}), binary]
+    responses = [opened(response) for response in engine.predict(bodies)]
+    assert module.calls == 1
+    assert responses[0] == (200, {"scores": [2, 4, 6]})
+    assert responses[1] == (200, {"scores": []})
+    (output,) = responses[2][1]["outputs"]
+    assert output == {"name": "scores", "shape": [3], "datatype": "FP32", "data": [14, 16, 18]}
+    assert responses[3] == (200, {"scores": [60, 80]})
+    cutting = Engine("ranking", served, Options(limits=Limits(rows_per_forward=2)))
+    cut = cutting.predict([raw(request([1], [2, 3], [], [4], [5])), raw(request([6]))])
+    assert [opened(response)[1]["scores"] for response in cut] == [[2, 4, 6, 8, 10], [12]]
 
 
 def test_requests_that_no_batch_can_hold_are_answered_alone() -> None:
@@ -566,6 +664,21 @@ def test_describes_what_it_serves() -> None:
             "methods": {"forward": True},
             "result_metadata": "dict_of_tensor",
             "outputs": {},
+            "splits": {
+                "forward": {
+                    name: [
+                        {
+                            "counts": [{"factor": factor, "input": None, "features": []}],
+                            "shape": shape,
+                        }
+                    ]
+                    for name, factor, shape in (
+                        ("default", 1, []),
+                        ("flat", 3, []),
+                        ("pair", 1, [2]),
+                    )
+                }
+            },
         },
         "options": Options().model_dump(),
         "device": "cpu",

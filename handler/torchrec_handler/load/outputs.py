@@ -1,0 +1,165 @@
+"""What the first axis of every output counts, found out by calling the methods.
+
+They get batches in which rows, and the ids of every sparse input and feature, are all of different
+numbers; what fits all of the outputs is taken, and what cannot be told is not guessed.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from torchrec_handler.archive import OutputSplit, Signature
+from torchrec_handler.load.counts import CannotCutError, IsPaddedError, Method, Seen, see, sizes
+from torchrec_handler.load.draw import STYLES, Style, draw_inputs, open_inputs
+from torchrec_handler.load.factory import FactoryOutput
+from torchrec_handler.load.self_test import Sample, call, said
+from torchrec_handler.load.told import read_told
+
+logger = logging.getLogger(__name__)
+
+LEAST_PROBES, MOST_PROBES = 4, 16
+"""Batches of a style: as many as it takes for all that may be counted to differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What calling the methods has shown."""
+
+    splits: Mapping[str, Mapping[str, tuple[OutputSplit, ...]]]
+    """qualname -> output name -> how its tensors are cut."""
+    untold: Mapping[str, str]
+    """qualname -> the output that nobody can cut, and what to do."""
+    padded: Mapping[str, str]
+    """qualname -> the output whose shape behind the first axis depends on the batch."""
+    raised: Mapping[str, str]
+    """qualname -> what it raised on all that was drawn."""
+    alone: Sequence[str]
+    """Methods of which each request is a forward call of its own."""
+
+    def warn(self) -> None:
+        """Say which they are, and why."""
+        for message in (*self.untold.values(), *self.padded.values()):
+            logger.warning("outputs: %s", message)
+        if self.alone:
+            logger.warning(
+                "outputs: requests of %s are called one by one, since it is not known how to cut "
+                "what a batch gives",
+                ", ".join(self.alone),
+            )
+
+
+def observe_outputs(
+    output: FactoryOutput,
+    signature: Signature,
+    module: torch.nn.Module,
+    device: torch.device,
+    samples: Sequence[Sample] = (),
+) -> Outputs:
+    """Call every method that takes the batched input.
+
+    Args:
+        output: the factory's metadata.
+        signature: of the module's inputs; where it leaves features open, nothing is drawn.
+        module: ready to serve.
+        device: where to serve.
+        samples: what was recorded of the module shows more.
+
+    Raises:
+        FactoryError: `model_inputs_data` says of an output what is not so.
+    """
+    told = read_told(output, signature)
+    splits: dict[str, dict[str, tuple[OutputSplit, ...]]] = {}
+    untold: dict[str, str] = {}
+    padded: dict[str, str] = {}
+    raised: dict[str, str] = {}
+    methods = [name for name, entry in output.qualnames.items() if entry.need_preproc]
+    for qualname in methods:
+        seen, fault = _try(qualname, output, signature, module, device)
+        if fault and not seen:
+            raised[qualname] = fault
+        seen += [
+            see(signature, sample.inputs, sample.rows, sample.outputs)
+            for sample in samples
+            if sample.qualname == qualname and sample.rows > 1
+        ]
+        if len({one.rows for one in seen}) < 2:
+            continue
+        method = Method(qualname, seen, signature, told)
+        found = splits[qualname] = {}
+        for name in method.outputs:
+            try:
+                found[name] = method.split(name)
+            except CannotCutError as error:
+                untold.setdefault(qualname, str(error))
+            except IsPaddedError as error:
+                padded.setdefault(qualname, str(error))
+    told.check(is_complete=splits.keys() == set(methods))
+    alone = [name for name in methods if name not in splits or name in untold or name in padded]
+    return Outputs(
+        splits={qualname: found for qualname, found in splits.items() if qualname not in alone},
+        alone=alone,
+        untold=untold,
+        padded=padded,
+        raised=raised,
+    )
+
+
+def probes(signature: Signature, style: Style) -> Iterator[tuple[int, Mapping[str, torch.Tensor]]]:
+    """Draw batches whose sizes tell apart all that may be counted.
+
+    Yields:
+        The rows of a batch, and the batch.
+    """
+    generator = np.random.default_rng(0)
+    seen: list[list[int]] = []
+    longest = range(style.most, max(style.least, 1) - 1, -1)
+    for number in range(MOST_PROBES):
+        rows = 2 + number
+        # Not always as long, for what is padded to the longest list of a batch.
+        shorter = replace(style, most=longest[number % len(longest)])
+        inputs = draw_inputs(signature.inputs, rows, shorter, generator)
+        yield rows, inputs
+        seen.append(list(sizes(signature, inputs, rows).values()))
+        if number + 1 >= LEAST_PROBES and (style.alike != "none" or _differ(seen)):
+            return
+
+
+def _differ(seen: Sequence[Sequence[int]]) -> bool:
+    """Whether no column of sizes is a multiple of another."""
+    columns = np.array(seen).T
+    reduced = columns // np.maximum(np.gcd.reduce(columns, axis=1), 1)[:, None]
+    return len(np.unique(reduced, axis=0)) == len(columns)
+
+
+def _try(
+    qualname: str,
+    output: FactoryOutput,
+    signature: Signature,
+    module: torch.nn.Module,
+    device: torch.device,
+) -> tuple[list[Seen], str | None]:
+    """Call a method on batches of one style after another, until it takes all of one.
+
+    Returns:
+        The calls that it took, and what it raised first.
+    """
+    seen: list[Seen] = []
+    first_fault = None
+    if open_inputs(signature):
+        return seen, None
+    for style in STYLES:
+        fault = None
+        for rows, inputs in probes(signature, style):
+            try:
+                given = call(module, qualname, inputs, output.result_metadata, device)
+            except Exception as error:  # noqa: BLE001  a user's model may raise anything
+                fault = said(error)
+                break
+            seen.append(see(signature, inputs, rows, given))
+        if fault is None:
+            break
+        first_fault = first_fault or fault
+    return seen, first_fault
