@@ -28,7 +28,7 @@ from torchrec_handler.archive import Signature
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.lower import is_collection
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta, widen
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature import feature_rows, observe_signature
 from torchrec_handler.load.tables import TableStore, attach, layout, quantized_rows
@@ -133,7 +133,7 @@ def prepare(
     options = Options.model_validate({"tables": tables or {}, "sharding": sharding or {}})
     found = float_tables(module, options.tables.quantization_mapping)
     rows = to_meta(found)
-    quantize(module, found, options.tables)
+    quantize(module, found, options.tables, widen(found, options.tables, rows))
     store = TableStore.encode(layout(module), {**rows, **quantized_rows(module)})
     sharded, _ = shard(module, options.sharding, plan, CPU)
     attach(sharded, store, CPU)

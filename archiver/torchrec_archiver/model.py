@@ -47,6 +47,7 @@ from torchrec_handler.load.lower import lower
 from torchrec_handler.load.outputs import observe_outputs
 from torchrec_handler.load.package import open_package
 from torchrec_handler.load.process_group import init_process_group
+from torchrec_handler.load.quantize import widen
 from torchrec_handler.load.self_test import save_samples
 from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, check_kind, is_sharded, layout
@@ -152,7 +153,8 @@ def write_model(  # noqa: PLR0913
         rows = {**loaded.own_rows, **fitted.rows}
     asked = _Asked(samples=samples, may_fail=allow_failing_samples, options=options)
     reference = _ask_float_model(output, loaded, rows, asked)
-    quantized = quantize_tables(loaded, options)
+    widened = widen(loaded.tables, options.tables, rows)
+    quantized = quantize_tables(loaded, options, widened)
     store = None
     entries = [] if is_sharded(quantized.module) else layout(quantized.module)
     _check_allowed(allow_invalid_rows, [entry.name for entry in entries])

@@ -82,6 +82,12 @@ class SumFactory(PooledFactory):
     tables = (table("user", 50), table("movie", 40))
 
 
+class OddFactory(PooledFactory):
+    """A first-order weight an id, as the wide part of a DeepFM has."""
+
+    tables = (table("odd", 3, width=1),)
+
+
 class MeanFactory(PooledFactory):
     """Mean pooling."""
 

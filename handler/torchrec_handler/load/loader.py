@@ -19,7 +19,14 @@ from torchrec_handler.load.lower import lower
 from torchrec_handler.load.outputs import observe_outputs
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process_group import init_process_group
-from torchrec_handler.load.quantize import FloatTable, float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import (
+    FloatTable,
+    float_tables,
+    quantize,
+    to_meta,
+    unpackable,
+    widen,
+)
 from torchrec_handler.load.requirements import check_requirements
 from torchrec_handler.load.self_test import read_samples, self_test
 from torchrec_handler.load.shard import shard
@@ -92,7 +99,17 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     output = run_factory(package.factory, device, options.sharding.world_size)
     index = archive.index
     dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
-    quantized = quantize_tables(load_weights(output, dense, options, device), options)
+    loaded = load_weights(output, dense, options, device)
+    if index:
+        archived = {(entry.collection, entry.name): entry.dtype for entry in index.tables}
+        widened = {
+            table.name: archived[table.collection, table.name]
+            for table in unpackable(loaded.tables, options.tables)
+            if (table.collection, table.name) in archived
+        }
+    else:
+        widened = widen(loaded.tables, options.tables, loaded.own_rows)
+    quantized = quantize_tables(loaded, options, widened)
     if index and index.tables:
         store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
     elif is_sharded(quantized.module):
@@ -174,9 +191,15 @@ def load_weights(
     )
 
 
-def quantize_tables(loaded: Loaded, options: Options) -> Quantized:
-    """Swap the module's float collections for quantized ones without rows, in place."""
-    quantize(loaded.module, loaded.tables, options.tables)
+def quantize_tables(loaded: Loaded, options: Options, widened: Mapping[str, str]) -> Quantized:
+    """Swap the module's float collections for quantized ones without rows, in place.
+
+    Args:
+        loaded: what `load_weights` gave.
+        options: all options.
+        widened: table name -> data type, of those that are `unpackable`.
+    """
+    quantize(loaded.module, loaded.tables, options.tables, widened)
     return Quantized(
         module=loaded.module,
         own_rows={**loaded.own_rows, **quantized_rows(loaded.module)},

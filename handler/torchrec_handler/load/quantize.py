@@ -5,6 +5,7 @@ ever held twice; `tables` encodes the rows, or maps rows that the archiver encod
 """
 
 import importlib
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,10 @@ from torchrec.inference.modules import (
 from torchrec.modules.fp_embedding_modules import FeatureProcessorDictWrapper
 
 from torchrec_handler.errors import FactoryError, OptionError
+from torchrec_handler.load.rows import find_invalid
 from torchrec_handler.options import Tables
+
+logger = logging.getLogger(__name__)
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -30,7 +34,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 """Our names of table data types -> the dtypes that TorchRec's `QuantConfig` takes."""
 
 WIDTH_MULTIPLES: Mapping[str, int] = {"int8": 2, "int4": 4, "int2": 8}
-"""FBGEMM encodes rows of whole half-precision words only."""
+"""FBGEMM encodes rows of whole half-precision words only; the float types take any width."""
 
 COLLECTIONS = frozenset({*DEFAULT_QUANT_MAPPING, FEATURE_PROCESSED_EBC_TYPE})
 """Type names of the float collections that `quantize_inference_model` finds by itself."""
@@ -95,15 +99,64 @@ def to_meta(tables: list[FloatTable]) -> dict[tuple[str, str], torch.Tensor]:
     return taken
 
 
-def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -> None:
+def unpackable(tables: list[FloatTable], options: Tables) -> list[FloatTable]:
+    """The tables whose width their data type cannot pack, as 1 or 3."""
+    return [table for table in tables if table.weight.shape[1] % _multiple(_wanted(table, options))]
+
+
+def widen(
+    tables: list[FloatTable],
+    options: Tables,
+    rows: Mapping[tuple[str, str], torch.Tensor],
+) -> dict[str, str]:
+    """Choose other data types for tables that cannot be packed, with a warning.
+
+    Args:
+        tables: all of them.
+        options: as the user gave them.
+        rows: (collection, table name) -> float rows [rows, D], where there are any.
+
+    Returns:
+        Table name -> float16, or float32 where only that holds its values. Of tables of one name,
+        which have one type, the largest.
+    """
+    widened: dict[str, str] = {}
+    said = []
+    for table in unpackable(tables, options):
+        own = rows.get((table.collection, table.name))
+        held = own is None or not find_invalid(own, "float16") or find_invalid(own, "float32")
+        if not held or table.name not in widened:
+            widened[table.name] = "float16" if held else "float32"
+        wanted = _wanted(table, options)
+        said.append(
+            f"{table.name} as {widened[table.name]}, being {table.weight.shape[1]} wide, where "
+            f"{wanted} packs multiples of {_multiple(wanted)}"
+        )
+    if said:
+        logger.warning("torchrec.tables: stored are %s", "; ".join(said))
+    return widened
+
+
+def quantize(
+    module: torch.nn.Module,
+    tables: list[FloatTable],
+    options: Tables,
+    widened: Mapping[str, str],
+) -> None:
     """Swap the collections of `tables` for quantized ones without rows, in place.
 
     A managed-collision module keeps its place and its remapping; the collection inside it is
     swapped. TorchRec's own quantized form of it is had through `quantization_mapping`.
 
+    Args:
+        module: not sharded.
+        tables: its `float_tables`.
+        options: as the user gave them.
+        widened: table name -> data type, of those that are `unpackable`.
+
     Raises:
-        OptionError: `per_table` or `quantization_mapping` names what the module lacks, a width
-            cannot be packed, or a quantized counterpart cannot be imported.
+        OptionError: `per_table` or `quantization_mapping` names what the module lacks, or a
+            quantized counterpart cannot be imported.
         FactoryError: TorchRec cannot quantize the module.
     """
     _check(module, tables, options)
@@ -121,7 +174,7 @@ def quantize(module: torch.nn.Module, tables: list[FloatTable], options: Tables)
             module,
             quantization_mapping={**DEFAULT_QUANT_MAPPING, **mapping},
             per_table_weight_dtype={
-                table.name: TORCH_DTYPES[options.per_table.get(table.name, options.dtype)]
+                table.name: TORCH_DTYPES[widened.get(table.name) or _wanted(table, options)]
                 for table in tables
             },
             fp_weight_dtype=dtype,
@@ -147,15 +200,14 @@ def _check(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -
                 f"torchrec.tables.quantization_mapping: the model has no module of type {name}"
             )
             raise OptionError(message)
-    for table in tables:
-        wanted = options.per_table.get(table.name, options.dtype)
-        multiple = WIDTH_MULTIPLES.get(wanted, 1)
-        if table.weight.shape[1] % multiple:
-            message = (
-                f"torchrec.tables: table {table.name!r} is {table.weight.shape[1]} wide, "
-                f"expected a multiple of {multiple} for {wanted}"
-            )
-            raise OptionError(message)
+
+
+def _wanted(table: FloatTable, options: Tables) -> str:
+    return options.per_table.get(table.name, options.dtype)
+
+
+def _multiple(dtype: str) -> int:
+    return WIDTH_MULTIPLES.get(dtype, 1)
 
 
 def _find_class(path: str) -> type[torch.nn.Module]:

@@ -12,9 +12,10 @@ from torchrec.inference.modules import (
     quantize_inference_model,
     set_pruning_data,
 )
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.factories.kinds_base import KindFactory
 from tests.factories.kinds_own import (
@@ -27,6 +28,7 @@ from tests.factories.kinds_own import (
 )
 from tests.factories.kinds_pooled import (
     ManagedFactory,
+    OddFactory,
     PositionWeightedEachFactory,
     PositionWeightedFactory,
     SumFactory,
@@ -59,10 +61,19 @@ def archived(kind: type[KindFactory], folder: Path, **options: Any) -> Predictor
     return load_archive(build(kind, folder, config_file=folder / "config.yaml"), **options)
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged by this project: torch warns when it first traces, in any test."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("torchrec_handler")
+    ]
+
+
 def refused(module: torch.nn.Module, **options: Any) -> str:
     tables = Tables(**options)
     with pytest.raises(OptionError) as caught:
-        quantize(module, float_tables(module), tables)
+        quantize(module, float_tables(module), tables, {})
     return str(caught.value)
 
 
@@ -167,23 +178,126 @@ def test_data_types_of_unknown_tables_are_refused() -> None:
     )
 
 
-@pytest.mark.parametrize(("dtype", "multiple"), [("int8", 2), ("int4", 4), ("int2", 8)])
-def test_widths_that_cannot_be_packed_are_refused(dtype: str, multiple: int) -> None:
-    """FBGEMM's own message does not name the table."""
-    for width in range(1, 17):
-        config = EmbeddingBagConfig(
-            name="t_odd", num_embeddings=3, embedding_dim=width, feature_names=["odd"]
-        )
-        module = PredictModule(torch.nn.ModuleList([EmbeddingBagCollection(tables=[config])]))
-        if width % multiple:
-            assert refused(module, dtype=dtype) == (
-                f"torchrec.tables: table 't_odd' is {width} wide, expected a multiple of "
-                f"{multiple} for {dtype}"
+def pooled_and_sequence(width: int, rows: torch.Tensor) -> torch.nn.Module:
+    """Two collections of a table that is called the same and one that is not."""
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes: Any = {"num_embeddings": len(rows), "embedding_dim": width}
+            self.pooled = EmbeddingBagCollection(
+                tables=[EmbeddingBagConfig(name="t_odd", feature_names=["odd"], **sizes)]
             )
-        else:
-            prepare(module, tables={"dtype": dtype})
-    module = PredictModule(torch.nn.ModuleList([EmbeddingBagCollection(tables=[config])]))
-    prepare(module, tables={"dtype": dtype, "per_table": {"t_odd": "float16"}})
+            self.sequence = EmbeddingCollection(
+                tables=[EmbeddingConfig(name="t_seq", feature_names=["odd"], **sizes)]
+            )
+            with torch.no_grad():
+                self.pooled.embedding_bags["t_odd"].weight.copy_(rows)
+                self.sequence.embeddings["t_seq"].weight.copy_(rows)
+
+        def forward(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+            return {
+                "default": self.pooled(features).values(),
+                "sequence": self.sequence(features)["odd"].values(),
+            }
+
+    class Module(PredictModule):
+        def predict_forward(self, batch: dict[str, torch.Tensor]) -> Any:
+            return self.predict_module(
+                KeyedJaggedTensor(
+                    keys=["odd"], values=batch["odd.values"], lengths=batch["odd.lengths"]
+                )
+            )
+
+    return Module(Both(), "cpu")
+
+
+ODD = {
+    "odd.lengths": torch.tensor([2, 0, 1], dtype=torch.int32),
+    "odd.values": torch.tensor([1, 2, 0], dtype=torch.int32),
+}
+
+
+@pytest.mark.parametrize(("dtype", "multiple"), [("int8", 2), ("int4", 4), ("int2", 8)])
+@pytest.mark.parametrize("width", [*range(1, 17), 1023, 1025])
+def test_tables_of_any_width_are_served(
+    dtype: str, multiple: int, width: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As float16 where FBGEMM packs no such width, which is said once, with the float's values."""
+    rows = torch.randn(3, width, generator=torch.Generator().manual_seed(width))
+    expected = pooled_and_sequence(width, rows)(ODD)
+    with caplog.at_level("WARNING"):
+        prepared = prepare(pooled_and_sequence(width, rows), tables={"dtype": dtype})
+    if width % multiple == 0:
+        assert stored(prepared) == {"t_odd": dtype, "t_seq": dtype}
+        assert not said(caplog)
+        return
+    assert stored(prepared) == {"t_odd": "fp16", "t_seq": "fp16"}
+    why = f"being {width} wide, where {dtype} packs multiples of {multiple}"
+    assert said(caplog) == [
+        f"torchrec.tables: stored are t_odd as float16, {why}; t_seq as float16, {why}"
+    ]
+    torch.testing.assert_close(prepared(ODD), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [("float32", 0.0), ("float16", 2e-3), ("int8", 0.02), ("int4", 0.3), ("int2", 1.4)],
+)
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+@pytest.mark.parametrize("width", [1032, 2048])
+def test_tables_wider_than_1024_are_served(
+    dtype: str, most: float, sharding: str, width: int
+) -> None:
+    """Pooled and as sequences, half a step of the quantized rows away at most."""
+    rows = torch.randn(3, width, generator=torch.Generator().manual_seed(width)).clamp(-2, 2)
+    prepared = prepare(
+        pooled_and_sequence(width, rows), tables={"dtype": dtype}, sharding={"type": sharding}
+    )
+    assert set(stored(prepared).values()) <= {dtype, dtype.replace("float", "fp")}
+    expected = pooled_and_sequence(width, rows)(ODD)
+    for name, ids in (("default", 2), ("sequence", 1)):
+        torch.testing.assert_close(prepared(ODD)[name], expected[name], atol=ids * most, rtol=0)
+
+
+def test_what_float16_cannot_hold_either_is_float32(caplog: pytest.LogCaptureFixture) -> None:
+    rows = torch.tensor([[1.0], [70_000.0], [3.0]])
+    with caplog.at_level("WARNING"):
+        prepared = prepare(pooled_and_sequence(1, rows), tables={"per_table": {"t_odd": "int4"}})
+    assert stored(prepared) == {"t_odd": "fp32", "t_seq": "fp32"}
+    assert said(caplog) == [
+        (
+            "torchrec.tables: stored are t_odd as float32, being 1 wide, where int4 packs "
+            "multiples of 4; t_seq as float32, being 1 wide, where int8 packs multiples of 2"
+        )
+    ]
+    assert prepared(ODD)["default"].tolist() == [[70_003.0], [0.0], [1.0]]
+
+
+def test_a_width_that_is_packed_by_its_own_type_is_left_alone() -> None:
+    rows = torch.ones(3, 3)
+    prepared = prepare(
+        pooled_and_sequence(3, rows),
+        tables={"dtype": "float32", "per_table": {"t_seq": "float16"}},
+    )
+    assert stored(prepared) == {"t_odd": "fp32", "t_seq": "fp16"}
+
+
+@pytest.mark.parametrize("value", [1.0, 70_000.0])
+def test_a_worker_takes_the_type_that_the_archive_holds(value: float, tmp_path: Path) -> None:
+    """Which it cannot tell from rows: it has none."""
+    weights = {
+        name: torch.full_like(tensor, value) if "t_odd" in name else tensor
+        for name, tensor in OddFactory().create_predict_module().predict_module.state_dict().items()
+    }
+    archive = build(OddFactory, tmp_path, weights=weights)
+    predictor = load_archive(archive)
+    assert stored(predictor.module) == {"t_odd": "fp16" if value == 1.0 else "fp32"}
+    inputs = {
+        "id_list_features.lengths": torch.tensor([2], dtype=torch.int32),
+        "id_list_features.values": torch.tensor([1, 2], dtype=torch.int32),
+    }
+    assert predictor.module(inputs)["pooled"].tolist() == [[2 * value]]
 
 
 def test_what_torchrec_cannot_quantize_is_the_factorys_error() -> None:
@@ -191,7 +305,7 @@ def test_what_torchrec_cannot_quantize_is_the_factorys_error() -> None:
     module = PositionWeightedFactory().collection(torch.device("cpu"))
     assert isinstance(module, FeatureProcessedEmbeddingBagCollection)
     with pytest.raises(FactoryError) as caught:
-        quantize(module, float_tables(module), Tables())
+        quantize(module, float_tables(module), Tables(), {})
     assert str(caught.value) == (
         "quantize_inference_model raised ValueError: not enough values to unpack (expected 2, "
         "got 1)"

@@ -68,7 +68,7 @@ def quantized(kind: type[KindFactory]) -> torch.nn.Module:
     module: torch.nn.Module = kind().create_predict_module()
     tables = float_tables(module)
     to_meta(tables)
-    quantize(module, tables, Tables())
+    quantize(module, tables, Tables(), {})
     return module
 
 
@@ -176,7 +176,7 @@ def test_no_table_is_allocated_on_the_cpu() -> None:
     module = PredictModule(
         torch.nn.ModuleList([EmbeddingBagCollection(tables=[config], device=torch.device("meta"))])
     )
-    quantize(module, float_tables(module), Tables())
+    quantize(module, float_tables(module), Tables(), {})
     sharded, _ = shard(module, Sharding(world_size=2, type="row_wise"), None, CPU)
     assert [lookup.operator.weights_host.is_meta for lookup in lookups(sharded)] == [True, True]
 
@@ -188,7 +188,7 @@ def test_a_model_that_the_planner_cannot_place_is_refused() -> None:
     module = PredictModule(
         torch.nn.ModuleList([EmbeddingBagCollection(tables=[config], device=torch.device("meta"))])
     )
-    quantize(module, float_tables(module), Tables())
+    quantize(module, float_tables(module), Tables(), {})
     with pytest.raises(OptionError) as caught:
         shard(module, Sharding(), None, CPU)
     assert str(caught.value).startswith("torchrec.sharding: TorchRec's planner finds no plan: ")

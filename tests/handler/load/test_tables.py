@@ -41,7 +41,7 @@ def without_rows(kind: type[KindFactory], dtype: str = "int8") -> tuple[torch.nn
     module: torch.nn.Module = kind().create_predict_module()
     tables = float_tables(module)
     rows = to_meta(tables)
-    quantize(module, tables, Tables.model_validate({"dtype": dtype}))
+    quantize(module, tables, Tables.model_validate({"dtype": dtype}), {})
     return module, rows
 
 
