@@ -31,7 +31,7 @@ from benchmarks.environments import environment, packages
 from benchmarks.peers.stock import CONFIG, scaled_weights
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
-from torchrec_archiver.build import DEFAULT_MODEL_CONFIG
+from torchrec_archiver.model_config import DEFAULT_MODEL_CONFIG
 
 PEERS = ROOT / "benchmarks" / "peers"
 NAME = "criteo"

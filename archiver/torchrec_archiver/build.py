@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch.package.importer import Importer
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
@@ -25,6 +24,7 @@ from torchrec_archiver.mar import (
     write_archive,
 )
 from torchrec_archiver.model import Model, write_model
+from torchrec_archiver.model_config import read_model_config
 from torchrec_archiver.package import DefaultPackager, read_bytes, read_config, save_package
 from torchrec_handler.archive import (
     FORMAT_VERSION,
@@ -37,20 +37,11 @@ from torchrec_handler.archive import (
 )
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.requirements import INSTALLING
-from torchrec_handler.options import Options, read_options
 
 logger = logging.getLogger(__name__)
 
 AUTO_FORMATS: tuple[ArchiveFormat, ...] = ("zip-store", "no-archive")
 """What `auto` may choose."""
-
-DEFAULT_MODEL_CONFIG = {
-    "minWorkers": 1,
-    "maxWorkers": 1,
-    "batchSize": 64,
-    "maxBatchDelay": 1,
-}
-"""TorchServe's settings of an archive that is built without a --config-file."""
 
 DISTRIBUTIONS = ("torchrec-serve", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
 
@@ -131,7 +122,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
     factory = find_factory(factory)
     packager = find_packager(packager)
     arguments = {"loader_code": loader_code, "package_importer": package_importer}
-    model_config, options = _read_model_config(config_file)
+    model_config, options = read_model_config(config_file)
     packed_configs = {
         name: read_config(name, value) if isinstance(value, Path) else value
         for name, value in (configs or {}).items()
@@ -238,25 +229,6 @@ def _check_change(model: Model, most: float | None) -> None:
             f"({worst.name}, {worst.dtype})"
         )
         raise BuildError(message)
-
-
-def _read_model_config(path: str | Path | None) -> tuple[bytes, Options]:
-    if path is None:
-        return yaml.safe_dump(DEFAULT_MODEL_CONFIG, sort_keys=False).encode(), Options()
-    content = read_bytes("config file", Path(path))
-    try:
-        document = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-            said = f"line {error.problem_mark.line + 1}: {error.problem}"
-        else:
-            said = " ".join(str(error).split())
-        message = f"config file: {path} is not YAML: {said}"
-        raise BuildError(message) from error
-    if not isinstance(document, dict):
-        message = f"config file: {path} holds a {type(document).__name__}, expected a mapping"
-        raise BuildError(message)
-    return content, read_options(document)
 
 
 def _versions() -> dict[str, str]:

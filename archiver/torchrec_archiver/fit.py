@@ -178,15 +178,22 @@ def _report(
         said += f" under {found.prefix!r}"
     if found.lacks:
         said += f", as the model's names without {found.lacks!r}"
-    inside = f"{found.part}." if found.part else ""
-    parts = Counter(
-        name if inside and name.startswith(inside) else f"{head}.*" * bool(rest) or head
-        for name in left
-        for head, _, rest in [name.partition(".")]
-    )
+    parts = Counter(_group(name, found.part) for name in left)
     listed = [f"{part} ({count})" if count > 1 else part for part, count in parts.items()]
     more = f" and {len(listed) - GROUPS} more" if listed[GROUPS:] else ""
     logger.info("%s; left %s%s", said, ", ".join(listed[:GROUPS]) or "nothing", more)
+
+
+def _group(name: str, part: str) -> str:
+    """What the log calls an entry: its own name in the model's part, else that of its part."""
+    segments, common = name.split("."), 0
+    for own, other in zip(segments, part.split("."), strict=False):
+        if own != other:
+            break
+        common += 1
+    if len(segments) <= common + 1 or (part and common == len(part.split("."))):
+        return name
+    return ".".join(segments[: common + 1]) + ".*"
 
 
 def _named(last: str, names: Iterable[str]) -> set[str]:

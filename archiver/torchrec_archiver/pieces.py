@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -37,16 +38,22 @@ def check_whole(name: str, shape: Sequence[int], boxes: Sequence[Box], where: st
     Raises:
         BuildError: says which rows or columns are missing, or that pieces overlap.
     """
+    boxes = [box for box in boxes if math.prod(box.sizes)]  # a rank may have had nothing
     for box in boxes:
         ends = [at + size for at, size in zip(box.offsets, box.sizes, strict=True)]
-        if len(ends) != len(shape) or any(
-            end > most for end, most in zip(ends, shape, strict=True)
+        if (
+            len(ends) != len(shape)
+            or min((0, *box.offsets)) < 0
+            or any(end > most for end, most in zip(ends, shape, strict=True))
         ):
             message = (
                 f"weights: {name}: a piece of shape {box.sizes} at {box.offsets} lies outside of "
                 f"its shape {tuple(shape)} in {where}"
             )
             raise BuildError(message)
+    if any(_overlap(one, other) for one, other in combinations(boxes, 2)):
+        message = f"weights: {name}: pieces overlap in {where}, expected each row once"
+        raise BuildError(message)
     held = sum(math.prod(box.sizes) for box in boxes)
     total = math.prod(shape)
     missing = None
@@ -62,9 +69,6 @@ def check_whole(name: str, shape: Sequence[int], boxes: Sequence[Box], where: st
             f"weights: {name}: {missing} in {where}; give the folder that holds the files of all "
             "ranks, or save with torch.distributed.checkpoint"
         )
-        raise BuildError(message)
-    if held > total:
-        message = f"weights: {name}: pieces overlap in {where}, expected each row once"
         raise BuildError(message)
 
 
@@ -132,6 +136,15 @@ def check_same(
             "checkpoint in the files of its ranks: give one file where each is a checkpoint"
         )
         raise BuildError(message)
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(
+        start < second + others and second < start + size
+        for start, size, second, others in zip(
+            one.offsets, one.sizes, other.offsets, other.sizes, strict=True
+        )
+    )
 
 
 def _gaps(size: int, boxes: Sequence[Box], dim: int) -> list[tuple[int, int]]:

@@ -270,8 +270,9 @@ def _refusal(path: Path, names: list[str]) -> str:
         )
     return (
         f"weights: {path} holds objects that are no tensors ({named}), which are not loaded, since "
-        "unpickling could run code; where it was trained, save the weights alone: "
-        "torch.save(model.state_dict(), PATH)"
+        "unpickling could run code; save the weights alone where it was trained, "
+        "torch.save(model.state_dict(), PATH), or out of a file that you trust, "
+        'torch.save(torch.load(OLD, weights_only=False)["model"], PATH)'
     )
 
 

@@ -152,7 +152,13 @@ def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace
         check=False,
         timeout=120,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (
+        0,
+        (
+            "INFO: requirements.txt: TorchServe installs it only where it has "
+            "install_py_dep_per_model=true\n"
+        ),
+    )
     assert done.stdout.splitlines()[-1] == str(store / "shop.mar")
     assert [path.name for path in store.iterdir()] == ["shop.mar"]
     assert not list(workspace.iterdir())
@@ -162,7 +168,7 @@ def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace
     model = json.loads((folder / MANIFEST).read_text())["model"]
     assert (model["modelName"], model["modelVersion"]) == ("shop", "2.0")
     assert (folder / REQUIREMENTS).read_text() == "httpx\n"
-    assert (folder / MODEL_CONFIG).read_text() == "torchrec: {tables: {dtype: int8}}\n"
+    assert (folder / MODEL_CONFIG).read_text().startswith("torchrec: {tables: {dtype: int8}}\n")
     assert Index.loads((folder / INDEX).read_text()).extra_files == ("scale.txt", "scale.bin")
     assert open_package(folder / PACKAGE).factory.made_by == "my loader"
     predictor = good.load_folder(folder)

@@ -5,7 +5,7 @@ backward pass. Writes into the folder named first:
 
 - `checkpoint`, by torch.distributed.checkpoint;
 - `sharded`, by torch.save of every rank's state, ShardedTensors, and its optimizer's;
-- `dtensor`, the same of a model whose state is DTensors;
+- `dtensor`, the same of a model whose state is DTensors, the dense weights by rows;
 - `scores.pt`, the scores of `sample()`.
 """
 
@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import (
@@ -63,7 +65,13 @@ def shard(*, output_dtensor: bool) -> DistributedModelParallel:
 def save_ranks(parallel: DistributedModelParallel, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     optimizer = parallel.fused_optimizer.state_dict()
-    state = {"model": parallel.state_dict(), "optimizer": optimizer, "epoch": 3}
+    weights = parallel.state_dict()
+    if any(isinstance(value, DTensor) for value in weights.values()):  # as fully_shard leaves them
+        mesh = init_device_mesh("cpu", (2,))
+        for name, value in weights.items():
+            if not isinstance(value, DTensor):
+                weights[name] = distribute_tensor(value, mesh, [Shard(0)])
+    state = {"model": weights, "optimizer": optimizer, "epoch": 3}
     torch.save(state, folder / f"rank{dist.get_rank()}.pt")
 
 

@@ -19,6 +19,7 @@ from torchrec_handler.load.layers import (
     half_precision,
 )
 from torchrec_handler.load.sharing import find_shared
+from torchrec_handler.load.variable_batch import is_variable
 
 
 class Dlrm:
@@ -62,7 +63,7 @@ class Dlrm:
         if (
             direct is not None
             and features.keys() == self._names
-            and not features.variable_stride_per_key()
+            and not is_variable(features)
             and find_shared(features) is None
         ):
             return direct(features)

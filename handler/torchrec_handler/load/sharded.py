@@ -1,8 +1,9 @@
 """TorchRec's sharded collections, made to give what the unsharded ones give.
 
-TorchRec's own differ in three ways: features come out in the order of the shards, a row-wise
-table with MEAN pooling gives the sum of its shards' means, and tables without scales (float32,
-float16) cannot be sharded, since the sharded state_dict wants them.
+TorchRec's own differ in four ways: features come out in the order of the shards, a row-wise
+table with MEAN pooling gives the sum of its shards' means, features cannot have batches of their
+own, and tables without scales (float32, float16) cannot be sharded, since the sharded state_dict
+wants them.
 
 Shapes: B rows, F features, D the sum of all features' widths.
 """
@@ -34,6 +35,12 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from torchrec_handler.load.sharing import find_shared
+from torchrec_handler.load.variable_batch import (
+    is_variable,
+    own_lists,
+    pooled_rows,
+    with_equal_batches,
+)
 
 
 class _Stateless:
@@ -83,6 +90,12 @@ class _Bags(_Stateless):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look pooled embeddings up, in the order of the collection's configs."""
+        if is_variable(features):
+            return pooled_rows(self.look_up(with_equal_batches(features)), features)
+        return self.look_up(features)
+
+    def look_up(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Look up what has as many lists of each feature."""
         found = super().forward(features)  # type: ignore[misc]  # mixed in
         if self._columns is None and not self._has_means:
             return found
@@ -114,12 +127,12 @@ class ShardedBags(_Bags, ShardedQuantEmbeddingBagCollection):
         configs = module.embedding_bag_configs()
         self._features = [name for config in configs for name in config.feature_names]
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Look pooled embeddings up, in the order of the collection's configs."""
+    def look_up(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Look up what has as many lists of each feature."""
         shared = find_shared(features)
         if shared is None:
-            return super().forward(features)
-        found = super().forward(shared.without_copies(features))
+            return super().look_up(features)
+        found = super().look_up(shared.without_copies(features))
         keys = features.keys()
         positions = [keys.index(name) for name in self._features]
         shared.copy_rows(found.values(), positions, self._widths)
@@ -140,8 +153,10 @@ class ShardedSequences(_Stateless, ShardedQuantEmbeddingCollection):
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Look sequences of embeddings up, in the order of the collection's configs."""
-        found = super().forward(features)
-        return {name: found[name] for name in self._names}
+        variable = is_variable(features)
+        found = super().forward(with_equal_batches(features) if variable else features)
+        found = {name: found[name] for name in self._names}
+        return own_lists(found, features) if variable else found
 
 
 class _BagsSharder(QuantEmbeddingBagCollectionSharder):

@@ -1,0 +1,107 @@
+"""model-config.yaml: the user's words as they are, and our defaults of what they leave open."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchrec_archiver.package import read_bytes
+from torchrec_handler.errors import BuildError
+from torchrec_handler.options import Options, read_options
+
+DEFAULT_MODEL_CONFIG: Mapping[str, int] = {
+    "minWorkers": 1,
+    "maxWorkers": 1,
+    "batchSize": 64,
+    "maxBatchDelay": 1,
+    "responseTimeout": 60,
+    "startupTimeout": 600,
+}
+"""TorchServe's settings of an archive whose --config-file does not say otherwise.
+
+TorchServe's own are a worker a core, each batch one request, and 120 seconds for both timeouts,
+after which it kills the worker. The largest batch that the limits allow takes seconds, so a worker
+that has not answered in a minute hangs. One that loads may be reading 100 GB (`verify: full`, or a
+checkpoint that the factory brings), which takes 500 s at 200 MB/s; killed, it would start over.
+"""
+
+LEAST = {"minWorkers": 0, "maxWorkers": 0, "maxBatchDelay": 0}
+"""1 of all others."""
+
+ADDED = "# What is not said above, by torchrec-archiver."
+
+
+def read_model_config(path: str | Path | None) -> tuple[bytes, Options]:
+    """Read --config-file.
+
+    Returns:
+        The document to put into the archive, which says every setting of `DEFAULT_MODEL_CONFIG`,
+        and our own options in it.
+
+    Raises:
+        BuildError: it cannot be read, or TorchServe would pass over a setting.
+        OptionError: an option of ours is wrong.
+    """
+    if path is None:
+        return _dump(DEFAULT_MODEL_CONFIG), Options()
+    content = read_bytes("config file", Path(path))
+    try:
+        document = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            said = f"line {error.problem_mark.line + 1}: {error.problem}"
+        else:
+            said = " ".join(str(error).split())
+        message = f"config file: {path} is not YAML: {said}"
+        raise BuildError(message) from error
+    if not isinstance(document, dict):
+        message = f"config file: {path} holds a {type(document).__name__}, expected a mapping"
+        raise BuildError(message)
+    options = read_options(document)
+    _check(path, document)
+    missing = _missing(document)
+    return _with(content, document, missing) if missing else content, options
+
+
+def _check(path: str | Path, document: Mapping[str, Any]) -> None:
+    """Of what it cannot read TorchServe only logs a warning, and takes its own default."""
+    for name in DEFAULT_MODEL_CONFIG:
+        value, least = document.get(name, 1), LEAST.get(name, 1)
+        if type(value) is not int or value < least:
+            message = (
+                f"config file: {path}: {name}: received {value!r}, "
+                f"expected a whole number from {least} on"
+            )
+            raise BuildError(message)
+    fewest, most = document.get("minWorkers"), document.get("maxWorkers")
+    if fewest is not None and most is not None and fewest > most:
+        message = f"config file: {path}: minWorkers: received {fewest}, expected at most {most}, "
+        message += "which is maxWorkers"
+        raise BuildError(message)
+
+
+def _missing(document: Mapping[str, Any]) -> dict[str, int]:
+    missing = {name: value for name, value in DEFAULT_MODEL_CONFIG.items() if name not in document}
+    # Of workers, one number says much of the other.
+    if "minWorkers" in missing and "maxWorkers" in document:
+        missing["minWorkers"] = min(missing["minWorkers"], document["maxWorkers"])
+    if "maxWorkers" in missing and "minWorkers" in document:
+        missing["maxWorkers"] = max(missing["maxWorkers"], document["minWorkers"])
+    return missing
+
+
+def _with(content: bytes, document: Mapping[str, Any], missing: Mapping[str, int]) -> bytes:
+    """The user's text and more lines; of a text that cannot go on so, the same in new words."""
+    whole = {**document, **missing}
+    longer = content.removesuffix(b"\n") + f"\n{ADDED}\n".encode() + _dump(missing)
+    try:
+        if yaml.safe_load(longer) == whole:
+            return longer
+    except yaml.YAMLError:
+        pass
+    return _dump(whole)
+
+
+def _dump(document: Mapping[str, Any]) -> bytes:
+    return yaml.safe_dump(dict(document), sort_keys=False).encode()
