@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torchrec_archiver.distributed import METADATA, read_distributed
 from torchrec_archiver.entries import Checkpoint, from_tensors
 from torchrec_archiver.saved import load_saved
+from torchrec_archiver.snapshot import MANIFEST, read_snapshot
 from torchrec_handler.errors import BuildError
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")
@@ -23,8 +24,6 @@ INDEXES = (".safetensors.index.json", ".bin.index.json")
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Of the files in a folder that are read, those of the ranks of one job."""
-
-SNAPSHOT = ".snapshot_metadata"
 
 
 class CheckpointFormat(Protocol):
@@ -50,22 +49,15 @@ class Distributed:
 
 
 class Snapshot:
-    """The folder of torchsnapshot, which is no longer kept up."""
+    """The folder of a torchsnapshot."""
 
     def fits(self, path: Path) -> bool:
-        """By its metadata file."""
-        return (path / SNAPSHOT).is_file()
+        """By its manifest."""
+        return (path / MANIFEST).is_file()
 
     def read(self, path: Path, scratch: Path) -> Checkpoint:
-        """Say how to convert it."""
-        del scratch
-        message = (
-            f"weights: {path} is a torchsnapshot, which is not read; convert it where "
-            "torchsnapshot is installed: state = model.state_dict(); "
-            f'torchsnapshot.Snapshot("{path}").restore({{"model": model}}); '
-            'torch.save(model.state_dict(), "weights.pt")'
-        )
-        raise BuildError(message)
+        """Put the pieces that the ranks wrote together."""
+        return read_snapshot(path, scratch)
 
 
 class Indexed:

@@ -1,6 +1,8 @@
 """What ranks wrote in pieces: whether all are there, and one tensor of them."""
 
+import ctypes
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -9,6 +11,12 @@ from pathlib import Path
 import torch
 
 from torchrec_handler.errors import BuildError
+
+BLOCK_BYTES = 8 * 2**20
+"""Float bytes that are read and written at a time; a few of them fit a core's caches."""
+
+MADV_PAGEOUT = 21
+"""Linux' madvise: give the pages back now; what is not in a file yet stays."""
 
 FEW = 5
 """How many gaps a message names."""
@@ -110,7 +118,7 @@ def join(
         place = tuple(
             slice(at, at + size) for at, size in zip(part.box.offsets, part.box.sizes, strict=True)
         )
-        joined[place] = part.tensor
+        _copy(joined[place], part.tensor)
     return joined
 
 
@@ -136,6 +144,29 @@ def check_same(
             "checkpoint in the files of its ranks: give one file where each is a checkpoint"
         )
         raise BuildError(message)
+
+
+def page_out(block: torch.Tensor) -> None:
+    """Let the pages of a mapped checkpoint go, so that a build's memory does not grow with it."""
+    start = -(-block.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (block.data_ptr() + block.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start and block.is_contiguous():
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_PAGEOUT
+        )
+
+
+def _copy(to: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy rows block by block, so that neither side stays in memory."""
+    if not source.dim():
+        to.copy_(source)
+        return
+    step = max(1, BLOCK_BYTES * source.shape[0] // source.nbytes)
+    for start in range(0, source.shape[0], step):
+        block = source[start : start + step]
+        to[start : start + step] = block
+        page_out(block)
+        page_out(to[start : start + step])
 
 
 def _overlap(one: Box, other: Box) -> bool:

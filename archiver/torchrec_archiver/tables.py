@@ -1,15 +1,14 @@
 """Sixth step of building: quantize tables block by block, straight into `tables.bin`."""
 
-import ctypes
 import dataclasses
 import logging
-import mmap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from torchrec_archiver.pieces import BLOCK_BYTES, page_out
 from torchrec_handler.archive import TableEntry
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.rows import InvalidRow, find_invalid
@@ -17,14 +16,8 @@ from torchrec_handler.load.tables import check_kind, decode_rows, encode_rows
 
 logger = logging.getLogger(__name__)
 
-BLOCK_BYTES = 8 * 2**20
-"""Float bytes that are read, encoded and written at a time; a few of them fit a core's caches."""
-
 HUGE_PAGE_BYTES = 2 * 2**20
 """What is written as a whole page stays one in memory, and lookups in such pages wait less."""
-
-MADV_PAGEOUT = 21
-"""Linux' madvise: give the pages back now; what is not in a file yet stays."""
 
 
 def write_tables(
@@ -87,7 +80,7 @@ def write_tables(
                     count += off.numel()
                     largest = max(largest, float(off.max()) if off.numel() else 0.0)
                     total_error += float(off.sum(dtype=torch.float64))
-                _page_out(mapped)
+                page_out(mapped)
                 bar.update(encoded.numel())
             if source.is_floating_point():
                 mean = total_error / max(1, count)
@@ -104,13 +97,3 @@ def _refuse(entry: TableEntry, found: InvalidRow, allowed: Collection[str]) -> N
         message += f"; --allow-invalid-rows {entry.name} takes the table as it is"
         raise BuildError(message)
     logger.warning("%s; it is taken as it is", message)
-
-
-def _page_out(block: torch.Tensor) -> None:
-    """Let the pages of a mapped checkpoint go, so that a build's memory does not grow with it."""
-    start = -(-block.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (block.data_ptr() + block.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start and block.is_contiguous():
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_PAGEOUT
-        )

@@ -217,18 +217,6 @@ def test_files_of_a_folder_that_contradict_each_other_are_refused(tmp_path: Path
     )
 
 
-def test_a_torchsnapshot_is_refused_with_what_converts_it(tmp_path: Path) -> None:
-    (tmp_path / ".snapshot_metadata").write_text("version: 0.1.0", encoding="utf-8")
-    with pytest.raises(BuildError) as caught:
-        read_checkpoint(tmp_path, tmp_path)
-    assert str(caught.value) == (
-        f"weights: {tmp_path} is a torchsnapshot, which is not read; convert it where "
-        "torchsnapshot is installed: state = model.state_dict(); "
-        f'torchsnapshot.Snapshot("{tmp_path}").restore({{"model": model}}); '
-        'torch.save(model.state_dict(), "weights.pt")'
-    )
-
-
 def test_a_damaged_distributed_checkpoint_is_named(
     state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

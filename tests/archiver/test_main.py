@@ -121,7 +121,8 @@ def test_the_options_of_inspect_are_these() -> None:
 def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace: Path) -> None:
     """The installed console script, from the folder of the user's own modules."""
     state = {f"module.{name}": value for name, value in seeded().state_dict().items()}
-    torch.save(state, tmp_path / "weights.pt")
+    checkpoint = {"model": state, "ema": {**state, "criterion.weight": torch.zeros(1)}}
+    torch.save(checkpoint, tmp_path / "weights.pt")
     (tmp_path / "samples.jsonl").write_text(f"{json.dumps(SAMPLE)}\n")
     (tmp_path / "scale.pkl").write_bytes(pickle.dumps(Scale(2.0)))
     (tmp_path / "five.txt").write_text("5")
@@ -138,6 +139,7 @@ def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace
             *("--config", f"scale.pkl={tmp_path}/scale.pkl"),
             *("--config", f"scale.txt={tmp_path}/five.txt"),
             *("--weights", str(tmp_path / "weights.pt"), "--weights-map", "module.="),
+            *("--weights-key", "ema", "--ignore-weights", "criterion.*"),
             *("--samples", str(tmp_path / "samples.jsonl"), "--max-output-error", "1e6"),
             *("--extra-files", f"{tmp_path}/scale.txt, {tmp_path}/scale.bin"),
             *("--packager", "tests.factories.packagers:LoaderCodePackager"),
@@ -428,6 +430,16 @@ def test_a_checkpoint_that_does_not_fit_is_listed_under_one_error(
         "  unexpected: over.0.wieght (did you mean over.0.weight?)\n"
     )
     assert not list(store.iterdir())
+
+
+def test_a_training_checkpoint_is_taken_with_one_line_of_what_was_taken(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = {"model": seeded().state_dict(), "optimizer": {"lr": 0.1}, "epoch": 3}
+    torch.save(job, tmp_path / "last.pt")
+    assert build(store, "--weights", tmp_path / "last.pt") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "weights" in line]
+    assert said == ["INFO: weights: took 9 entries under 'model.'; left optimizer.*, epoch"]
 
 
 def test_a_factory_that_fails_is_one_error_line(
