@@ -6,12 +6,14 @@ import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import grpc
 from grpc_tools import protoc
 
 JAR = Path(str(distribution("torchserve").locate_file("ts/frontend/model-server.jar")))
 SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+OPEN_INFERENCE = "/org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 
 
 class GrpcClient:
@@ -31,6 +33,27 @@ class GrpcClient:
         request = self._messages.PredictionsRequest(model_name=model_name, input=inputs)
         answer: bytes = self._call(request, timeout=60).prediction
         return answer
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class OpenInferenceClient:
+    """Calls the Open Inference Protocol's service, messages as in `self.messages`."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        with zipfile.ZipFile(JAR) as jar:
+            proto = Path(jar.extract("proto/open_inference_grpc.proto", folder))
+        self.messages = compile_proto(proto, folder)
+        self._channel = grpc.insecure_channel(address)
+
+    def call(self, method: str, **fields: Any) -> Any:
+        """The answer; `grpc.RpcError` where TorchServe answers with a status."""
+        return self._channel.unary_unary(
+            f"{OPEN_INFERENCE}/{method}",
+            request_serializer=getattr(self.messages, f"{method}Request").SerializeToString,
+            response_deserializer=getattr(self.messages, f"{method}Response").FromString,
+        )(getattr(self.messages, f"{method}Request")(**fields), timeout=60)
 
     def close(self) -> None:
         self._channel.close()
