@@ -19,17 +19,21 @@ import numpy as np
 import pytest
 import torch
 from torchrec.inference.modules import quantize_inference_model
+from ts.context import RequestProcessor
+from ts.model_loader import TsModelLoader
+from ts.torch_handler.request_envelope.base import BaseEnvelope
 
 from examples.movielens.data import DENSE_FEATURES, SPARSE_FEATURES, load
 from examples.movielens.model import build_model
 from examples.movielens.rows import Rows
 from examples.movielens.train import logits, model_config
 from tests.factories.ranking import RankingPredictFactory
+from tests.factories.typed import TypedFactory
 from tests.grpc_client import GrpcClient
 from tests.torchserve import ROOT, TorchServe
-from torchrec_archiver import DefaultPackager
+from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_handler.errors import OptionError
-from torchrec_handler.handler import TorchRecHandler, _wait_until_read
+from torchrec_handler.handler import TorchRecHandler, _raw, _wait_until_read
 from torchrec_handler.serve.codecs.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
@@ -381,6 +385,50 @@ def test_describe_tells_what_is_served(movielens: TorchServe, movielens_archive:
     assert described["versions"]["torchrec"] == "1.8.0"
     assert set(described["sha256"]) >= {"predict_factory.pt", "dense.safetensors", "tables.bin"}
     assert movielens_archive.suffix == ".mar"
+
+
+@pytest.mark.parametrize("envelope", [None, "body", "json", "kserve", "kservev2"])
+def test_a_service_envelope_changes_nothing(
+    envelope: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchServe's own would join a batch's requests, or drop all but the first, errors too."""
+    monkeypatch.setattr(BaseEnvelope, "handle", BaseEnvelope.handle)
+    archive = build_archive(
+        model_name="typed",
+        version="1.0",
+        factory=TypedFactory,
+        export_path=tmp_path,
+        archive_format="no-archive",
+    )
+    service = TsModelLoader().load(
+        "typed", str(archive), "torchrec_handler.handler", envelope=envelope
+    )
+    tensor = {"name": "float_features", "shape": [1, 2], "datatype": "FP32", "data": [5, 6]}
+    bodies: list[Any] = [
+        {"instances": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]},
+        {"instances": [{"a": 1}]},
+        {"id": "7", "inputs": [tensor]},
+        {"float_features": [[7, 8]]},
+    ]
+    context = service.context
+    context.request_processor = [RequestProcessor(JSON) for _ in bodies]
+    received = service._entry_point(
+        [{"body": json.dumps(body).encode()} for body in bodies], context
+    )
+    rows, bad, tensors, columns = map(json.loads, received)
+    assert rows["default"] == [3.0, 7.0]
+    assert bad["message"] == "instances[0].b: missing, expected in every row"
+    assert (tensors["id"], tensors["outputs"][0]["data"]) == ("7", [11.0])
+    assert columns["default"] == [15.0]
+    statuses = [context.get_response_status(at)[0] for at in range(len(bodies))]
+    assert statuses == [200, 400, 200, 200]
+
+
+def test_a_body_that_torchserve_parsed_is_read_as_it_was_sent() -> None:
+    """A version of TorchServe whose reader is not replaced decodes JSON and text by default."""
+    for value in ({"a": [1, 2.5, 2**70, None]}, ["\ud800"], "text", 7, None):
+        sent = value if isinstance(value, str) else json.dumps(value)
+        assert _raw({"body": value}, {}).body == sent.encode("utf-8", "surrogatepass")
 
 
 def test_an_archive_of_plain_torch_model_archiver_is_served(
