@@ -165,6 +165,7 @@ def _raw(item: Mapping[str, Any], given: Mapping[str, Any]) -> RawRequest:
     return RawRequest(
         body=_bytes(item.get(name, b"")),
         content_type=content_type.partition(";")[0].strip().lower(),
+        content_encoding=headers.get("content-encoding", ""),
         accept=headers.get("accept", ""),
         qualname=_qualname(item, headers),
     )

@@ -22,6 +22,8 @@ class RawRequest:
     body: bytes | bytearray
     content_type: str = ""
     """Without parameters, lower case; empty when the client named none."""
+    content_encoding: str = ""
+    """As the client sent it; empty when the body is as it is."""
     accept: str = ""
     qualname: str = "forward"
 

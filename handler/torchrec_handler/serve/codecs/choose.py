@@ -11,7 +11,13 @@ import torch
 from torchrec_handler.archive import Signature
 from torchrec_handler.errors import InvalidRequest, UnsupportedMediaType
 from torchrec_handler.options import Limits
-from torchrec_handler.serve.codecs import json_columns, json_rows, open_inference, protobuf
+from torchrec_handler.serve.codecs import (
+    content_encoding,
+    json_columns,
+    json_rows,
+    open_inference,
+    protobuf,
+)
 from torchrec_handler.serve.codecs.columns import columns
 from torchrec_handler.serve.codecs.json_document import JsonParser
 from torchrec_handler.serve.request import Columns, RawRequest
@@ -60,10 +66,12 @@ class Codecs:
         """Read a request's input tensors.
 
         Raises:
-            UnsupportedMediaType: no codec reads its content type.
+            UnsupportedMediaType: no codec reads its content type or encoding.
             InvalidRequest: the codec could not read the body.
             RequestTooLarge: the body holds more than the limits allow.
         """
+        if raw.content_encoding:
+            raw = content_encoding.decode(raw)
         if _body_format(raw) == "protobuf":
             read = protobuf.decode(raw.body, self._signature)
             return read, _reply(raw, "protobuf", None)
@@ -86,6 +94,8 @@ class Codecs:
         Raises:
             UnsupportedMediaType, InvalidRequest, RequestTooLarge: as `decode`.
         """
+        if raw.content_encoding:
+            raw = content_encoding.decode(raw)
         if _body_format(raw) == "json":
             document = self._parser.parse(raw.body)
             if not open_inference.is_request(document):

@@ -115,7 +115,11 @@ def shown(value: Any) -> str:
         return "an object"
     if isinstance(value, simdjson.Array | list):
         return "an array"
-    text = orjson.dumps(value, default=str).decode()
+    return shortened(orjson.dumps(value, default=str).decode())
+
+
+def shortened(text: str) -> str:
+    """A name or a value that a client gave, short enough for a message."""
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
