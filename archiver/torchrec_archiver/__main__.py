@@ -11,7 +11,7 @@ from rich.console import Console
 
 from torchrec_archiver.build import build_archive
 from torchrec_archiver.inspect import as_json, read_index, show
-from torchrec_archiver.mar import ArchiveFormat
+from torchrec_archiver.store import ArchiveFormat
 from torchrec_handler.errors import BuildError, TorchRecServeError
 
 INTERRUPTED = 130
@@ -182,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="as torch-model-archiver's; auto chooses zip-store or no-archive by size",
     )
-    build.add_argument("-f", "--force", action="store_true", help="replace an archive")
+    build.add_argument(
+        "-f", "--force", action="store_true", help="replace this version, or what has its name"
+    )
     build.set_defaults(run=_build)
     inspect = commands.add_parser(
         "inspect", help="show what an archive says of itself", allow_abbrev=False

@@ -16,9 +16,6 @@ from torchrec.inference.modules import PredictFactory
 
 from torchrec_archiver.factory import find_factory, find_packager
 from torchrec_archiver.mar import (
-    ArchiveFormat,
-    check_target,
-    check_version,
     choose_format,
     staging,
     write_archive,
@@ -26,6 +23,7 @@ from torchrec_archiver.mar import (
 from torchrec_archiver.model import Model, write_model
 from torchrec_archiver.model_config import read_model_config
 from torchrec_archiver.package import DefaultPackager, read_bytes, read_config, save_package
+from torchrec_archiver.store import ArchiveFormat, check_arguments, find_place
 from torchrec_handler.archive import (
     FORMAT_VERSION,
     INDEX,
@@ -105,7 +103,8 @@ def build_archive(  # noqa: PLR0913  the command line's options
         requirements_file: Python requirements that TorchServe installs for the model.
         archive_format: auto (by size: see `mar.choose_format`), default (zip, deflated), zip-store,
             no-archive or tgz.
-        force: whether to replace an archive of the same name.
+        force: whether to replace this version of the model, or, where it is new, what has the
+            model's plain name; without it another version joins as NAME-VERSION.
         progress: whether to show progress bars.
 
     Returns:
@@ -116,9 +115,9 @@ def build_archive(  # noqa: PLR0913  the command line's options
         LoadError: the factory cannot be served; the build runs the code that will serve.
     """
     export_path = Path(export_path)
-    check_version(version)
-    for possible in AUTO_FORMATS if archive_format == "auto" else (archive_format,):
-        check_target(model_name, export_path, possible, force=force)
+    check_arguments(model_name, version, export_path, archive_format)
+    formats = AUTO_FORMATS if archive_format == "auto" else (archive_format,)
+    find_place(model_name, version, export_path, formats, force=force)
     factory = find_factory(factory)
     packager = find_packager(packager)
     arguments = {"loader_code": loader_code, "package_importer": package_importer}
@@ -169,16 +168,18 @@ def build_archive(  # noqa: PLR0913  the command line's options
         if archive_format == "auto":
             archive_format, reason = choose_format(content)
             logger.info("archive format: %s, since %s", archive_format, reason)
-        target = check_target(model_name, export_path, archive_format, force=force)
-        write_archive(
+        place = find_place(model_name, version, export_path, (archive_format,), force=force)
+        if place.beside:
+            name = place.path(archive_format).name
+            logger.info("%s: version %s goes beside it as %s", place.beside, version, name)
+        return write_archive(
             content,
-            target,
+            place,
             model_name=model_name,
             version=version,
             archive_format=archive_format,
             requirements_file=REQUIREMENTS if requirements is not None else None,
         )
-    return target
 
 
 @contextmanager

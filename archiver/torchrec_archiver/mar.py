@@ -9,68 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Literal, get_args
-from urllib.parse import quote
 
 from model_archiver.model_archiver_config import ModelArchiverConfig
-from model_archiver.model_archiver_error import ModelArchiverError
 from model_archiver.model_packaging_utils import ModelExportUtils
 
+from torchrec_archiver.store import SUFFIXES, ArchiveFormat, Place
 from torchrec_handler.archive import HANDLER, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
-
-ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
 
 LARGE_BYTES = 2**30
 """From this size on, writing and extracting a zip costs more than one file is worth."""
 
 STAGING_PREFIX = ".torchrec-archiver-"
-
-
-def check_target(
-    model_name: str, export_path: Path, archive_format: ArchiveFormat, *, force: bool
-) -> Path:
-    """Where the archive will be, checked before any work is done.
-
-    Raises:
-        BuildError: the name or folder is wrong, or an archive is there and `force` is not set.
-    """
-    try:
-        ModelExportUtils.check_model_name_regex_or_exit(model_name)
-    except ModelArchiverError as error:
-        message = (
-            f"model name: received {model_name!r}, expected letters, digits, '_', '-' and '.', "
-            "a letter or a digit first"
-        )
-        raise BuildError(message) from error
-    if not export_path.is_dir():
-        message = f"export path: {export_path} is not a folder; make it first"
-        raise BuildError(message)
-    if archive_format not in get_args(ArchiveFormat):
-        expected = ", ".join(("auto", *get_args(ArchiveFormat)))
-        message = f"archive format: received {archive_format!r}, expected one of {expected}"
-        raise BuildError(message)
-    target = Path(
-        ModelExportUtils.get_archive_export_path(str(export_path), model_name, archive_format)
-    )
-    if target.exists() and not force:
-        message = f"{target} already exists; replace it with --force"
-        raise BuildError(message)
-    return target
-
-
-def check_version(version: str) -> None:
-    """See that TorchServe's addresses, `/predictions/NAME/VERSION`, can hold a model's version.
-
-    Raises:
-        BuildError: they cannot.
-    """
-    if not version or quote(version, safe=":+") != version:
-        message = (
-            f"version: received {version!r}, expected text that an address holds as it is, "
-            "like '1.0' or '2024-11-24'"
-        )
-        raise BuildError(message)
 
 
 def choose_format(content: Path) -> tuple[ArchiveFormat, str]:
@@ -121,22 +71,25 @@ def staging(export_path: Path) -> Iterator[Path]:
 
 def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
     content: Path,
-    target: Path,
+    place: Place,
     *,
     model_name: str,
     version: str,
     archive_format: ArchiveFormat,
     requirements_file: str | None,
-) -> None:
+) -> Path:
     """Write the staged members as an archive and rename it into the model store.
 
     Args:
         content: the staged folder; the archive is made beside it.
-        target: the archive's final path; one that is there is replaced.
+        place: where it goes; what it replaces is there until it is.
         model_name: TorchServe's name of the model.
         version: TorchServe's version of the model.
         archive_format: as torch-model-archiver names them.
         requirements_file: name of a staged requirements file.
+
+    Returns:
+        The archive's path.
     """
     manifest = ModelExportUtils.generate_manifest_json(
         ModelArchiverConfig(
@@ -151,7 +104,8 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
     ModelExportUtils.archive(
         str(content.parent), model_name, str(content), manifest, archive_format
     )
-    staged = content.parent / target.name
+    target = place.path(archive_format)
+    staged = content.parent / f"{model_name}{SUFFIXES[archive_format]}"
     replaced = content.parent / ".replaced"
     if target.is_dir() or (staged.is_dir() and target.exists()):
         target.rename(replaced)
@@ -161,6 +115,10 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
         if replaced.exists():
             replaced.rename(target)
         raise
+    for number, path in enumerate(place.replaced):
+        if path != target:
+            path.rename(content.parent / f".replaced-{number}")
+    return target
 
 
 @contextmanager

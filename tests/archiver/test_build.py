@@ -37,8 +37,8 @@ from tests.factories.ranking import (
     seeded,
 )
 from torchrec_archiver import DefaultPackager, build_archive
-from torchrec_archiver.mar import ArchiveFormat
 from torchrec_archiver.model_config import read_model_config
+from torchrec_archiver.store import ArchiveFormat
 from torchrec_handler.archive import (
     DENSE,
     INDEX,
@@ -512,5 +512,5 @@ def test_an_archive_that_is_there_is_not_replaced_without_force(store: Path) -> 
             factory=RankingPredictFactory,
             export_path=str(store),
         )
-    assert str(caught.value) == f"{archive} already exists; replace it with --force"
+    assert str(caught.value) == f"{archive} already holds version 1.0; replace it with --force"
     assert archive.read_bytes() == before

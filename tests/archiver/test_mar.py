@@ -1,4 +1,4 @@
-"""The archive file: its target checked first, its work hidden, its place taken at once."""
+"""The archive file: its work hidden, its place taken at once."""
 
 import json
 import re
@@ -19,12 +19,10 @@ from model_archiver.model_archiver_config import ModelArchiverConfig
 from tests.archives import good
 from torchrec_archiver.mar import (
     STAGING_PREFIX,
-    ArchiveFormat,
-    check_target,
-    check_version,
     staging,
     write_archive,
 )
+from torchrec_archiver.store import ArchiveFormat, Place
 from torchrec_handler.archive import HANDLER, MANIFEST, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
 
@@ -41,62 +39,6 @@ def error_of(call: Callable[[], object]) -> str:
     with pytest.raises(BuildError) as caught:
         call()
     return str(caught.value)
-
-
-# The target.
-
-
-@pytest.mark.parametrize(("archive_format", "name"), FORMATS)
-def test_an_archive_is_named_as_torchserve_wants_it(
-    store: Path, archive_format: ArchiveFormat, name: str
-) -> None:
-    assert check_target("ranking", store, archive_format, force=False) == store / name
-
-
-@pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "../a", ".", "ä"])
-def test_a_model_name_that_torchserve_refuses_is_refused(store: Path, name: str) -> None:
-    assert error_of(lambda: check_target(name, store, "default", force=False)) == (
-        f"model name: received {name!r}, expected letters, digits, '_', '-' and '.', "
-        "a letter or a digit first"
-    )
-
-
-def test_a_model_store_that_is_not_there_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere", tmp_path / "file"):
-        (tmp_path / "file").touch()
-        assert error_of(lambda at=path: check_target("ranking", at, "default", force=False)) == (  # type: ignore[misc]
-            f"export path: {path} is not a folder; make it first"
-        )
-
-
-def test_an_unknown_format_is_named(store: Path) -> None:
-    assert error_of(lambda: check_target("ranking", store, "zip", force=False)) == (  # type: ignore[arg-type]
-        "archive format: received 'zip', expected one of auto, default, zip-store, no-archive, tgz"
-    )
-
-
-@pytest.mark.parametrize("version", ["1.0", "7", "2024-11-24T10:00", "1.0+cpu", "1.0_rc1~2"])
-def test_a_version_that_an_address_can_hold_is_taken(version: str) -> None:
-    check_version(version)
-
-
-@pytest.mark.parametrize("version", ["", "1 0", "1/0", "1?a", "1#a", "1%20", "ä"])
-def test_a_version_that_no_address_can_hold_is_refused(version: str) -> None:
-    assert error_of(lambda: check_version(version)) == (
-        f"version: received {version!r}, expected text that an address holds as it is, "
-        "like '1.0' or '2024-11-24'"
-    )
-
-
-@pytest.mark.parametrize(("archive_format", "name"), FORMATS)
-def test_an_archive_is_replaced_only_by_force(
-    store: Path, archive_format: ArchiveFormat, name: str
-) -> None:
-    (store / name).touch()
-    assert error_of(lambda: check_target("ranking", store, archive_format, force=False)) == (
-        f"{store / name} already exists; replace it with --force"
-    )
-    assert check_target("ranking", store, archive_format, force=True) == store / name
 
 
 # The staging folder.
@@ -248,16 +190,14 @@ def content(workspace: Path, store: Path) -> Iterator[Path]:
 
 
 def write(content: Path, store: Path, archive_format: ArchiveFormat) -> Path:
-    target = check_target("ranking", store, archive_format, force=True)
-    write_archive(
+    return write_archive(
         content,
-        target,
+        Place(stem=store / "ranking"),
         model_name="ranking",
         version="1.0",
         archive_format=archive_format,
         requirements_file=None,
     )
-    return target
 
 
 def members(archive: Path) -> dict[str, str]:
@@ -335,7 +275,7 @@ def test_a_model_may_be_called_what_its_predecessor_becomes(content: Path, store
     target.mkdir()
     write_archive(
         staged,
-        target,
+        Place(stem=target),
         model_name="replaced",
         version="1.0",
         archive_format="no-archive",
@@ -360,7 +300,7 @@ def test_an_archive_that_cannot_be_put_in_place_leaves_the_old_one(
     with pytest.raises(FileNotFoundError):
         write_archive(
             moved,
-            target,
+            Place(stem=target),
             model_name="another",
             version="1.0",
             archive_format="no-archive",
@@ -373,7 +313,7 @@ def test_the_manifest_names_a_requirements_file(content: Path, store: Path) -> N
     (content / "requirements.txt").write_text("httpx")
     write_archive(
         content,
-        store / "ranking",
+        Place(stem=store / "ranking"),
         model_name="ranking",
         version="1.0",
         archive_format="no-archive",
