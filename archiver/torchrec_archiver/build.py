@@ -203,6 +203,7 @@ def _write_index(content: Path, model: Model, extra_files: tuple[str, ...]) -> N
         tables=model.tables,
         extra_files=extra_files,
         sha256={path.name: sha256(path) for path in sorted(content.iterdir())},
+        samples=model.samples,
         plan=model.plan,
         output_change={
             name: change if math.isfinite(change) else None

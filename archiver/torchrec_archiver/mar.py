@@ -81,7 +81,7 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
     """Write the staged members as an archive and rename it into the model store.
 
     Args:
-        content: the staged folder; the archive is made beside it.
+        content: the staged folder, called as the model; the archive is made beside it.
         place: where it goes; what it replaces is there until it is.
         model_name: TorchServe's name of the model.
         version: TorchServe's version of the model.
@@ -105,7 +105,7 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
         str(content.parent), model_name, str(content), manifest, archive_format
     )
     target = place.path(archive_format)
-    staged = content.parent / f"{model_name}{SUFFIXES[archive_format]}"
+    staged = content.parent / f"{content.name}{SUFFIXES[archive_format]}"
     replaced = content.parent / ".replaced"
     if target.is_dir() or (staged.is_dir() and target.exists()):
         target.rename(replaced)

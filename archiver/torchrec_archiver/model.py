@@ -67,6 +67,8 @@ class Model:
     signature: Signature
     tables: tuple[TableEntry, ...]
     plan: str | None
+    samples: int
+    """How many calls were recorded."""
     output_change: Mapping[str, float]
     """qualname -> largest absolute difference that quantizing made to an output of the samples;
     empty where there is no float model to compare with."""
@@ -175,6 +177,7 @@ def write_model(  # noqa: PLR0913
         signature=replace(predictor.signature, splits=_splits(predictor, output, recorded, asked)),
         tables=tuple(store.entries.values()) if store else (),
         plan=str(predictor.plan) if predictor.plan else None,
+        samples=len(recorded.samples),
         output_change=output_change(reference.recorded, recorded) if reference else {},
     )
 

@@ -140,6 +140,8 @@ class Index:
     """Names of the package's extra files."""
     sha256: Mapping[str, str]
     """Member -> digest, of every other member that the archiver wrote."""
+    samples: int
+    """How many calls `samples.safetensors` holds; the member is left out where it is 0."""
     plan: str | None = None
     """The sharding plan, for a reader; a worker makes or reads its own."""
     output_change: Mapping[str, float | None] = field(default_factory=dict)
@@ -180,6 +182,7 @@ class Index:
         _check_splits(index.signature)
         for at, entry in enumerate(index.tables):
             _check_table(entry, f"tables[{at}]")
+        _check_layout(index.tables)
         return index
 
     @property
@@ -292,3 +295,23 @@ def _check_table(entry: TableEntry, where: str) -> None:
             f"expected {row_bytes} for {entry.width} values in {entry.dtype}"
         )
         raise ArchiveError(message)
+
+
+def _check_layout(entries: Collection[TableEntry]) -> None:
+    """See that every table is there once, and its block behind the others' with nothing between."""
+    known: set[tuple[str, str]] = set()
+    end, before = 0, "from 0 on"
+    for entry in sorted(entries, key=lambda entry: entry.offset):
+        where = f"{INDEX}: table {entry.name!r} of {entry.collection!r}"
+        if (entry.collection, entry.name) in known:
+            message = f"{where}: is there twice; the archive was altered, build or copy it again"
+            raise ArchiveError(message)
+        known.add((entry.collection, entry.name))
+        if entry.offset != align(end):
+            message = (
+                f"{where}: received offset {entry.offset}, expected {align(end)}, the next "
+                f"multiple of {TABLE_ALIGNMENT} {before}; "
+                "the archive was altered, build or copy it again"
+            )
+            raise ArchiveError(message)
+        end, before = entry.offset + entry.nbytes, f"behind {entry.name!r}"

@@ -292,18 +292,18 @@ def test_a_folder_takes_the_place_of_a_file(content: Path, store: Path) -> None:
 def test_an_archive_that_cannot_be_put_in_place_leaves_the_old_one(
     content: Path, store: Path
 ) -> None:
-    """Here: the new one vanishes before it is renamed."""
-    (store / "ranking").mkdir()
-    (store / "ranking" / "old").touch()
-    target = store / "ranking"
+    """Here: the new one is not where it is looked for."""
+    target = store / "ranking.mar"
+    target.mkdir()
+    (target / "old").touch()
     moved = content.rename(content.with_name("elsewhere"))
     with pytest.raises(FileNotFoundError):
         write_archive(
             moved,
-            Place(stem=target),
+            Place(stem=store / "ranking"),
             model_name="another",
             version="1.0",
-            archive_format="no-archive",
+            archive_format="default",
             requirements_file=None,
         )
     assert [path.name for path in target.iterdir()] == ["old"]

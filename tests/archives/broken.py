@@ -74,6 +74,106 @@ def _no_index(folder: Path) -> str:
     return f"archive.json: missing from {folder}, which holds tables.bin; copy the archive again"
 
 
+def _nothing_but_dense_weights(folder: Path) -> str:
+    """Served as a plain archive, it would have the factory's own, untrained tables."""
+    for member in (INDEX, TABLES):
+        (folder / member).unlink()
+    return f"archive.json: missing from {folder}, which holds {DENSE}; copy the archive again"
+
+
+def _forgotten(member: str, has: str) -> Break:
+    """Gone, and its entry in the index too."""
+
+    def apply(folder: Path) -> str:
+        (folder / member).unlink()
+        _edit(folder / INDEX, lambda index: index["sha256"].pop(member))
+        return (
+            f"{member}: archive.json does not list it, but has {has}; "
+            "the archive was altered, build or copy it again"
+        )
+
+    return apply
+
+
+def _without_tables(folder: Path) -> str:
+    _edit(folder / INDEX, lambda index: index["tables"].clear())
+    return (
+        "tables.bin: archive.json lists it, but has 0 tables; "
+        "the archive was altered, build or copy it again"
+    )
+
+
+def _without_the_last_table(folder: Path) -> str:
+    gone = []
+    _edit(folder / INDEX, lambda index: gone.append(index["tables"].pop()))
+    received = (folder / TABLES).stat().st_size
+    last = json.loads((folder / INDEX).read_text())["tables"][-1]
+    expected = last["offset"] + last["rows"] * last["row_bytes"]
+    return (
+        f"tables.bin: received {received} bytes, expected {expected} for 4 tables; "
+        "tables are not listed, build or copy it again"
+    )
+
+
+def _beyond_the_file(folder: Path) -> str:
+    def grow(index: dict[str, Any]) -> None:
+        index["tables"][-1]["rows"] = 1000
+
+    _edit(folder / INDEX, grow)
+    received = (folder / TABLES).stat().st_size
+    last = json.loads((folder / INDEX).read_text())["tables"][-1]
+    expected = last["offset"] + 1000 * last["row_bytes"]
+    return (
+        f"tables.bin: received {received} bytes, expected {expected} for 5 tables; "
+        "the archive is truncated, build or copy it again"
+    )
+
+
+def _named_outside(name: str) -> Break:
+    """A member that is there, outside of the folder, with the right digest."""
+
+    def apply(folder: Path) -> str:
+        outside = folder / name  # an absolute name takes the folder's place
+        outside.write_text("not ours")
+        digest = sha256(outside)
+        _edit(folder / INDEX, lambda index: index["sha256"].update({name: digest}))
+        return (
+            f"{name}: listed in archive.json, lies outside of {folder}; "
+            "the archive was altered, build or copy it again"
+        )
+
+    return apply
+
+
+def _named_elsewhere(folder: Path) -> str:
+    return _named_outside(str(folder.parent / "other"))(folder)
+
+
+def _link(member: str, said: str) -> Break:
+    """A member that is a link to the same content elsewhere."""
+
+    def apply(folder: Path) -> str:
+        elsewhere = folder.parent / "elsewhere"
+        elsewhere.write_bytes((folder / member).read_bytes())
+        (folder / member).unlink()
+        (folder / member).symlink_to(elsewhere)
+        return (
+            f"{member}: {said}, lies outside of {folder}; "
+            "the archive was altered, build or copy it again"
+        )
+
+    return apply
+
+
+def _manifest_names(key: str, name: str, message: str) -> Break:
+    def apply(folder: Path) -> str:
+        (folder.parent / "other").touch()
+        _edit(folder / MANIFEST, lambda manifest: manifest["model"].update({key: name}))
+        return message.replace("FOLDER", str(folder))
+
+    return apply
+
+
 def _index_is_not_json(folder: Path) -> str:
     (folder / INDEX).write_bytes(b'{"format_version": \xff')
     return (
@@ -142,6 +242,35 @@ BROKEN: dict[str, Break] = {
     "index is not JSON": _index_is_not_json,
     "index of another major version": _other_major,
     "tables cut off": _truncated_tables,
+    "no tables in the index": _without_tables,
+    "a table gone from the index": _without_the_last_table,
+    "a table beyond the file": _beyond_the_file,
+    "an index of no tables.bin": _forgotten(TABLES, "5 tables"),
+    "an index of no dense weights": _forgotten(DENSE, "5 tables"),
+    "an index of no samples": _forgotten(SAMPLES, "4 samples"),
+    "no index, no tables": _nothing_but_dense_weights,
+    "a member above": _named_outside("../other"),
+    "a member above by way of a folder": _named_outside("MAR-INF/../../other"),
+    "a member elsewhere": _named_elsewhere,
+    "a member that is a link": _link(DENSE, "listed in archive.json"),
+    "an index that is a link": _link(INDEX, "a link"),
+    "a manifest that is a link": _link(MANIFEST, "a link"),
+    "a package above": _manifest_names(
+        "serializedFile",
+        "../other",
+        (
+            "../other: named by MAR-INF/MANIFEST.json, lies outside of FOLDER; "
+            "the archive was altered, build or copy it again"
+        ),
+    ),
+    "other requirements": _manifest_names(
+        "requirementsFile",
+        "other.txt",
+        (
+            "other.txt: the manifest names it as requirementsFile, but archive.json does not list "
+            "it; the archive was altered, build or copy it again"
+        ),
+    ),
     **{
         f"no {re.sub(r'[.].*', '', member)}": _missing(member)
         for member in (MODEL_CONFIG, DENSE, TABLES, REQUIREMENTS, SAMPLES)

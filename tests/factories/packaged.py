@@ -5,10 +5,19 @@ from typing import Any
 
 import torch
 from torchrec.inference.model_packager import load_config_text, load_pickle_config
-from torchrec.inference.modules import quantize_inference_model
+from torchrec.inference.modules import (
+    BatchingMetadata,
+    PredictModule,
+    quantize_inference_model,
+)
 
 from tests.factories import house, telemetry
-from tests.factories.ranking import RankingPredictFactory, RankingPredictModule, seeded
+from tests.factories.ranking import (
+    DENSE,
+    RankingPredictFactory,
+    RankingPredictModule,
+    seeded,
+)
 
 
 @dataclass
@@ -139,3 +148,23 @@ class NamesakePredictFactory(RankingPredictFactory):
     def model_inputs_data(self) -> dict[str, Any]:
         """The names of the dense features."""
         return {"float_features": {"features": ["user", "movie", "genres"]}}
+
+
+class NoTablesPredictModule(PredictModule):
+    """Scores dense features alone."""
+
+    def predict_forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`default`, [B]."""
+        return {"default": self.predict_module(batch["float_features"]).squeeze(1)}
+
+
+class NoTablesPredictFactory(RankingPredictFactory):
+    """A model without an embedding."""
+
+    def create_predict_module(self) -> torch.nn.Module:
+        """The module, with its weights."""
+        return NoTablesPredictModule(torch.nn.Linear(DENSE, 1), "cpu")
+
+    def batching_metadata(self) -> dict[str, BatchingMetadata]:
+        """The dense input."""
+        return {"float_features": BatchingMetadata(type="dense", device="cpu", pinned=[])}

@@ -66,6 +66,7 @@ INDEX = Index(
     ),
     extra_files=("movies.json",),
     sha256={"predict_factory.pt": "0" * 64},
+    samples=0,
     plan="table_wise",
     output_change={"forward": 0.5},
 )
@@ -231,6 +232,40 @@ DAMAGES = [
         name="rows shorter than they are read",
         change=lambda index: index["tables"][1].update(row_bytes=7),
         message=("archive.json: tables[1].row_bytes: received 7, expected 8 for 7 values in int4"),
+    ),
+    Damage(
+        name="a table twice",
+        change=lambda index: index["tables"].append(index["tables"][0]),
+        message=(
+            "archive.json: table 't_user' of '_module.sparse': is there twice; "
+            "the archive was altered, build or copy it again"
+        ),
+    ),
+    Damage(
+        name="a table that overlaps",
+        change=lambda index: index["tables"][1].update(offset=384),
+        message=(
+            "archive.json: table 't_movie' of '_module.sparse': received offset 384, expected 512, "
+            "the next multiple of 128 behind 't_user'; the archive was altered, build or copy it "
+            "again"
+        ),
+    ),
+    Damage(
+        name="a misaligned table",
+        change=lambda index: index["tables"][0].update(offset=4),
+        message=(
+            "archive.json: table 't_user' of '_module.sparse': received offset 4, expected 0, "
+            "the next multiple of 128 from 0 on; the archive was altered, build or copy it again"
+        ),
+    ),
+    Damage(
+        name="a table gone",
+        change=lambda index: index["tables"].pop(1),
+        message=(
+            "archive.json: table 't_half' of '_module.sparse': received offset 896, expected 512, "
+            "the next multiple of 128 behind 't_user'; the archive was altered, build or copy it "
+            "again"
+        ),
     ),
     Damage(
         name="no version",

@@ -110,6 +110,8 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     else:
         widened = widen(loaded.tables, options.tables, loaded.own_rows)
     quantized = quantize_tables(loaded, options, widened)
+    if index:
+        _check_index(index, quantized.module)
     if index and index.tables:
         store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
     elif is_sharded(quantized.module):
@@ -124,9 +126,34 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
         predictor = _see_outputs(predictor, output, must_answer=options.self_test and not index)
     if index and options.self_test and SAMPLES in index.sha256:
         samples = read_samples(folder / SAMPLES)
+        if len(samples) != index.samples:
+            message = (
+                f"{SAMPLES}: received {len(samples)} samples, expected {index.samples}; "
+                "the archive was altered or damaged, build or copy it again"
+            )
+            raise ArchiveError(message)
         metadata = output.result_metadata
         self_test(predictor.module, samples, metadata, options.dense.dtype, device)
     return replace(predictor, index=index)
+
+
+def _check_index(index: Index, module: torch.nn.Module) -> None:
+    """See that weights and tables are the archive's own, but for what the factory shards itself."""
+    if is_sharded(module):
+        return
+    tables = layout(module)
+    if tables and not index.tables:
+        message = (
+            f"{INDEX}: lists no tables, but the module has {len(tables)}; the archive was altered "
+            "or damaged, build or copy it again"
+        )
+        raise ArchiveError(message)
+    if DENSE not in index.sha256:
+        message = (
+            f"{DENSE}: {INDEX} does not list it, but the module's weights are not its factory's; "
+            "the archive was altered or damaged, build or copy it again"
+        )
+        raise ArchiveError(message)
 
 
 def _check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import logging
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 from torchrec_handler.archive import (
+    DENSE,
     FORMAT_VERSION,
     INDEX,
     MANIFEST,
+    REQUIREMENTS,
     SAMPLES,
     TABLES,
     Index,
@@ -18,6 +22,14 @@ from torchrec_handler.archive import (
 from torchrec_handler.errors import ArchiveError
 
 logger = logging.getLogger(__name__)
+
+PACKAGE_KEY = "serializedFile"
+FILE_KEYS = (PACKAGE_KEY, "configFile", "requirementsFile", "modelFile")
+"""What the manifest's `model` names members with."""
+
+AGAIN = "the archive was altered, build or copy it again"
+MOST_NAMED = 5
+"""Unlisted members in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +56,35 @@ def verify(folder: Path, *, full: bool = False) -> Archive:
         full: check these two as well.
 
     Raises:
-        ArchiveError: a member is missing, altered or truncated, or of another format version.
+        ArchiveError: a member is missing, altered, truncated, unlisted or outside of the folder, or
+            the index contradicts itself or is of another format version.
     """
-    name = _package_name(folder)
+    model = _read_model(folder)
+    named = {key: str(model[key]) for key in FILE_KEYS if model.get(key)}
+    for member in named.values():
+        _member(folder, member, f"named by {MANIFEST}")
+    name = named[PACKAGE_KEY]
     package = folder / name
     if not package.is_file():
         message = f"{name}: the manifest names it as serializedFile, but it is not in {folder}"
         raise ArchiveError(message)
     if not (folder / INDEX).is_file():
-        if (folder / TABLES).is_file():
+        # All that only the archiver writes: served as a plain one, its weights would be missed.
+        for member in (TABLES, DENSE, SAMPLES):
+            if (folder / member).is_file():
+                message = (
+                    f"{INDEX}: missing from {folder}, which holds {member}; copy the archive again"
+                )
+                raise ArchiveError(message)
+        return Archive(folder=folder, package=package, index=None)
+    path = _member(folder, INDEX, "a link")
+    index = Index.loads(path.read_text(encoding="utf-8", errors="replace"))
+    for key, member in named.items():
+        if member not in index.sha256:
             message = (
-                f"{INDEX}: missing from {folder}, which holds {TABLES}; copy the archive again"
+                f"{member}: the manifest names it as {key}, but {INDEX} does not list it; {AGAIN}"
             )
             raise ArchiveError(message)
-        return Archive(folder=folder, package=package, index=None)
-    index = Index.loads((folder / INDEX).read_text(encoding="utf-8", errors="replace"))
-    if name not in index.sha256:
-        message = (
-            f"{name}: the manifest names it as serializedFile, but {INDEX} does not list it; "
-            "the archive was altered, build or copy it again"
-        )
-        raise ArchiveError(message)
     if index.is_newer:
         logger.warning(
             "%s: written in format %s, read as %s; newer fields are ignored",
@@ -72,27 +92,56 @@ def verify(folder: Path, *, full: bool = False) -> Archive:
             index.format_version,
             FORMAT_VERSION,
         )
+    _check_listed(index)
     _check_members(folder, index, unchecked=() if full else (TABLES, SAMPLES))
+    _check_size(folder, index)
     return Archive(folder=folder, package=package, index=index)
 
 
-def _package_name(folder: Path) -> str:
+def _read_model(folder: Path) -> Mapping[str, Any]:
+    path = _member(folder, MANIFEST, "a link")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         message = f"{MANIFEST}: cannot be read ({error}); is {folder} a model archive?"
         raise ArchiveError(message) from error
     model = manifest.get("model") if isinstance(manifest, dict) else None
-    name = model.get("serializedFile") if isinstance(model, dict) else None
-    if not isinstance(name, str) or not name:
+    name = model.get(PACKAGE_KEY) if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(name, str) or not name:
         message = f"{MANIFEST}: names no serializedFile; give the package with --serialized-file"
         raise ArchiveError(message)
-    return name
+    return model
+
+
+def _member(folder: Path, name: str, what: str) -> Path:
+    """The path of a member, which must lie in the folder, links followed."""
+    path = folder / name
+    lies_inside = path.resolve().is_relative_to(folder.resolve())
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not lies_inside:
+        message = f"{name}: {what}, lies outside of {folder}; {AGAIN}"
+        raise ArchiveError(message)
+    return path
+
+
+def _check_listed(index: Index) -> None:
+    """See that what the index says is there is listed."""
+    expected = {
+        TABLES: (f"{len(index.tables)} tables", bool(index.tables)),
+        SAMPLES: (f"{index.samples} samples", bool(index.samples)),
+    }
+    for member, (what, is_expected) in expected.items():
+        if is_expected != (member in index.sha256):
+            listed = "lists" if member in index.sha256 else "does not list"
+            message = f"{member}: {INDEX} {listed} it, but has {what}; {AGAIN}"
+            raise ArchiveError(message)
+    if index.tables and DENSE not in index.sha256:  # a module that its factory shards has neither
+        message = f"{DENSE}: {INDEX} does not list it, but has {len(index.tables)} tables; {AGAIN}"
+        raise ArchiveError(message)
 
 
 def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> None:
     for member, digest in index.sha256.items():
-        path = folder / member
+        path = _member(folder, member, f"listed in {INDEX}")
         if not path.is_file():
             message = f"{member}: listed in {INDEX}, but missing from {folder}"
             raise ArchiveError(message)
@@ -102,12 +151,35 @@ def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> No
                 "the archive was altered or damaged, build or copy it again"
             )
             raise ArchiveError(message)
-    if index.tables:
-        expected = max(table.offset + table.nbytes for table in index.tables)
-        received = (folder / TABLES).stat().st_size if (folder / TABLES).is_file() else 0
-        if received < expected:
-            message = (
-                f"{TABLES}: received {received} bytes, expected {expected} for "
-                f"{len(index.tables)} tables; the archive is truncated, build or copy it again"
-            )
-            raise ArchiveError(message)
+    if REQUIREMENTS in index.sha256:  # TorchServe installs them beside it
+        return
+    listed = {INDEX, MANIFEST, *index.sha256}
+    if unlisted := sorted(name for name in _names(folder) if name not in listed):
+        more = f" and {len(unlisted) - MOST_NAMED} more" if len(unlisted) > MOST_NAMED else ""
+        message = (
+            f"{', '.join(unlisted[:MOST_NAMED])}{more}: in {folder}, but not listed in {INDEX}; "
+            "remove it, or build or copy the archive again"
+        )
+        raise ArchiveError(message)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The paths of all files in a folder, and of links to other folders."""
+    for root, folders, files in os.walk(folder.resolve()):
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        for name in (*files, *links):
+            yield Path(root, name).relative_to(folder.resolve()).as_posix()
+
+
+def _check_size(folder: Path, index: Index) -> None:
+    if not index.tables:
+        return
+    expected = max(table.offset + table.nbytes for table in index.tables)
+    received = (folder / TABLES).stat().st_size
+    if received != expected:
+        what = "the archive is truncated" if received < expected else "tables are not listed"
+        message = (
+            f"{TABLES}: received {received} bytes, expected {expected} for "
+            f"{len(index.tables)} tables; {what}, build or copy it again"
+        )
+        raise ArchiveError(message)

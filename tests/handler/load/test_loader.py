@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.factories.packaged import (
     ConfiguredPredictFactory,
     HousePredictFactory,
     NamesakePredictFactory,
+    NoTablesPredictFactory,
     RecordingPredictFactory,
     Scale,
     TelemetryPredictFactory,
@@ -25,9 +26,10 @@ from tests.factories.packaged import (
 from tests.factories.packagers import ForgetfulPackager, HousePackager, OwnPackager
 from tests.factories.ranking import MetaRankingPredictFactory, RankingPredictFactory, seeded
 from torchrec_archiver import DefaultPackager, build_archive
-from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG
+from torchrec_handler.archive import DENSE, INDEX, MANIFEST, MODEL_CONFIG, SAMPLES, TABLES
 from torchrec_handler.errors import ArchiveError, FactoryError, LoadError, OptionError, WeightsError
 from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.self_test import read_samples, save_samples
 from torchrec_handler.options import Options, read_options
 
 CONFIGS: Mapping[str, Any] = {"scale.pkl": Scale(2.0), "scale.txt": "5"}
@@ -103,6 +105,53 @@ def test_a_plan_of_the_package_that_is_not_there_is_named(tmp_path: Path) -> Non
     assert str(caught.value) == (
         "package: loading the config 'plan.pkl' asks for 'plan.pkl', a config that the package "
         "does not hold; give it with --config"
+    )
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((folder / INDEX).read_text())
+    change(document)
+    (folder / INDEX).write_text(json.dumps(document))
+
+
+def error_of_folder(folder: Path) -> str:
+    with pytest.raises(ArchiveError) as caught:
+        good.load_folder(folder)
+    return str(caught.value)
+
+
+def test_tables_that_the_factory_brings_do_not_stand_in_for_those_of_an_archive(
+    tmp_path: Path,
+) -> None:
+    """They are untrained where a checkpoint was given."""
+    folder = good.build(tmp_path, archive_format="no-archive")
+    (folder / TABLES).unlink()
+    edit(folder, lambda index: (index["sha256"].pop(TABLES), index["tables"].clear()))
+    assert error_of_folder(folder) == (
+        "archive.json: lists no tables, but the module has 5; the archive was altered or damaged, "
+        "build or copy it again"
+    )
+
+
+def test_weights_that_the_factory_brings_do_not_stand_in_for_those_of_an_archive(
+    tmp_path: Path,
+) -> None:
+    folder = good.build(tmp_path, factory=NoTablesPredictFactory, archive_format="no-archive")
+    assert good.load_folder(folder).module is not None
+    (folder / DENSE).unlink()
+    edit(folder, lambda index: index["sha256"].pop(DENSE))
+    assert error_of_folder(folder) == (
+        "dense.safetensors: archive.json does not list it, but the module's weights are not its "
+        "factory's; the archive was altered or damaged, build or copy it again"
+    )
+
+
+def test_every_sample_that_was_recorded_must_be_there(tmp_path: Path) -> None:
+    folder = good.build(tmp_path, archive_format="no-archive")
+    save_samples(read_samples(folder / SAMPLES)[:1], folder / SAMPLES)
+    assert error_of_folder(folder) == (
+        "samples.safetensors: received 1 samples, expected 4; the archive was altered or damaged, "
+        "build or copy it again"
     )
 
 

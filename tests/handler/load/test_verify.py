@@ -9,7 +9,7 @@ import pytest
 
 from tests.archives import good
 from tests.archives.broken import BROKEN, BROKEN_WHERE_NO_CODE_IS
-from torchrec_handler.archive import INDEX, MANIFEST, PACKAGE, TABLES
+from torchrec_handler.archive import DENSE, INDEX, MANIFEST, PACKAGE, REQUIREMENTS, SAMPLES, TABLES
 from torchrec_handler.errors import ArchiveError
 from torchrec_handler.load.verify import verify
 
@@ -40,13 +40,13 @@ def test_a_good_archive_is_read(archive: Path) -> None:
 
 
 def test_an_archive_without_an_index_is_a_plain_one(copy: Path) -> None:
-    for member in (INDEX, TABLES):
+    for member in (INDEX, TABLES, DENSE, SAMPLES):
         (copy / member).unlink()
     assert verify(copy).index is None
 
 
 def test_a_plain_archive_s_package_may_have_any_name(copy: Path) -> None:
-    for member in (INDEX, TABLES):
+    for member in (INDEX, TABLES, DENSE, SAMPLES):
         (copy / member).unlink()
     (copy / PACKAGE).rename(copy / "my.pt")
     manifest = json.loads((copy / MANIFEST).read_text())
@@ -87,6 +87,60 @@ def test_a_broken_archive_is_refused(name: str, copy: Path) -> None:
     with pytest.raises(ArchiveError) as caught:
         verify(copy)
     assert str(caught.value) == message
+
+
+def put(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("print('run')")
+
+
+def without_requirements(folder: Path) -> None:
+    """With them TorchServe may install beside the members."""
+    (folder / REQUIREMENTS).unlink()
+    for path, part in ((folder / INDEX, "sha256"), (folder / MANIFEST, "model")):
+        document = json.loads(path.read_text())
+        document[part].pop("requirementsFile", None)
+        document[part].pop(REQUIREMENTS, None)
+        path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("name", ["numpy.py", "torch/__init__.py", ".hidden", "MAR-INF/other"])
+def test_what_is_not_listed_is_refused(name: str, copy: Path) -> None:
+    """A worker's Python looks for modules in the archive's folder."""
+    without_requirements(copy)
+    assert verify(copy).index is not None
+    put(copy, name)
+    with pytest.raises(ArchiveError) as caught:
+        verify(copy)
+    assert str(caught.value) == (
+        f"{name}: in {copy}, but not listed in archive.json; "
+        "remove it, or build or copy the archive again"
+    )
+
+
+def test_many_that_are_not_listed_are_named_in_part(copy: Path, tmp_path: Path) -> None:
+    without_requirements(copy)
+    for number in range(6):
+        put(copy, f"{number}.py")
+    (copy / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(ArchiveError) as caught:
+        verify(copy)
+    assert str(caught.value) == (
+        f"0.py, 1.py, 2.py, 3.py, 4.py and 2 more: in {copy}, but not listed in archive.json; "
+        "remove it, or build or copy the archive again"
+    )
+
+
+def test_what_torchserve_installs_for_a_model_may_lie_beside_it(copy: Path) -> None:
+    put(copy, "httpx/__init__.py")
+    assert verify(copy).index is not None
+
+
+def test_a_folder_may_be_reached_by_a_link(copy: Path, tmp_path: Path) -> None:
+    """As TorchServe reaches one that it serves in place."""
+    without_requirements(copy)
+    (tmp_path / "link").symlink_to(copy, target_is_directory=True)
+    assert verify(tmp_path / "link").index is not None
 
 
 def test_a_broken_package_is_not_imported(copy: Path) -> None:
