@@ -19,6 +19,7 @@ from benchmarks.bodies import COLUMNS, PROTOBUF, Format
 from benchmarks.criteo import CriteoConfig, CriteoPredictModule
 from benchmarks.peers.stock import Inputs
 from torchrec_handler.load.loader import load
+from torchrec_handler.load.process import become_worker
 from torchrec_handler.load.sharing import look_up_once
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine
@@ -164,6 +165,7 @@ class _Served(_Forward):
         self._options = Options.model_validate(
             {"dense": {"dtype": dtype}, "threads": threads, "self_test": False}
         )
+        become_worker(self._options, torch.device("cpu"))
         self._predictor = load(material.archive, self._options, torch.device("cpu"))
         self.module = self._predictor.module
         self._codecs = Codecs("criteo", self._predictor.signature, self._options.limits)

@@ -25,6 +25,7 @@ from tests.torchserve import ROOT
 from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive import TABLES as MAPPED
 from torchrec_handler.load.loader import load
+from torchrec_handler.load.process import become_worker
 from torchrec_handler.load.tables import TableStore
 from torchrec_handler.options import Options
 
@@ -60,6 +61,7 @@ def measure(archives: Mapping[int, Path]) -> list[Cost]:
         table_rows: TableStore.map(archive / MAPPED, read_index(archive).tables)
         for table_rows, archive in archives.items()
     }
+    become_worker(Options(), torch.device("cpu"))
     for table_rows, store in stores.items():
         predictor = load(archives[table_rows], Options(), torch.device("cpu"))
         blocks = [store.rows(entry) for entry in store.entries.values()]

@@ -25,12 +25,14 @@ def main() -> None:
         module = convert(folder)
     else:
         from torchrec_handler.load.loader import load  # noqa: PLC0415
+        from torchrec_handler.load.process import become_worker  # noqa: PLC0415
         from torchrec_handler.options import Options  # noqa: PLC0415
 
         if way == "read":
             from benchmarks.ordinary import hold_tables  # noqa: PLC0415
 
             hold_tables()
+        become_worker(Options(), torch.device("cpu"))
         module = load(folder, Options(), torch.device("cpu")).module
     features = len(CRITEO_ROWS)
     with torch.inference_mode():

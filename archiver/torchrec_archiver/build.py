@@ -3,13 +3,10 @@
 import importlib.metadata
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import torch.distributed as dist
 from torch.package.importer import Importer
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
@@ -34,6 +31,7 @@ from torchrec_handler.archive import (
     sha256,
 )
 from torchrec_handler.errors import BuildError
+from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.requirements import INSTALLING
 
 logger = logging.getLogger(__name__)
@@ -118,81 +116,69 @@ def build_archive(  # noqa: PLR0913  the command line's options
     check_arguments(model_name, version, export_path, archive_format)
     formats = AUTO_FORMATS if archive_format == "auto" else (archive_format,)
     find_place(model_name, version, export_path, formats, force=force)
-    factory = find_factory(factory)
-    packager = find_packager(packager)
     arguments = {"loader_code": loader_code, "package_importer": package_importer}
     model_config, options = read_model_config(config_file)
-    packed_configs = {
-        name: read_config(name, value) if isinstance(value, Path) else value
-        for name, value in (configs or {}).items()
-    }
-    packed_files = {
-        name: read_bytes(f"extra file {name}", value) if isinstance(value, Path) else value
-        for name, value in (extra_files or {}).items()
-    }
-    requirements = None
-    if requirements_file is not None:
-        requirements = read_bytes("requirements file", Path(requirements_file))
-        logger.info("%s: TorchServe installs it only where it has %s", REQUIREMENTS, INSTALLING)
-    with staging(export_path) as folder, _unchanged_process():
-        content = folder / model_name
-        content.mkdir()
-        save_package(
-            packager,
-            factory,
-            packed_configs,
-            packed_files,
-            content / PACKAGE,
-            **{name: value for name, value in arguments.items() if value is not None},
-        )
-        (content / MODEL_CONFIG).write_bytes(model_config)
-        if requirements is not None:
-            (content / REQUIREMENTS).write_bytes(requirements)
-        scratch = folder / ".scratch"
-        scratch.mkdir()
-        model = write_model(
-            content,
-            scratch,
-            weights=Path(weights) if isinstance(weights, str) else weights,
-            weights_map=weights_map or {},
-            weights_key=weights_key,
-            ignore_weights=ignore_weights,
-            samples=None if samples is None else Path(samples),
-            options=options,
-            progress=progress,
-            allow_invalid_rows=allow_invalid_rows,
-            allow_failing_samples=allow_failing_samples,
-        )
-        _check_change(model, max_output_error)
-        _write_index(content, model, tuple(packed_files))
-        if archive_format == "auto":
-            archive_format, reason = choose_format(content)
-            logger.info("archive format: %s, since %s", archive_format, reason)
-        place = find_place(model_name, version, export_path, (archive_format,), force=force)
-        if place.beside:
-            name = place.path(archive_format).name
-            logger.info("%s: version %s goes beside it as %s", place.beside, version, name)
-        return write_archive(
-            content,
-            place,
-            model_name=model_name,
-            version=version,
-            archive_format=archive_format,
-            requirements_file=REQUIREMENTS if requirements is not None else None,
-        )
-
-
-@contextmanager
-def _unchanged_process() -> Iterator[None]:
-    """Undo what a worker's steps change in a process that goes on after the build."""
-    threads = torch.get_num_threads()
-    grouped = dist.is_initialized()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if dist.is_initialized() and not grouped:
-            dist.destroy_process_group()
+    with unchanged_process():
+        factory = find_factory(factory)
+        packager = find_packager(packager)
+        packed_configs = {
+            name: read_config(name, value) if isinstance(value, Path) else value
+            for name, value in (configs or {}).items()
+        }
+        packed_files = {
+            name: read_bytes(f"extra file {name}", value) if isinstance(value, Path) else value
+            for name, value in (extra_files or {}).items()
+        }
+        requirements = None
+        if requirements_file is not None:
+            requirements = read_bytes("requirements file", Path(requirements_file))
+            logger.info("%s: TorchServe installs it only where it has %s", REQUIREMENTS, INSTALLING)
+        with staging(export_path) as folder:
+            content = folder / model_name
+            content.mkdir()
+            save_package(
+                packager,
+                factory,
+                packed_configs,
+                packed_files,
+                content / PACKAGE,
+                **{name: value for name, value in arguments.items() if value is not None},
+            )
+            (content / MODEL_CONFIG).write_bytes(model_config)
+            if requirements is not None:
+                (content / REQUIREMENTS).write_bytes(requirements)
+            scratch = folder / ".scratch"
+            scratch.mkdir()
+            model = write_model(
+                content,
+                scratch,
+                weights=Path(weights) if isinstance(weights, str) else weights,
+                weights_map=weights_map or {},
+                weights_key=weights_key,
+                ignore_weights=ignore_weights,
+                samples=None if samples is None else Path(samples),
+                options=options,
+                progress=progress,
+                allow_invalid_rows=allow_invalid_rows,
+                allow_failing_samples=allow_failing_samples,
+            )
+            _check_change(model, max_output_error)
+            _write_index(content, model, tuple(packed_files))
+            if archive_format == "auto":
+                archive_format, reason = choose_format(content)
+                logger.info("archive format: %s, since %s", archive_format, reason)
+            place = find_place(model_name, version, export_path, (archive_format,), force=force)
+            if place.beside:
+                name = place.path(archive_format).name
+                logger.info("%s: version %s goes beside it as %s", place.beside, version, name)
+            return write_archive(
+                content,
+                place,
+                model_name=model_name,
+                version=version,
+                archive_format=archive_format,
+                requirements_file=REQUIREMENTS if requirements is not None else None,
+            )
 
 
 def _write_index(content: Path, model: Model, extra_files: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from torchrec_handler import options as torchrec_options
 from torchrec_handler.errors import LoadError, OptionError
 from torchrec_handler.load import loader
 from torchrec_handler.load.factory import FORWARD
+from torchrec_handler.load.process import become_worker
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.request import RawRequest
 
@@ -99,6 +100,7 @@ class TorchRecHandler(BaseHandler):
         self.manifest = context.manifest
         self.version = str(context.manifest["model"].get("modelVersion", ""))
         self.device = _device(options.device, properties.get("gpu_id"))
+        become_worker(options, self.device)
         predictor = loader.load(Path(properties["model_dir"]), options, self.device)
         self.model = predictor.module
         self.engine = engine.Engine(context.model_name, predictor, options)

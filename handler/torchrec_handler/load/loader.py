@@ -18,6 +18,7 @@ from torchrec_handler.load.fuse import fuse
 from torchrec_handler.load.lower import lower
 from torchrec_handler.load.outputs import observe_outputs
 from torchrec_handler.load.package import Package, open_package
+from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import (
     FloatTable,
@@ -82,7 +83,7 @@ class Quantized:
 
 
 def load(folder: Path, options: Options, device: torch.device) -> Predictor:
-    """Load an archive's folder.
+    """Load an archive's folder; the process is left as it was, see `process`.
 
     Args:
         folder: where TorchServe extracted the archive, or a `no-archive` folder.
@@ -92,6 +93,11 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
     Raises:
         LoadError: see the steps.
     """
+    with unchanged_process():
+        return _load(folder, options, device)
+
+
+def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     archive = verify(folder, full=options.verify == "full")
     check_requirements(folder)
     init_process_group()

@@ -3,7 +3,6 @@
 On the CPU `fuse` then takes care of the dense part, unless that is float16.
 """
 
-import ctypes
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -29,12 +28,6 @@ COLLECTIONS = (EmbeddingBagCollectionInterface, EmbeddingCollectionInterface)
 COLLECTION_ATTRIBUTES = ("tbes_configs", "_emb_modules", "_managed_collision_collection")
 """What sharded, quantized and managed-collision collections have, which share no class."""
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
-KEPT_BYTES = 2**28
-KEPT_BLOCK_BYTES = 2**25
-"""The most that glibc allows."""
-
 
 def lower(module: torch.nn.Module, options: Options, device: torch.device) -> None:
     """Set threads, evaluation mode, a `PredictModule`'s device and the dense data type.
@@ -49,7 +42,6 @@ def lower(module: torch.nn.Module, options: Options, device: torch.device) -> No
     """
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
-        _keep_memory()
     elif options.dense.dtype == "int8":
         message = (
             f"torchrec.dense.dtype: received 'int8' on {device}, expected float32, float16 or "
@@ -67,19 +59,6 @@ def lower(module: torch.nn.Module, options: Options, device: torch.device) -> No
         return
     for part in _dense_parts(getattr(module, "predict_module", module)):
         _lower_part(part, dtype)
-
-
-def _keep_memory() -> None:
-    """Let malloc keep what a forward call frees for the next one.
-
-    By default glibc gives it back to the system, and reading it in anew, page by page, takes up to
-    a third of a call with 1,000 rows. Memory of larger blocks, and what lies free at the top beyond
-    `KEPT_BYTES`, is given back as before.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
 
 
 def _dense_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

@@ -8,6 +8,9 @@ from torch._C._distributed_c10d import HashStore
 
 from torchrec_handler.errors import LoadError
 
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+"""Gloo's own variable, read whenever a group is made."""
+
 
 def init_process_group() -> None:
     """Start the default process group, once a process.
@@ -31,5 +34,5 @@ def init_process_group() -> None:
             message = f"process group: torchrun's environment does not lead to one: {error}"
             raise LoadError(message) from error
         return
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault(GLOO_INTERFACE, "lo")
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

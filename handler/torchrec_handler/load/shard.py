@@ -1,12 +1,10 @@
 """Fifth step of loading: lay the quantized tables over devices with TorchRec's planner."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.global_settings import set_propogate_device
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
@@ -15,7 +13,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.quant.embedding_modules import FeatureProcessedEmbeddingBagCollection
 
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.sharded import SHARDERS
+from torchrec_handler.load.sharded import SHARDERS, compute_device_everywhere
 from torchrec_handler.options import Sharding
 
 UNBOUNDED_BYTES = 2**50
@@ -81,23 +79,18 @@ def shard(
     _show_logical_shapes(module)
     # TorchRec counts GPUs from 0; a worker may have another one for itself.
     is_one_of_many = options.world_size == 1 and bool(device.index)
-    # Without this the lookups are made on CUDA whatever the compute device is.
-    set_propogate_device(True)
-    # Of one call these log some 200 lines of statistics, every argument's whole repr, and a warning
-    # about the topology that shard_quant_model itself causes.
-    for name in ("torchrec.distributed.planner", "MethodLogger-NullHandler"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        result: tuple[torch.nn.Module, ShardingPlan] = shard_quant_model(
-            module,
-            world_size=options.world_size,
-            compute_device=device.type,
-            sharding_device="meta" if device.type == "cpu" or is_one_of_many else device.type,
-            sharders=list(SHARDERS),
-            constraints=_constraints(types),
-            ddr_cap=UNBOUNDED_BYTES,
-            sharding_plan=plan,
-        )
+        with compute_device_everywhere():
+            result: tuple[torch.nn.Module, ShardingPlan] = shard_quant_model(
+                module,
+                world_size=options.world_size,
+                compute_device=device.type,
+                sharding_device=("meta" if device.type == "cpu" or is_one_of_many else device.type),
+                sharders=list(SHARDERS),
+                constraints=_constraints(types),
+                ddr_cap=UNBOUNDED_BYTES,
+                sharding_plan=plan,
+            )
     except PlannerError as error:
         message = f"torchrec.sharding: TorchRec's planner finds no plan: {error}"
         raise OptionError(message) from error

@@ -9,11 +9,13 @@ Shapes: B rows, F features, D the sum of all features' widths.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from torchrec.distributed.global_settings import get_propogate_device, set_propogate_device
 from torchrec.distributed.quant_embedding import (
     QuantEmbeddingCollectionSharder,
     ShardedQuantEmbeddingCollection,
@@ -43,11 +45,33 @@ from torchrec_handler.load.variable_batch import (
 )
 
 
+@contextmanager
+def compute_device_everywhere() -> Iterator[None]:
+    """Let TorchRec make what it makes on the compute device; else it is CUDA whatever that is."""
+    before = get_propogate_device()
+    set_propogate_device(True)
+    try:
+        yield
+    finally:
+        set_propogate_device(before)
+
+
 class _Stateless:
     """Tables are no part of its state_dict: `tables` gives the lookups their rows."""
 
+    _has_dists = False
+
     def _initialize_torch_state(self, **_: Any) -> None:
         """Leave out what TorchRec registers, which fails on tables without scales."""
+
+    def input_dist(self, *args: Any) -> Any:
+        """Bring features to their shards; how is made at the first call."""
+        if self._has_dists:
+            return super().input_dist(*args)  # type: ignore[misc]  # mixed in
+        with compute_device_everywhere():
+            given = super().input_dist(*args)  # type: ignore[misc]  # mixed in
+        self._has_dists = True
+        return given
 
 
 class _Bags(_Stateless):
