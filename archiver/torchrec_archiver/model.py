@@ -24,7 +24,7 @@ from torchrec_archiver.record import (
     record_drawn,
 )
 from torchrec_archiver.samples import read_requests
-from torchrec_archiver.tables import write_tables
+from torchrec_archiver.tables import check_sharded, write_tables
 from torchrec_handler.archive import (
     DENSE,
     PACKAGE,
@@ -50,7 +50,7 @@ from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import widen
 from torchrec_handler.load.self_test import save_samples
 from torchrec_handler.load.signature import observe_signature
-from torchrec_handler.load.tables import TableStore, check_kind, is_sharded, layout
+from torchrec_handler.load.tables import TableStore, check_kind, is_sharded, layout, lookups
 from torchrec_handler.load.weights import dense_state
 from torchrec_handler.options import Options
 
@@ -159,8 +159,10 @@ def write_model(  # noqa: PLR0913
     quantized = quantize_tables(loaded, options, widened)
     store = None
     entries = [] if is_sharded(quantized.module) else layout(quantized.module)
-    _check_allowed(allow_invalid_rows, [entry.name for entry in entries])
-    if not is_sharded(quantized.module):
+    _check_allowed(allow_invalid_rows, quantized.module)
+    if is_sharded(quantized.module):
+        check_sharded(quantized.module, allow_invalid_rows)
+    else:
         _save_dense(dense, content / DENSE)
         if entries:
             rows = {**quantized.own_rows, **rows}
@@ -182,11 +184,12 @@ def write_model(  # noqa: PLR0913
     )
 
 
-def _check_allowed(allowed: Collection[str], known: Collection[str]) -> None:
-    if unknown := sorted(set(allowed) - set(known)):
+def _check_allowed(allowed: Collection[str], module: torch.nn.Module) -> None:
+    known = {spec[0] for found in lookups(module) for spec in found.operator.embedding_specs}
+    if unknown := sorted(set(allowed) - known):
         message = (
             f"allow invalid rows: names {', '.join(unknown)}, but the tables are "
-            f"{', '.join(sorted(set(known))) or 'none'}"
+            f"{', '.join(sorted(known)) or 'none'}"
         )
         raise BuildError(message)
 

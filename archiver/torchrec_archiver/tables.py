@@ -12,7 +12,13 @@ from torchrec_archiver.pieces import BLOCK_BYTES, page_out
 from torchrec_handler.archive import TableEntry
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.rows import InvalidRow, find_invalid
-from torchrec_handler.load.tables import check_kind, decode_rows, encode_rows
+from torchrec_handler.load.tables import (
+    check_kind,
+    decode_rows,
+    encode_rows,
+    encoded_rows,
+    lookups,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +73,7 @@ def write_tables(
                 if is_valid and (found := find_invalid(block, entry.dtype)):
                     is_valid = False
                     found = dataclasses.replace(found, row=start + found.row)
-                    _refuse(entry, found, allowed)
+                    _refuse(entry.name, found, allowed)
                 encoded = encode_rows(block, entry.dtype)
                 pending += encoded.numpy().data
                 whole = len(pending) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
@@ -91,9 +97,23 @@ def write_tables(
     return measured
 
 
-def _refuse(entry: TableEntry, found: InvalidRow, allowed: Collection[str]) -> None:
-    message = f"table {entry.name!r}, {entry.dtype}: {found}"
-    if entry.name not in allowed:
-        message += f"; --allow-invalid-rows {entry.name} takes the table as it is"
+def check_sharded(module: torch.nn.Module, allowed: Collection[str]) -> None:
+    """Check the rows of a module that its factory sharded, which stay where they are.
+
+    Raises:
+        BuildError: a row that is not finite.
+    """
+    for lookup in lookups(module):
+        tables = zip(encoded_rows(lookup), lookup.first_rows, strict=False)
+        for (name, dtype, rows), first_row in tables:
+            if found := find_invalid(rows, dtype):
+                found = dataclasses.replace(found, row=first_row + found.row)
+                _refuse(name, found, allowed)
+
+
+def _refuse(name: str, found: InvalidRow, allowed: Collection[str]) -> None:
+    message = f"table {name!r}, {found.dtype}: {found}"
+    if name not in allowed:
+        message += f"; --allow-invalid-rows {name} takes the table as it is"
         raise BuildError(message)
     logger.warning("%s; it is taken as it is", message)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.factories.kinds_own import ShardedFactory
 from torchrec_archiver import tables
-from torchrec_archiver.tables import write_tables
+from torchrec_archiver.tables import check_sharded, write_tables
 from torchrec_handler.archive import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, align
 from torchrec_handler.errors import BuildError, WeightsError
-from torchrec_handler.load.tables import TableStore, decode_rows, encode_rows
+from torchrec_handler.load.tables import TableStore, decode_rows, encode_rows, lookups
 
 WIDTH = 16
 Rows = dict[tuple[str, str], torch.Tensor]
@@ -194,6 +195,22 @@ def test_rows_that_the_factory_encoded_are_checked_too(tmp_path: Path, dtype: st
         BuildError, match=r"table 't', .*: row 41 holds (nan|-inf), expected finite numbers"
     ):
         write_tables(tmp_path / "tables.bin", [entry("t", 50, dtype)], encoded, progress=False)
+
+
+def test_rows_that_the_factory_sharded_are_checked_too() -> None:
+    module = ShardedFactory().create_predict_module()
+    check_sharded(module, [])
+    at = [(found, spec[0]) for found in lookups(module) for spec in found.operator.embedding_specs]
+    (lookup, name), *_ = at
+    scale_and_bias = lookup.operator.split_embedding_weights(split_scale_shifts=False)[0][0]
+    scale_and_bias[7, :4] = 0xFF  # NaN
+    with pytest.raises(BuildError) as caught:
+        check_sharded(module, [])
+    assert str(caught.value) == (
+        f"table {name!r}, int8: row {lookup.first_rows[0] + 7} holds nan, expected finite numbers; "
+        f"--allow-invalid-rows {name} takes the table as it is"
+    )
+    check_sharded(module, [name])
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])

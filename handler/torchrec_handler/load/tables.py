@@ -245,22 +245,28 @@ def quantized_rows(module: torch.nn.Module) -> dict[tuple[str, str], torch.Tenso
         (collection, table name) -> encoded rows, [rows, row_bytes] uint8, views. Lookups that have
         no rows yet are left out.
     """
-    gathered = {}
-    for lookup in lookups(module):
-        operator = lookup.operator
-        if operator.weight_initialized and not operator.weights_host.is_meta:
-            # Of rows that are padded for another alignment, without the padding.
-            for spec, (rows, _) in zip(
-                operator.embedding_specs,
-                operator.split_embedding_weights(split_scale_shifts=False),
-                strict=True,
-            ):
-                name, _, width, sparse_type, _ = spec
-                row_bytes = rounded_row_size_in_bytes(
-                    width, sparse_type, 1, operator.scale_bias_size_in_bytes
-                )
-                gathered[lookup.collection, name] = rows[:, :row_bytes].cpu()
-    return gathered
+    return {
+        (lookup.collection, name): rows
+        for lookup in lookups(module)
+        for name, _, rows in encoded_rows(lookup)
+    }
+
+
+def encoded_rows(lookup: Lookup) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """The rows that a lookup has already: table name, data type, [rows, row_bytes] uint8.
+
+    Of rows that are padded for another alignment, without the padding.
+    """
+    operator = lookup.operator
+    if not operator.weight_initialized or operator.weights_host.is_meta:
+        return
+    weights = operator.split_embedding_weights(split_scale_shifts=False)
+    for spec, (rows, _) in zip(operator.embedding_specs, weights, strict=True):
+        name, _, width, sparse_type, _ = spec
+        row_bytes = rounded_row_size_in_bytes(
+            width, sparse_type, 1, operator.scale_bias_size_in_bytes
+        )
+        yield name, DTYPE_NAMES[sparse_type.value], rows[:, :row_bytes].cpu()
 
 
 def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> None:
