@@ -1,5 +1,6 @@
 """Every kind of model is archived, loaded and asked through a real TorchServe."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_a_dense_part_in_float16_answers_as_torchrecs_quantize_dense(
 ) -> None:
     """Bit for bit, after a self-test against what the archiver recorded of it."""
     archive, predictor = archived(KINDS[name], tmp_path, options=FLOAT16)
-    assert predictor.signature == signature(KINDS[name])
+    assert replace(predictor.signature, splits=None) == signature(KINDS[name])
     assert read_samples(archive / "samples.safetensors")
     inputs = batch(random_request(predictor.signature, ROWS))
     received = predictor.module(inputs)["default"]
