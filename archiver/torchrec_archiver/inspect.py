@@ -50,6 +50,7 @@ def show(index: Index, console: Console) -> None:
     facts = {
         "methods": methods,
         "outputs": f"{index.signature.result_metadata}: {outputs or 'not observed'}",
+        "batched": _batched(index.signature),
         "output change": _change(index),
         "extra files": ", ".join(index.extra_files) or "none",
         "built with": ", ".join(f"{name} {version}" for name, version in index.versions.items()),
@@ -113,6 +114,30 @@ def _tables(entries: tuple[TableEntry, ...]) -> Table:
             _number(entry.mean_error),
         )
     return table
+
+
+def _batched(signature: Signature) -> str:
+    """How each method's requests share a forward call."""
+    if signature.splits is None:
+        return "seen at load"
+    inputs = {entry.name: entry.features for entry in signature.inputs}
+    said = []
+    for qualname, batched in signature.methods.items():
+        outputs = signature.splits.get(qualname)
+        if not batched or outputs is None:
+            said.append(f"{qualname} one request a call")
+            continue
+        # Where several counts fit, they cut alike, and rows come first.
+        counts = {name: [part.counts[0] for part in parts] for name, parts in outputs.items()}
+        by_ids = [
+            f"{name} by ids of {count.input}"
+            + "".join(f" {inputs[count.input][at]}" for at in count.features if inputs[count.input])
+            for name, found in counts.items()
+            for count in found
+            if count.input is not None
+        ]
+        said.append(f"{qualname} by rows" + "".join(f", {one}" for one in by_ids))
+    return "; ".join(said)
 
 
 def _change(index: Index) -> str:

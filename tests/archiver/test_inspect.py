@@ -26,6 +26,7 @@ def test_an_archive_is_shown_as_tables(movielens_archive: Path) -> None:
         "7 tables",
         "methods: forward",
         "outputs: dict_of_tensor: default [1]",
+        "batched: forward by rows",
         "output change: forward at most 0.0",
         "extra files: movies.json",
         "torchrec 1.8.0",

@@ -30,6 +30,19 @@ class Seen:
     shapes: Mapping[str, tuple[Shape, ...]]
     """Output name -> of each of its tensors."""
 
+    def size(self, count: Count) -> int:
+        """What an axis that counts this is long."""
+        whole = self.sizes.get(replace(count, factor=1))
+        if whole is None:
+            of_features = [replace(count, factor=1, features=(at,)) for at in count.features]
+            whole = sum(self.sizes[one] for one in of_features)
+        return whole * count.factor
+
+    def fits(self, shape: Shape, split: OutputSplit) -> bool:
+        """Whether a tensor of the call is cut so."""
+        lengths = [self.size(count) for count in split.counts]
+        return shape[0] in lengths and shape[1:] == split.shape
+
 
 def see(
     signature: Signature,
@@ -167,17 +180,11 @@ def _fitting(
     lengths = np.array([shape[0] for shape in shapes])
     fitting = []
     for count in counts:
-        found = np.array([_size(one, count) for one in seen])
+        found = np.array([one.size(count) for one in seen])
         factor, rest = divmod(int(lengths.sum()), max(int(found.sum()), 1))
         if factor and not rest and bool((lengths == factor * found).all()):
             fitting.append(replace(count, factor=factor))
     return tuple(fitting)
-
-
-def _size(seen: Seen, count: Count) -> int:
-    if count in seen.sizes:
-        return seen.sizes[count]
-    return sum(seen.sizes[replace(count, features=(position,))] for position in count.features)
 
 
 def _how_to_say(name: str) -> str:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from torchrec_handler.load.quantize import (
     unpackable,
     widen,
 )
+from torchrec_handler.load.recorded import check_metadata, check_model, check_rows
 from torchrec_handler.load.requirements import check_requirements
 from torchrec_handler.load.self_test import read_samples, self_test
 from torchrec_handler.load.shard import shard
@@ -126,20 +126,23 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
         store = TableStore.encode(layout(quantized.module), quantized.own_rows)
     signature = index.signature if index else None
     if signature:
-        _check_rows(signature, quantized.feature_rows)
+        check_metadata(signature, output)
+        check_rows(signature, quantized.feature_rows)
     predictor = make_ready(package, output, quantized, store, signature, options, device)
-    if predictor.signature.splits is None:
-        predictor = _see_outputs(predictor, output, must_answer=options.self_test and not index)
-    if index and options.self_test and SAMPLES in index.sha256:
-        samples = read_samples(folder / SAMPLES)
-        if len(samples) != index.samples:
-            message = (
-                f"{SAMPLES}: received {len(samples)} samples, expected {index.samples}; "
-                "the archive was altered or damaged, build or copy it again"
-            )
-            raise ArchiveError(message)
+    samples = read_samples(folder / SAMPLES) if index and SAMPLES in index.sha256 else []
+    if index and len(samples) != index.samples:
+        message = (
+            f"{SAMPLES}: received {len(samples)} samples, expected {index.samples}; "
+            "the archive was altered or damaged, build or copy it again"
+        )
+        raise ArchiveError(message)
+    if options.self_test:
         metadata = output.result_metadata
         self_test(predictor.module, samples, metadata, options.dense.dtype, device)
+    if predictor.signature.splits is None:
+        predictor = _see_outputs(predictor, output, must_answer=options.self_test and not index)
+    else:
+        check_model(predictor.signature, output, predictor.module, device, samples)
     return replace(predictor, index=index)
 
 
@@ -160,21 +163,6 @@ def _check_index(index: Index, module: torch.nn.Module) -> None:
             "the archive was altered or damaged, build or copy it again"
         )
         raise ArchiveError(message)
-
-
-def _check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:
-    """See that no id which the signature lets pass lies behind its table: lookups do not check."""
-    for entry in signature.inputs:
-        if entry.type in ("dense", "embedding"):  # a name may be a sparse feature's too
-            continue
-        for feature, rows in zip_longest(entry.features, entry.rows):
-            most = feature_rows.get(feature)
-            if most is not None and (rows is None or rows > most):
-                message = (
-                    f"{INDEX}: ids of {feature!r} may be below {rows}, but its table has {most} "
-                    "rows; the archive was altered or damaged, build or copy it again"
-                )
-                raise ArchiveError(message)
 
 
 def _see_outputs(predictor: Predictor, output: FactoryOutput, *, must_answer: bool) -> Predictor:

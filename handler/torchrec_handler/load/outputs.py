@@ -77,7 +77,7 @@ def observe_outputs(
     raised: dict[str, str] = {}
     methods = [name for name, entry in output.qualnames.items() if entry.need_preproc]
     for qualname in methods:
-        seen, fault = _try(qualname, output, signature, module, device)
+        seen, fault = try_method(qualname, output, signature, module, device)
         if fault and not seen:
             raised[qualname] = fault
         seen += [
@@ -123,18 +123,28 @@ def probes(signature: Signature, style: Style) -> Iterator[tuple[int, Mapping[st
         inputs = draw_inputs(signature.inputs, rows, shorter, generator)
         yield rows, inputs
         seen.append(list(sizes(signature, inputs, rows).values()))
-        if number + 1 >= LEAST_PROBES and (style.alike != "none" or _differ(seen)):
+        if number + 1 >= LEAST_PROBES and _directions(seen) >= _most_directions(signature, style):
             return
 
 
-def _differ(seen: Sequence[Sequence[int]]) -> bool:
-    """Whether no column of sizes is a multiple of another."""
+def _directions(seen: Sequence[Sequence[int]]) -> int:
+    """How many columns of sizes are no multiples of others."""
     columns = np.array(seen).T
     reduced = columns // np.maximum(np.gcd.reduce(columns, axis=1), 1)[:, None]
-    return len(np.unique(reduced, axis=0)) == len(columns)
+    return len(np.unique(reduced, axis=0))
 
 
-def _try(
+def _most_directions(signature: Signature, style: Style) -> int:
+    """In batches of a style, where lists that are alike have sizes that are multiples."""
+    features = [entry.num_features or 1 for entry in signature.inputs if "sparse" in entry.type]
+    if style.least == style.most or not features:
+        return 1
+    # Rows, then features, and inputs of more than one.
+    every = 1 + sum(count + (count > 1) for count in features)
+    return {"none": every, "input": 1 + len(features), "all": 2}[style.alike]
+
+
+def try_method(
     qualname: str,
     output: FactoryOutput,
     signature: Signature,
@@ -144,22 +154,22 @@ def _try(
     """Call a method on batches of one style after another, until it takes all of one.
 
     Returns:
-        The calls that it took, and what it raised first.
+        The calls of that style, since what goes well beside others may do so by chance; where there
+        is none, all that it took, and what it raised first.
     """
-    seen: list[Seen] = []
-    first_fault = None
     if open_inputs(signature):
-        return seen, None
+        return [], None
+    all_seen: list[Seen] = []
+    first_fault = None
     for style in STYLES:
-        fault = None
-        for rows, inputs in probes(signature, style):
-            try:
+        seen: list[Seen] = []
+        try:
+            for rows, inputs in probes(signature, style):
                 given = call(module, qualname, inputs, output.result_metadata, device)
-            except Exception as error:  # noqa: BLE001  a user's model may raise anything
-                fault = said(error)
-                break
-            seen.append(see(signature, inputs, rows, given))
-        if fault is None:
-            break
-        first_fault = first_fault or fault
-    return seen, first_fault
+                seen.append(see(signature, inputs, rows, given))
+        except Exception as error:  # noqa: BLE001  a user's model may raise anything
+            first_fault = first_fault or said(error)
+            all_seen += seen
+        else:
+            return seen, None
+    return all_seen, first_fault

@@ -1,0 +1,123 @@
+"""Whether the signature that an archive holds is the one of its factory and its model.
+
+Else every request would be refused, or answered with an error, by a worker that is ready.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+
+import torch
+
+from torchrec_handler.archive import INDEX, Signature
+from torchrec_handler.errors import ArchiveError
+from torchrec_handler.load.counts import Seen
+from torchrec_handler.load.factory import FactoryOutput
+from torchrec_handler.load.outputs import try_method
+from torchrec_handler.load.self_test import Sample
+
+MEND = "the archive was altered or damaged, build or copy it again"
+
+
+def check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:
+    """See that no id which the signature lets pass lies behind its table: lookups do not check.
+
+    Raises:
+        ArchiveError: it does.
+    """
+    for entry in signature.inputs:
+        if entry.type in ("dense", "embedding"):  # a name may be a sparse feature's too
+            continue
+        for feature, rows in zip_longest(entry.features, entry.rows):
+            most = feature_rows.get(feature)
+            if most is not None and (rows is None or rows > most):
+                message = (
+                    f"{INDEX}: ids of {feature!r} may be below {rows}, but its table has {most} "
+                    f"rows; {MEND}"
+                )
+                raise ArchiveError(message)
+
+
+def check_metadata(signature: Signature, output: FactoryOutput) -> None:
+    """See that inputs, methods and result are those that the factory names.
+
+    Raises:
+        ArchiveError: they are not.
+    """
+    inputs = {entry.name: entry.type for entry in signature.inputs}
+    given = {name: entry.type for name, entry in output.batching.items()}
+    methods = {name: entry.need_preproc for name, entry in output.qualnames.items()}
+    for what, recorded, said in (
+        ("batching_metadata", inputs, given),
+        ("qualname_metadata", dict(signature.methods), methods),
+        ("result_metadata", signature.result_metadata, output.result_metadata),
+    ):
+        if recorded != said:
+            message = f"{INDEX}: signature: holds {recorded}, the factory's {what} {said}; {MEND}"
+            raise ArchiveError(message)
+
+
+def check_model(
+    signature: Signature,
+    output: FactoryOutput,
+    module: torch.nn.Module,
+    device: torch.device,
+    samples: Sequence[Sample],
+) -> None:
+    """See that the model takes what is drawn by the signature, and gives what that says.
+
+    Args:
+        signature: with splits.
+        output: the factory's metadata.
+        module: ready to serve.
+        device: where to serve.
+        samples: of the archive; a model that takes nothing drawn took these.
+
+    Raises:
+        ArchiveError: it does not.
+    """
+    for sample in samples:
+        for name, expected in _shapes(signature, sample.rows):
+            received = list(sample.inputs[name].shape) if name in sample.inputs else "nothing"
+            if received != expected:
+                message = (
+                    f"{INDEX}: signature: {name} of {sample.rows} rows has the shape {expected}, "
+                    f"in the samples {received}; {MEND}"
+                )
+                raise ArchiveError(message)
+    for qualname in signature.splits or {}:
+        seen, fault = try_method(qualname, output, signature, module, device)
+        if fault and not seen and qualname not in {sample.qualname for sample in samples}:
+            message = (
+                f"{INDEX}: signature: {qualname} {fault}, whatever is drawn for its inputs; {MEND}"
+            )
+            raise ArchiveError(message)
+        for one in seen:
+            _check_outputs(qualname, one, signature)
+
+
+def _check_outputs(qualname: str, seen: Seen, signature: Signature) -> None:
+    is_masked = signature.result_metadata == "dict_with_mask_tensor"
+    for name, shapes in seen.shapes.items():
+        cut = shapes[:1] if is_masked else shapes
+        known = (signature.splits or {})[qualname].get(name, ())
+        if len(cut) != len(known) or not all(map(seen.fits, cut, known)):
+            received = " and ".join(str(list(shape)) for shape in cut)
+            message = (
+                f"{INDEX}: signature: splits: {qualname}: output {name!r}: received {received} for "
+                f"{seen.rows} rows, which is not cut so; {MEND}"
+            )
+            raise ArchiveError(message)
+
+
+def _shapes(signature: Signature, rows: int) -> Iterator[tuple[str, list[int]]]:
+    """Tensors of a batch, and their shapes where the signature tells them."""
+    for entry in signature.inputs:
+        features = entry.num_features
+        if features is None:
+            continue
+        if "sparse" in entry.type:
+            yield f"{entry.name}.lengths", [features * rows]
+        elif entry.type == "dense":
+            yield entry.name, [rows, features]
+        elif entry.width is not None:
+            yield entry.name, [features, rows, entry.width]
