@@ -16,13 +16,18 @@ TABLES = "tables.pt"
 """All tables, quantized beforehand, as one tensor."""
 
 
+def beside(archive: Path) -> Path:
+    """The folder of an archive's files that its index does not list, and may not hold itself."""
+    return archive.resolve().with_name(f"{archive.resolve().name}-files")
+
+
 def convert(folder: Path) -> torch.nn.Module:
     """What a worker does that is given the training job's checkpoint: read it and quantize.
 
     With everything that saves memory and time: tables on `meta` until the checkpoint's mapped
     tensors take their places.
     """
-    state = torch.load(folder / WEIGHTS, mmap=True, weights_only=True)
+    state = torch.load(beside(folder) / WEIGHTS, mmap=True, weights_only=True)
     rows = tuple(value.shape[0] for name, value in state.items() if "embedding_bags" in name)
     module = CriteoPredictModule(CriteoConfig(rows=rows))
     module.predict_module.load_state_dict(state, assign=True)
@@ -35,6 +40,6 @@ def hold_tables() -> None:
 
     def read(cls: type[TableStore], path: Path, entries: Sequence[TableEntry]) -> TableStore:
         by_key = {(entry.collection, entry.name): entry for entry in entries}
-        return cls(entries=by_key, buffer=torch.load(path.with_name(TABLES)))
+        return cls(entries=by_key, buffer=torch.load(beside(path.parent) / TABLES))
 
     TableStore.map = classmethod(read)  # type: ignore[method-assign,assignment]

@@ -31,7 +31,7 @@ from benchmarks.criteo import (
     CriteoPredictFactory,
     make_weights,
 )
-from benchmarks.ordinary import TABLES, WEIGHTS
+from benchmarks.ordinary import TABLES, WEIGHTS, beside
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
 from torchrec_handler.archive import MANIFEST
@@ -102,7 +102,10 @@ def build(folder: Path, name: str, rows: Sequence[int]) -> Path:
 def make_ordinary(archive: Path, rows: Sequence[int]) -> Path:
     """The same archive with the ordinary handler, its tables quantized and the float checkpoint."""
     folder = archive.with_name(f"{archive.name}-ordinary")
-    shutil.rmtree(folder, ignore_errors=True)
+    files = beside(folder)
+    for old in (folder, files):
+        shutil.rmtree(old, ignore_errors=True)
+    files.mkdir()
     shutil.copytree(archive, folder, copy_function=os.link)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["model"].update(modelName=folder.name, handler="benchmarks.ordinary_handler")
@@ -110,9 +113,9 @@ def make_ordinary(archive: Path, rows: Sequence[int]) -> Path:
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     size = (archive / MAPPED).stat().st_size
     tables = torch.from_file(str(archive / MAPPED), shared=True, size=size, dtype=torch.uint8)
-    torch.save(tables, folder / TABLES)
+    torch.save(tables, files / TABLES)
     weights = make_weights(CriteoConfig(rows=tuple(rows)))
-    torch.save({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    torch.save({name: value.contiguous() for name, value in weights.items()}, files / WEIGHTS)
     return folder
 
 
@@ -168,7 +171,7 @@ def serve(
                 if region.path.endswith(MAPPED)
             )
             yield Served(
-                way="read" if (archive / TABLES).exists() else "mapped",
+                way="read" if (beside(archive) / TABLES).exists() else "mapped",
                 tables_gb=(archive / MAPPED).stat().st_size / 1e9,
                 workers=len(pids),
                 seconds_to_answer=to_first,
@@ -224,8 +227,8 @@ def start(archive: Path, way: str, cache: str) -> Started:
 
 
 def _forget(archive: Path) -> None:
-    """Let the kernel drop a folder's files from memory."""
-    for path in archive.rglob("*"):
+    """Let the kernel drop an archive's files from memory."""
+    for path in (*archive.rglob("*"), *beside(archive).rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -260,7 +263,7 @@ def main(given: Sequence[str] | None = None) -> None:
                 started.append(start(one, way, cache))
                 print(started[-1], flush=True)  # noqa: T201
             if way == "converted":
-                (one / WEIGHTS).unlink()
+                (beside(one) / WEIGHTS).unlink()
                 continue  # Four workers at once would hold the floats of four.
             served_by = serve(
                 folder, one, requests, workers=arguments.workers, seconds=arguments.seconds
@@ -270,6 +273,7 @@ def main(given: Sequence[str] | None = None) -> None:
                 print(figures, flush=True)  # noqa: T201
         for one in {folder for folder, _ in ways}:
             shutil.rmtree(one)
+            shutil.rmtree(beside(one), ignore_errors=True)
     report(served, started, folder / "scale.json")
 
 

@@ -1,8 +1,10 @@
 """Sixth step of building: call the model on the samples, and see whether it answers."""
 
+import itertools
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +27,10 @@ MOST_CALLS = 64
 
 TOGETHER = (2, 3, 5, 8)
 """Requests that are put into one batch to see what they give there."""
+
+MOST_FEATURES = 64
+"""Of a hidden input, tried beside the widths of the model's weights."""
+SECONDS_OF_TRYING = 20.0
 
 ALL_THE_SAME = "or build all the same with --allow-failing-samples"
 
@@ -99,28 +105,55 @@ def call_together(
 
 
 def check_hidden(module: torch.nn.Module, output: FactoryOutput, signature: Signature) -> None:
-    """Where features are hidden, so that no sample can be drawn, say so.
+    """Where features are hidden, so that no sample can be drawn, see whether the model answers.
 
     Raises:
-        BuildError: `forward` raises on a row of one feature in each hidden input.
+        BuildError: `forward` raises on a row, however many features the hidden inputs have.
     """
     hidden = ", ".join(open_inputs(signature))
     if not hidden:
         return
-    inputs = draw_inputs(signature.inputs, 1, STYLES[-1], np.random.default_rng(0))
-    outcome = _call(module, output, FORWARD, 1, inputs)
     mend = (
         f"let PredictFactory.model_inputs_data() tell the features of {hidden}, which the model "
         "does not show, give requests with --samples"
     )
-    if isinstance(outcome, Failure):
-        message = f"samples: {FORWARD} {outcome.said}, with one row; {mend}, {ALL_THE_SAME}"
+    if (fault := _try_features(module, output, signature)) is not None:
+        message = f"samples: {FORWARD} {fault}, with one row; {mend}, {ALL_THE_SAME}"
         raise BuildError(message)
     logger.warning(
         "samples: none are drawn, so no worker tests itself and no error of an output is measured; "
         "%s",
         mend.replace(", give", ", or give"),
     )
+
+
+def _try_features(
+    module: torch.nn.Module, output: FactoryOutput, signature: Signature
+) -> str | None:
+    """Call `forward` with one row of ever other numbers of features.
+
+    Returns:
+        What it raised first; None when it answered.
+    """
+    of_weights = {value.shape[-1] for value in module.parameters() if value.dim() > 1}
+    numbers = list(dict.fromkeys([1, *sorted(of_weights), *range(1, MOST_FEATURES + 1)]))
+    hidden = open_inputs(signature)
+    first = None
+    stop = time.monotonic() + SECONDS_OF_TRYING
+    for tried in itertools.product(numbers, repeat=len(hidden)):
+        features = dict(zip(hidden, tried, strict=True))
+        entries = [
+            replace(entry, num_features=entry.num_features or features.get(entry.name))
+            for entry in signature.inputs
+        ]
+        inputs = draw_inputs(entries, 1, STYLES[-1], np.random.default_rng(0))
+        outcome = _call(module, output, FORWARD, 1, inputs)
+        if isinstance(outcome, Sample):
+            return None
+        first = first or outcome.said
+        if time.monotonic() > stop:
+            break
+    return first
 
 
 def check_failures(recorded: Recorded, *, are_drawn: bool, are_allowed: bool) -> None:

@@ -177,6 +177,35 @@ class HiddenFactory(RaisingFactory):
         return HiddenPredictModule(torch.nn.Linear(3, 1), "cpu")
 
 
+class HiddenWidthFactory(HiddenFactory):
+    """Of an input that is three wide, which its linear tells when it is called."""
+
+    def create_predict_module(self) -> Any:
+        return HiddenWidthPredictModule(torch.nn.Linear(3, 1), "cpu")
+
+
+class HiddenWidthPredictModule(PredictModule):
+    """Takes three features."""
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        return {"default": self.predict_module(batch["float_features"]).squeeze(1)}
+
+
+class HiddenFaultFactory(HiddenFactory):
+    """Answers nothing, whatever it is given."""
+
+    def create_predict_module(self) -> Any:
+        return HiddenFaultPredictModule(torch.nn.Linear(3, 1), "cpu")
+
+
+class HiddenFaultPredictModule(PredictModule):
+    """Raises another error for each width."""
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        message = f"{batch['float_features'].shape[1]} features"
+        raise ValueError(message)
+
+
 class FixedSlatePredictModule(CandidatesPredictModule):
     """A score for each of exactly seven movies a row."""
 
