@@ -172,7 +172,9 @@ def test_so_does_one_that_raises_where_nothing_can_be_drawn(tmp_path: Path) -> N
 
 def test_a_hidden_number_of_features_is_tried_before_a_model_is_refused(tmp_path: Path) -> None:
     """It raises on any but three."""
-    assert build(tmp_path / "three", outputs.HiddenWidthFactory).exists()
+    three = tmp_path / "three"
+    three.mkdir()
+    assert build(three, outputs.HiddenWidthFactory).exists()
     assert error_of(tmp_path, outputs.HiddenFaultFactory) == (
         "samples: forward raised ValueError: 1 features, with one row; let "
         "PredictFactory.model_inputs_data() tell the features of float_features, which the model "
