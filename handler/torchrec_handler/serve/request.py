@@ -3,7 +3,7 @@
 Letters in shapes: B rows, F features, D width, N ids.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,8 @@ class Columns:
     batch_size: int | None = None
     id: str | None = None
     """What Open Inference Protocol gives back in the answer."""
+    outputs: Sequence[str] = ()
+    """What Open Inference Protocol wants to be answered, in this order; none for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

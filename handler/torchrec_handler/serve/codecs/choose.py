@@ -1,7 +1,7 @@
 """Which codec reads a request and which writes its answer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +16,11 @@ from torchrec_handler.serve.codecs import (
     json_columns,
     json_rows,
     open_inference,
+    predictions,
     protobuf,
 )
 from torchrec_handler.serve.codecs.columns import columns
-from torchrec_handler.serve.codecs.json_document import JsonParser
+from torchrec_handler.serve.codecs.json_document import JsonParser, names
 from torchrec_handler.serve.request import Columns, RawRequest
 
 JSON = "application/json"
@@ -39,6 +40,9 @@ CONTENT_TYPES: Mapping[str, Literal["json", "protobuf", "bytes"]] = {
 }
 """Content type -> how its body is read; `bytes`: by what the bytes are."""
 
+MOST_NAMES = 64
+"""Of a JSON body, beside one for each array that the model knows."""
+
 JSON_STARTS = b" \t\r\n{["
 """What a JSON body starts with; no PredictionRequest does."""
 
@@ -50,6 +54,11 @@ class Reply:
     format: Format
     id: str | None = None
     """Open Inference Protocol's `id`, given back."""
+    outputs: Sequence[str] = ()
+    """The outputs that Open Inference Protocol wants, in this order; none for all."""
+    instances: int = 0
+    """How many of a body with `instances` want a prediction each, made by `qualname`."""
+    qualname: str = ""
 
 
 class Codecs:
@@ -77,13 +86,15 @@ class Codecs:
             return read, _reply(raw, "protobuf", None)
         document = self._parser.parse(raw.body)
         # simdjson's own `in` raises and catches a KeyError for a name that is not there.
-        names = list(document)
-        if json_rows.INSTANCES in names and json_rows.INSTANCES not in self._columns:
+        given = names("body", document, len(self._columns) + MOST_NAMES)
+        if json_rows.INSTANCES in given and json_rows.INSTANCES not in self._columns:
             read = json_rows.decode(document, self._signature, self._limits)
-            return read, _reply(raw, "json", None)
-        if open_inference.INPUTS in names and open_inference.INPUTS not in self._columns:
-            read = open_inference.decode(document, self._columns)
-            return read, _reply(raw, "open_inference", read.id)
+            reply = _reply(raw, "json", None)
+            return read, replace(reply, instances=read.batch_size or 0, qualname=raw.qualname)
+        if open_inference.INPUTS in given and open_inference.INPUTS not in self._columns:
+            read = open_inference.decode(document, given, self._columns)
+            reply = _reply(raw, "open_inference", read.id)
+            return read, replace(reply, outputs=read.outputs) if read.outputs else reply
         return json_columns.decode(document, self._columns), _reply(raw, "json", None)
 
     def decode_arguments(self, raw: RawRequest) -> tuple[dict[str, Any], Reply]:
@@ -119,10 +130,14 @@ class Codecs:
 
         Raises:
             PredictError: the answer cannot be written in that format.
+            InvalidRequest: the request wants an output that the model does not have.
         """
         if reply.format == "json" or not isinstance(answer, Mapping):
+            if reply.instances:
+                splits = (self._signature.splits or {}).get(reply.qualname, {})
+                answer = predictions.add(answer, reply.instances, splits)
             return JSON, json_columns.encode(answer)
-        arrays = flat(answer)
+        arrays = open_inference.wanted(flat(answer), reply.outputs)
         if reply.format == "protobuf":
             return PROTOBUF, protobuf.encode(arrays)
         return JSON, open_inference.encode(arrays, self._model_name, reply.id)

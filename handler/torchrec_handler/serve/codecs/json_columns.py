@@ -14,7 +14,7 @@ import simdjson
 
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.columns import Column
-from torchrec_handler.serve.codecs.json_document import read_array, shown
+from torchrec_handler.serve.codecs.json_document import read_array, shortened, shown
 from torchrec_handler.serve.request import Columns
 
 BATCH_SIZE = "batch_size"
@@ -24,23 +24,20 @@ def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
     """Read a body.
 
     Raises:
-        InvalidRequest: an unknown name, one given twice, or not an array of numbers.
+        InvalidRequest: an unknown name, or not an array of numbers.
         RequestTooLarge: an array holds more than the limits allow.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     batch_size: int | None = None
     for name in document:
         column = columns.get(name)
-        if name in arrays:
-            message = f"{name}: given twice"
-            raise InvalidRequest(message)
         if column is not None:
             arrays[name] = read_array(name, document[name], column)
         elif name == BATCH_SIZE:
             batch_size = _batch_size(document[name])
         else:
             message = (
-                f"{name}: unknown input, expected {', '.join(columns)} or {BATCH_SIZE} "
+                f"{shortened(name)}: unknown input, expected {', '.join(columns)} or {BATCH_SIZE} "
                 "(or instances, or inputs)"
             )
             raise InvalidRequest(message)

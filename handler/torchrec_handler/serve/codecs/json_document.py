@@ -95,6 +95,29 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     return flat if len(shape) == 1 else flat.reshape(shape)
 
 
+def names(where: str, value: simdjson.Object, most: int) -> list[str]:
+    """The names that an object gives, in order.
+
+    Args:
+        where: the object's place in the body, for messages.
+        value: the object.
+        most: how many it may have.
+
+    Raises:
+        InvalidRequest: a name is given twice, or there are more.
+    """
+    if len(value) > most:
+        message = f"{where}: received {len(value)} names, expected at most {most}"
+        raise InvalidRequest(message)
+    given: dict[str, None] = {}
+    for name in value:
+        if name in given:
+            message = f"{where}: {shortened(name)} is given twice"
+            raise InvalidRequest(message)
+        given[name] = None
+    return list(given)
+
+
 def check_size(name: str, shape: Sequence[int], column: Column) -> None:
     """Compare with the limits before anything is allocated.
 
@@ -115,6 +138,8 @@ def shown(value: Any) -> str:
         return "an object"
     if isinstance(value, simdjson.Array | list):
         return "an array"
+    if isinstance(value, str):
+        value = value[:SHOWN_CHARACTERS]  # its quotes make it long still
     return shortened(orjson.dumps(value, default=str).decode())
 
 

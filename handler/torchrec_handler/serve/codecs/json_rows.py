@@ -19,11 +19,14 @@ import simdjson
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Limits
-from torchrec_handler.serve.codecs.json_document import shown
+from torchrec_handler.serve.codecs.json_document import shortened, shown
 from torchrec_handler.serve.request import Columns, Mask
 
 INSTANCES = "instances"
 SHARED = "shared"
+
+READ_PAST = frozenset({"parameters", "signature_name"})
+"""What clients of KServe, Vertex AI and TensorFlow Serving send beside the instances."""
 
 NUMBERS = frozenset({int, float})
 
@@ -63,12 +66,9 @@ def decode(document: simdjson.Object, signature: Signature, limits: Limits) -> C
 
 def _rows(document: simdjson.Object, limits: Limits) -> tuple[list[Row], Row]:
     names = list(document)
-    for position, name in enumerate(names):
-        if name not in (INSTANCES, SHARED):
-            message = f"{name}: unknown key, expected {INSTANCES} or {SHARED}"
-            raise InvalidRequest(message)
-        if name in names[:position]:
-            message = f"{name}: given twice"
+    for name in names:
+        if name not in (INSTANCES, SHARED) and name not in READ_PAST:
+            message = f"{shortened(name)}: unknown key, expected {INSTANCES} or {SHARED}"
             raise InvalidRequest(message)
     array = document[INSTANCES]
     if not isinstance(array, simdjson.Array) or len(array) == 0:

@@ -4,27 +4,54 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 import simdjson
+import torch
 
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.columns import Column
-from torchrec_handler.serve.codecs.json_document import MOST_AXES, check_size, read_array, shown
+from torchrec_handler.serve.codecs.json_document import (
+    MOST_AXES,
+    check_size,
+    names,
+    read_array,
+    shortened,
+    shown,
+)
 from torchrec_handler.serve.request import Columns
 
 INPUTS = "inputs"
-DATATYPES: Mapping[str, bool] = {
-    **dict.fromkeys(
-        ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"), True
-    ),
-    **dict.fromkeys(("FP16", "FP32", "FP64", "BF16"), False),
+OUTPUTS = "outputs"
+PARAMETERS = "parameters"
+
+INTEGERS: Mapping[str, tuple[int, int]] = {
+    name: (int(np.iinfo(name.lower()).min), int(np.iinfo(name.lower()).max))
+    for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 }
-"""The protocol's names of what may be sent -> whether it is an integer."""
+FLOATS: Mapping[str, tuple[float, float]] = {
+    name: (-largest, largest)
+    for name, largest in (
+        ("FP16", float(np.finfo("float16").max)),
+        ("FP32", float(np.finfo("float32").max)),
+        ("FP64", float(np.finfo("float64").max)),
+        ("BF16", float(torch.finfo(torch.bfloat16).max)),
+    )
+}
+DATATYPES = {**INTEGERS, **FLOATS}
+"""The protocol's names of what may be sent -> its smallest and largest number."""
+
+MOST_NAMES = 64
+"""Of a tensor and of what is beside `inputs`: the protocol knows four, and clients add some."""
+
+MOST_OUTPUTS = 4_096
+
+BINARY = "binary_data"
+"""How the parameters of the protocol's binary extension begin."""
 
 ANSWERED: Mapping[str, str] = {
     "float32": "FP32",
@@ -42,8 +69,15 @@ ANSWERED: Mapping[str, str] = {
 """numpy's names -> the protocol's."""
 
 
-def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
+def decode(
+    document: simdjson.Object, given: Sequence[str], columns: Mapping[str, Column]
+) -> Columns:
     """Read a body.
+
+    Args:
+        document: the body.
+        given: its names.
+        columns: what it may hold.
 
     Raises:
         InvalidRequest: not the protocol's form, an unknown name, or shape and data disagree.
@@ -59,7 +93,8 @@ def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
         if not isinstance(tensor, simdjson.Object):
             message = f"{where}: received {shown(tensor)}, expected a tensor object"
             raise InvalidRequest(message)
-        name = _get(where, tensor, "name")
+        keys = names(where, tensor, MOST_NAMES)
+        name = _get(where, tensor, "name", keys)
         column = columns.get(name) if isinstance(name, str) else None
         if column is None:
             message = f"{where}.name: received {shown(name)}, expected one of {', '.join(columns)}"
@@ -67,9 +102,15 @@ def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
         if name in arrays:
             message = f"{where}.name: {name} is given twice"
             raise InvalidRequest(message)
-        arrays[name] = _tensor(f"{where} ({name})", tensor, column)
-    identifier = document.get("id")
-    return Columns(arrays=arrays, id=identifier if isinstance(identifier, str) else None)
+        arrays[name] = _tensor(f"{where} ({name})", tensor, keys, column)
+    if PARAMETERS in given:
+        _check_parameters(PARAMETERS, document[PARAMETERS])
+    identifier = document["id"] if "id" in given else None
+    return Columns(
+        arrays=arrays,
+        id=identifier if isinstance(identifier, str) else None,
+        outputs=_outputs(document[OUTPUTS]) if OUTPUTS in given else (),
+    )
 
 
 def is_request(document: simdjson.Object) -> bool:
@@ -110,24 +151,112 @@ def encode(
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _tensor(where: str, tensor: simdjson.Object, column: Column) -> npt.NDArray[Any]:
-    datatype = _get(where, tensor, "datatype")
-    is_integer = DATATYPES.get(datatype) if isinstance(datatype, str) else None
-    if is_integer is None or (column.is_integer and not is_integer):
-        kind = [name for name, integer in DATATYPES.items() if integer or not column.is_integer]
-        message = f"{where}.datatype: received {shown(datatype)}, expected {', '.join(kind)}"
+def wanted(
+    arrays: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+) -> Mapping[str, npt.NDArray[Any]]:
+    """Of an answer what the request named, in its order; all where it named none.
+
+    Raises:
+        InvalidRequest: the model has no output of a name.
+    """
+    if not outputs:
+        return arrays
+    for position, name in enumerate(outputs):
+        if name not in arrays:
+            message = (
+                f"{OUTPUTS}[{position}].name: received {shown(name)}, "
+                f"expected one of {', '.join(arrays)}"
+            )
+            raise InvalidRequest(message)
+    return {name: arrays[name] for name in outputs}
+
+
+def _outputs(value: Any) -> list[str]:
+    """The names of the outputs that a body wants."""
+    if not isinstance(value, simdjson.Array):
+        message = f"{OUTPUTS}: received {shown(value)}, expected an array of objects with a name"
         raise InvalidRequest(message)
-    shape = _shape(where, _get(where, tensor, "shape"))
+    if len(value) > MOST_OUTPUTS:
+        message = f"{OUTPUTS}: received {len(value)} of them, expected at most {MOST_OUTPUTS}"
+        raise InvalidRequest(message)
+    found: dict[str, None] = {}
+    for position, output in enumerate(value):
+        where = f"{OUTPUTS}[{position}]"
+        if not isinstance(output, simdjson.Object):
+            message = f"{where}: received {shown(output)}, expected an object with a name"
+            raise InvalidRequest(message)
+        keys = names(where, output, MOST_NAMES)
+        name = output["name"] if "name" in keys else None
+        if not isinstance(name, str):
+            message = f"{where}.name: received {shown(name)}, expected an output's name"
+            raise InvalidRequest(message)
+        if name in found:
+            message = f"{where}.name: {shortened(name)} is given twice"
+            raise InvalidRequest(message)
+        if PARAMETERS in keys:
+            _check_parameters(f"{where}.{PARAMETERS}", output[PARAMETERS])
+        found[name] = None
+    return list(found)
+
+
+def _check_parameters(where: str, value: Any) -> None:
+    """Parameters are read past, unless they say that data is, or is to be, outside the JSON."""
+    if not isinstance(value, simdjson.Object):
+        message = f"{where}: received {shown(value)}, expected an object"
+        raise InvalidRequest(message)
+    for name in names(where, value, MOST_NAMES):
+        if name.startswith(BINARY) and value[name]:
+            message = (
+                f"{where}.{name}: the protocol's binary extension is not served; "
+                "send and ask for data as JSON, or use protobuf"
+            )
+            raise InvalidRequest(message)
+
+
+def _tensor(
+    where: str, tensor: simdjson.Object, keys: Sequence[str], column: Column
+) -> npt.NDArray[Any]:
+    datatype = _get(where, tensor, "datatype", keys)
+    known = INTEGERS if column.is_integer else DATATYPES
+    if not isinstance(datatype, str) or datatype not in known:
+        message = f"{where}.datatype: received {shown(datatype)}, expected {', '.join(known)}"
+        raise InvalidRequest(message)
+    if PARAMETERS in keys:
+        _check_parameters(f"{where}.{PARAMETERS}", tensor[PARAMETERS])
+    shape = _shape(where, _get(where, tensor, "shape", keys))
     check_size(where, shape, column)
     # The data may be nested or flat, and flat it is as long as the whole tensor.
-    data = read_array(f"{where}.data", _get(where, tensor, "data"), column)
+    data = read_array(f"{where}.data", _get(where, tensor, "data", keys), column)
     if data.shape not in (shape, (math.prod(shape),)):
         received = " x ".join(map(str, data.shape))
         expected = " x ".join(map(str, shape))
         message = f"{where}.data: received {received} elements, expected {expected} (its shape)"
         raise InvalidRequest(message)
+    _check_range(f"{where}.data", data, datatype)
     # numpy refuses large sizes beside a 0.
     return data.reshape(shape) if data.size else data
+
+
+def _check_range(where: str, data: npt.NDArray[Any], datatype: str) -> None:
+    """Refuse what the datatype that a tensor claims cannot hold."""
+    smallest, largest = DATATYPES[datatype]
+    is_whole = datatype in INTEGERS
+    if not data.size or (
+        smallest <= data.min() and data.max() <= largest and not (is_whole and _has_parts(data))
+    ):
+        return
+    bad = (data < smallest) | (data > largest)
+    if is_whole:
+        bad |= data != np.rint(data)
+    position = np.unravel_index(int(bad.argmax()), data.shape)
+    index = "".join(f"[{part}]" for part in position)
+    what = f"integers from {smallest} to {largest}" if is_whole else f"up to {largest:g}"
+    message = f"{where}{index}: received {data[position]}, expected {datatype} ({what})"
+    raise InvalidRequest(message)
+
+
+def _has_parts(data: npt.NDArray[Any]) -> bool:
+    return data.dtype.kind == "f" and bool((data != np.rint(data)).any())
 
 
 def _shape(where: str, value: Any) -> tuple[int, ...]:
@@ -142,8 +271,8 @@ def _shape(where: str, value: Any) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _get(where: str, tensor: simdjson.Object, key: str) -> Any:
-    if key not in tensor:
+def _get(where: str, tensor: simdjson.Object, key: str, keys: Sequence[str]) -> Any:
+    if key not in keys:
         message = f"{where}.{key}: missing, expected name, shape, datatype and data"
         raise InvalidRequest(message)
     return tensor[key]

@@ -56,9 +56,10 @@ class TestDecode:
 
     def test_refuses_a_name_given_twice(self) -> None:
         """Parsers differ in which of them they take."""
-        assert refusal(
-            InvalidRequest, b'{"float_features": [1, 2, 3], "float_features": [4, 5, 6]}'
-        ) == ("float_features: given twice")
+        assert (
+            refusal(InvalidRequest, b'{"float_features": [1, 2, 3], "float_features": [4, 5, 6]}')
+            == "body: float_features is given twice"
+        )
 
     def test_names_the_element_at_fault(self) -> None:
         assert refusal(InvalidRequest, {"float_features": [[1, 2, 3], [1, None, 3]]}) == (

@@ -68,9 +68,14 @@ class TestDocument:
             "share: unknown key, expected instances or shared"
         )
 
+    def test_reads_past_what_other_servers_know(self) -> None:
+        """KServe and Vertex AI send parameters, TensorFlow Serving's clients signature_name."""
+        document = {**rows({}, {}), "parameters": {"top_k": 5}, "signature_name": "serving_default"}
+        assert decode(document, SPARSE).batch_size == 2
+
     def test_refuses_a_key_given_twice(self) -> None:
         assert refusal(b'{"instances": [{}], "instances": [{}, {}]}', SPARSE) == (
-            "instances: given twice"
+            "body: instances is given twice"
         )
 
     @pytest.mark.parametrize("where", ["instances", "shared"])

@@ -46,11 +46,11 @@ class TestDecode:
         assert reply == Reply(format="open_inference", id="request 17")
 
     def test_reads_past_what_it_has_no_use_for(self) -> None:
-        """Clients send parameters, and name the outputs they expect."""
+        """Clients send parameters."""
         document = {
             "parameters": {"priority": 1},
             "inputs": [tensor(parameters={"binary_data_size": 0})],
-            "outputs": [{"name": "default"}],
+            "outputs": [{"name": "default", "parameters": {"binary_data": False}}],
         }
         columns, _ = codecs(signature(DENSE)).decode(raw(json.dumps(document).encode()))
         assert list(columns.arrays) == [DENSE.name]
@@ -163,6 +163,98 @@ class TestDecode:
         assert refusal(tensor(data=[1, 2, 3, 4, 5, "6"])) == (
             'inputs[0] (float_features).data[5]: received "6", expected numbers'
         )
+
+    @pytest.mark.parametrize(
+        ("datatype", "bad", "expected"),
+        [
+            ("INT8", 128, "INT8 (integers from -128 to 127)"),
+            ("INT16", -32769, "INT16 (integers from -32768 to 32767)"),
+            ("UINT8", -1, "UINT8 (integers from 0 to 255)"),
+            ("UINT32", 2**32, "UINT32 (integers from 0 to 4294967295)"),
+        ],
+    )
+    def test_refuses_an_id_that_its_datatype_cannot_hold(
+        self, datatype: str, bad: int, expected: str
+    ) -> None:
+        ids = {"name": "id_list_features.values", "shape": [2], "datatype": datatype}
+        assert refusal({**ids, "data": [1, bad]}) == (
+            f"inputs[0] (id_list_features.values).data[1]: received {bad}, expected {expected}"
+        )
+
+    @pytest.mark.parametrize(
+        ("datatype", "bad", "received", "expected"),
+        [
+            ("INT8", 300, "300.0", "INT8 (integers from -128 to 127)"),
+            ("INT64", 2.5, "2.5", f"INT64 (integers from {-(2**63)} to {2**63 - 1})"),
+            ("FP16", 1e5, "100000.0", "FP16 (up to 65504)"),
+            ("FP32", -1e39, "-1e+39", "FP32 (up to 3.40282e+38)"),
+            ("BF16", 3.4e38, "3.4e+38", "BF16 (up to 3.38953e+38)"),
+        ],
+    )
+    def test_refuses_a_number_that_its_datatype_cannot_hold(
+        self, datatype: str, bad: float, received: str, expected: str
+    ) -> None:
+        data = [[1, 2, 3], [4, bad, 6]]
+        assert refusal(tensor(datatype=datatype, data=data)) == (
+            f"inputs[0] (float_features).data[1][1]: received {received}, expected {expected}"
+        )
+
+    @pytest.mark.parametrize("name", ["name", "shape", "datatype", "data"])
+    def test_refuses_a_key_given_twice(self, name: str) -> None:
+        body = json.dumps({"inputs": [tensor()]}).replace(f'"{name}":', f'"{name}": 1, "{name}":')
+        with pytest.raises(InvalidRequest) as caught:
+            codecs(signature(DENSE)).decode(raw(body.encode()))
+        assert str(caught.value) == f"inputs[0]: {name} is given twice"
+
+    def test_refuses_data_outside_the_json(self) -> None:
+        assert refusal(tensor(parameters={"binary_data_size": 24})) == (
+            "inputs[0] (float_features).parameters.binary_data_size: the protocol's binary "
+            "extension is not served; send and ask for data as JSON, or use protobuf"
+        )
+
+
+class TestWanted:
+    """A request may name the outputs that it wants."""
+
+    def test_they_alone_are_answered_in_its_order(self) -> None:
+        body = {"inputs": [tensor()], "outputs": [{"name": "pair"}, {"name": "default"}]}
+        model = codecs(signature(DENSE))
+        _, reply = model.decode(raw(json.dumps(body).encode()))
+        answer = {name: np.array([1.0]) for name in ("default", "flat", "pair")}
+        _, content = model.encode(answer, reply)
+        assert [output["name"] for output in json.loads(content)["outputs"]] == ["pair", "default"]
+
+    def test_refuses_one_that_the_model_does_not_have(self) -> None:
+        body = {"inputs": [tensor()], "outputs": [{"name": "score"}]}
+        model = codecs(signature(DENSE))
+        _, reply = model.decode(raw(json.dumps(body).encode()))
+        with pytest.raises(InvalidRequest) as caught:
+            model.encode({"default": np.array([1.0]), "flat": np.array([1.0])}, reply)
+        assert str(caught.value) == (
+            'outputs[0].name: received "score", expected one of default, flat'
+        )
+
+    @pytest.mark.parametrize(
+        ("outputs", "message"),
+        [
+            ({}, "outputs: received an object, expected an array of objects with a name"),
+            ([3], "outputs[0]: received 3, expected an object with a name"),
+            ([{}], "outputs[0].name: received null, expected an output's name"),
+            ([{"name": "a"}, {"name": "a"}], "outputs[1].name: a is given twice"),
+            (
+                [{"name": "a", "parameters": {"binary_data": True}}],
+                (
+                    "outputs[0].parameters.binary_data: the protocol's binary extension is not "
+                    "served; send and ask for data as JSON, or use protobuf"
+                ),
+            ),
+        ],
+    )
+    def test_refuses_what_names_no_outputs(self, outputs: Any, message: str) -> None:
+        body = {"inputs": [tensor()], "outputs": outputs}
+        with pytest.raises(InvalidRequest) as caught:
+            codecs(signature(DENSE)).decode(raw(json.dumps(body).encode()))
+        assert str(caught.value) == message
 
 
 class TestLimits:
