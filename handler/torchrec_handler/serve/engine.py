@@ -16,6 +16,7 @@ from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
 from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
 from torchrec_handler.serve.codecs.json_columns import encode
+from torchrec_handler.serve.codecs.json_document import shortened
 from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
@@ -26,6 +27,9 @@ from torchrec_handler.serve.validate import Measured, Validator
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MOST_SAID = 16_384
+"""Characters of a message: a model's own may hold the whole input."""
 
 READING = "reading the request"
 NO_REPLY = Reply(format="json")
@@ -250,7 +254,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _said(error: Exception) -> str:
     """An error's message as text that can be sent, whatever a model put into it."""
     try:
-        return str(error).encode("utf-8", "replace").decode()
+        return shortened(str(error), MOST_SAID).encode("utf-8", "replace").decode()
     except Exception:  # noqa: BLE001  an exception's own __str__ may raise
         return "(a message that cannot be shown)"
 

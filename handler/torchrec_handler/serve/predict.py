@@ -12,6 +12,7 @@ from torchrec_handler.errors import InvalidRequest
 from torchrec_handler.load.gradients import no_gradients
 from torchrec_handler.load.result import read_result
 from torchrec_handler.serve.batch import Inputs
+from torchrec_handler.serve.codecs.json_document import shortened
 
 HostArray = npt.NDArray[Any]
 HostResult = dict[str, tuple[HostArray, ...]]
@@ -45,7 +46,7 @@ def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -
     try:
         inspect.signature(method).bind(**arguments)
     except TypeError as error:
-        message = f"{qualname}: {error}"
+        message = f"{qualname}: {shortened(str(error))}"
         raise InvalidRequest(message) from None
     with no_gradients(module):
         result = method(**arguments)

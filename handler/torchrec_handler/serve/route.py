@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from torchrec_handler.errors import UnknownQualname
+from torchrec_handler.serve.codecs.json_document import shortened
 
 
 def route(qualname: str, methods: Mapping[str, bool]) -> bool:
@@ -20,6 +21,9 @@ def route(qualname: str, methods: Mapping[str, bool]) -> bool:
         UnknownQualname: lists the known names.
     """
     if qualname not in methods:
-        message = f"qualname: received {qualname!r}, expected one of {', '.join(sorted(methods))}"
+        message = (
+            f"qualname: received {shortened(qualname)!r}, "
+            f"expected one of {', '.join(sorted(methods))}"
+        )
         raise UnknownQualname(message)
     return methods[qualname]

@@ -20,7 +20,13 @@ from torchrec_handler.serve.codecs import (
     protobuf,
 )
 from torchrec_handler.serve.codecs.columns import columns
-from torchrec_handler.serve.codecs.json_document import JsonParser, names
+from torchrec_handler.serve.codecs.json_document import (
+    MOST_TIMES_OF_ROWS,
+    JsonParser,
+    check_objects,
+    names,
+    shortened,
+)
 from torchrec_handler.serve.request import Columns, RawRequest
 
 JSON = "application/json"
@@ -42,6 +48,9 @@ CONTENT_TYPES: Mapping[str, Literal["json", "protobuf", "bytes"]] = {
 
 MOST_NAMES = 64
 """Of a JSON body, beside one for each array that the model knows."""
+
+MOST_ARGUMENTS = 1_024
+"""Of a method that is called alone."""
 
 JSON_STARTS = b" \t\r\n{["
 """What a JSON body starts with; no PredictionRequest does."""
@@ -88,6 +97,7 @@ class Codecs:
         # simdjson's own `in` raises and catches a KeyError for a name that is not there.
         given = names("body", document, len(self._columns) + MOST_NAMES)
         if json_rows.INSTANCES in given and json_rows.INSTANCES not in self._columns:
+            check_objects(raw.body, MOST_TIMES_OF_ROWS)
             read = json_rows.decode(document, self._signature, self._limits)
             reply = _reply(raw, "json", None)
             return read, replace(reply, instances=read.batch_size or 0, qualname=raw.qualname)
@@ -110,6 +120,8 @@ class Codecs:
         if _body_format(raw) == "json":
             document = self._parser.parse(raw.body)
             if not open_inference.is_request(document):
+                names("body", document, MOST_ARGUMENTS)
+                check_objects(raw.body)
                 arguments: dict[str, Any] = document.as_dict()
                 return arguments, _reply(raw, "json", None)
             del document
@@ -163,7 +175,9 @@ def _body_format(raw: RawRequest) -> Literal["json", "protobuf"]:
     kind = CONTENT_TYPES.get(raw.content_type)
     if kind is None:
         expected = ", ".join(name for name in CONTENT_TYPES if name)
-        message = f"received content type {raw.content_type!r}, expected one of {expected}"
+        message = (
+            f"received content type {shortened(raw.content_type)!r}, expected one of {expected}"
+        )
         if raw.content_type == FORM:
             message += "; with curl, add -H 'Content-Type: application/json'"
         raise UnsupportedMediaType(message)

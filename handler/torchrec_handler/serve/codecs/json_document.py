@@ -4,7 +4,7 @@ simdjson parses; nothing becomes a Python object before a codec asks for it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,6 +16,9 @@ import simdjson
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.serve.codecs.columns import Column
 
+SMALL_BYTES = 2**18
+"""No body of so many takes more than 56 MB, whatever it holds."""
+
 KEPT_PARSER_BYTES = 8 * 2**20
 """A parser keeps the memory of the largest body it read, so larger bodies get one of their own."""
 
@@ -24,6 +27,36 @@ SHOWN_CHARACTERS = 80
 MOST_COMMAS = 2**24 - 3
 """simdjson counts an array in 24 bits, and pysimdjson writes beyond a list that it made by a
 count that was cut off. A body with fewer commas has no such array."""
+
+PARSED_BYTES = 24
+"""Of simdjson's own memory, for a number and its comma: two words and two positions."""
+
+OBJECT_BYTES: Mapping[bytes, int] = {b"[": 88, b"{": 240, b":": 48, b",": 8}
+"""Of Python's memory for what each character begins: lists, dicts, and places in them."""
+
+STRING_BYTES = 56
+"""Of a string beside its characters."""
+
+NUMBER_BYTES = 32
+"""Of a number beyond a place for it; none for those below 257, of up to 3 digits."""
+
+MOST_TIMES = 6
+MOST_TIMES_OF_ROWS = 12
+SPARE_BYTES = 56 * 2**20
+"""What may be taken beside a body, in times of its bytes, and as such. Rows of short lists are the
+most that a good body takes."""
+
+MOST_LISTS = 2**19
+"""Of an array: each costs some microseconds. An embedding input has one a feature and row."""
+
+MOST_LISTS_OF_INTEGERS = 2**16
+"""Lengths may be a list a feature."""
+
+MOST_EXPLAINED = 2**20
+"""Elements that are looked through for what is wrong."""
+
+LIST_STEPS = 16
+"""How many of them a list counts for."""
 
 MOST_AXES = 3
 """Of any input: an embedding one is F x B x D."""
@@ -48,6 +81,9 @@ class JsonParser:
                 "send fewer rows, or protobuf"
             )
             raise RequestTooLarge(message)
+        if len(body) > KEPT_PARSER_BYTES:
+            values = sum(map(body.count, OBJECT_BYTES))
+            _check_bytes(body, MOST_TIMES, PARSED_BYTES * values, values)
         document = self._parse(body)
         if not isinstance(document, simdjson.Object):
             message = f"body: received {shown(document)}, expected a JSON object"
@@ -81,7 +117,7 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     if not isinstance(value, simdjson.Array):
         message = f"{name}: received {shown(value)}, expected an array"
         raise InvalidRequest(message)
-    shape = _shape(name, value)
+    shape = _shape(name, value, column)
     if shape is None:
         raise InvalidRequest(_explain(name, value, column))
     check_size(name, shape, column)
@@ -93,6 +129,35 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     if flat.size != math.prod(shape):
         raise InvalidRequest(_explain(name, value, column))
     return flat if len(shape) == 1 else flat.reshape(shape)
+
+
+def check_objects(body: bytes | bytearray, times: int = MOST_TIMES) -> None:
+    """Count what a body holds before it is made Python objects.
+
+    Args:
+        body: JSON.
+        times: how often its bytes the objects may take.
+
+    Raises:
+        RequestTooLarge: they would take too much memory.
+    """
+    if len(body) <= SMALL_BYTES:
+        return
+    counts = {character: body.count(character) for character in OBJECT_BYTES}
+    values = sum(counts.values())
+    needed = sum(count * OBJECT_BYTES[character] for character, count in counts.items())
+    needed += STRING_BYTES * (body.count(b'"') // 2)
+    needed += NUMBER_BYTES * min(counts[b","], (len(body) - counts[b","]) // 3)
+    _check_bytes(body, times, needed + PARSED_BYTES * values, values)
+
+
+def _check_bytes(body: bytes | bytearray, times: int, needed: int, values: int) -> None:
+    if needed > times * len(body) + SPARE_BYTES:
+        message = (
+            f"body: received {values} values, names and lists in {len(body)} bytes, which would "
+            f"take {needed // 2**20} MB to read; send fewer rows, or protobuf"
+        )
+        raise RequestTooLarge(message)
 
 
 def names(where: str, value: simdjson.Object, most: int) -> list[str]:
@@ -143,12 +208,12 @@ def shown(value: Any) -> str:
     return shortened(orjson.dumps(value, default=str).decode())
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = SHOWN_CHARACTERS) -> str:
     """A name or a value that a client gave, short enough for a message."""
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
-def _shape(name: str, array: simdjson.Array) -> tuple[int, ...] | None:
+def _shape(name: str, array: simdjson.Array, column: Column) -> tuple[int, ...] | None:
     """The shape that an array's lists have, None if they are ragged; touches lists, not numbers."""
     shape = [len(array)]
     level: list[Any] = [array]
@@ -156,6 +221,12 @@ def _shape(name: str, array: simdjson.Array) -> tuple[int, ...] | None:
         if len(shape) == MOST_AXES:
             message = f"{name}: its lists are nested deeper than {MOST_AXES} levels"
             raise InvalidRequest(message)
+        lists = len(level) * shape[-1]
+        check_size(name, [lists], column)
+        most = MOST_LISTS_OF_INTEGERS if column.is_integer else MOST_LISTS
+        if lists > most:
+            message = f"{name}: received {lists} lists, expected at most {most}"
+            raise RequestTooLarge(message)
         level = list(chain.from_iterable(level))
         try:
             lengths = set(map(len, level))
@@ -171,10 +242,16 @@ def _explain(name: str, array: simdjson.Array, column: Column) -> str:
     """What is wrong with an array: the first element of a wrong kind, else its lists' lengths."""
     kind = "signed 64-bit integers" if column.is_integer else "numbers"
     path: list[int] = []
-    open_lists = [enumerate(array.as_list())]
+    seen = 0
+    open_lists = [enumerate(array)]
     while open_lists:
         for position, value in open_lists[-1]:
-            if isinstance(value, list):
+            seen += LIST_STEPS if isinstance(value, simdjson.Array) else 1
+            if seen > MOST_EXPLAINED:
+                return (
+                    f"{name}: its lists have different lengths, or hold something else than {kind}"
+                )
+            if isinstance(value, simdjson.Array):
                 path.append(position)
                 open_lists.append(enumerate(value))
                 break

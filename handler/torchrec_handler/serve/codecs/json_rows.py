@@ -10,7 +10,7 @@ given whole, as a list under the input's own name. An instance's value goes befo
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter, methodcaller
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import simdjson
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Limits
-from torchrec_handler.serve.codecs.json_document import shortened, shown
+from torchrec_handler.serve.codecs.json_document import names, shortened, shown
 from torchrec_handler.serve.request import Columns, Mask
 
 INSTANCES = "instances"
@@ -46,27 +46,29 @@ def decode(document: simdjson.Object, signature: Signature, limits: Limits) -> C
     shared_features: dict[str, Mask] = {}
     known: set[str] = set()
     for entry in signature.inputs:
-        names = entry.features or (entry.name,)
+        features = entry.features or (entry.name,)
         if entry.type == "embedding":
-            arrays[entry.name] = _embedding(names, instances, shared, given)
+            arrays[entry.name] = _embedding(features, instances, shared, given)
         elif entry.type != "dense":
             arrays.update(_sparse(entry, instances, shared, given, limits))
-            shared_features[entry.name] = np.array([name not in given for name in names], np.bool_)
+            shared_features[entry.name] = np.array(
+                [name not in given for name in features], np.bool_
+            )
         elif not entry.features or _is_whole(entry, given, shared):
-            names = (entry.name,)
+            features = (entry.name,)
             arrays[entry.name] = _vectors(entry.name, instances, shared, given)
         else:
-            arrays[entry.name] = _numbers(names, instances, shared)
-        known.update(names)
+            arrays[entry.name] = _numbers(features, instances, shared)
+        known.update(features)
     if unknown := sorted((given | shared.keys()) - known):
-        message = f"{unknown[0]}: unknown feature, expected {', '.join(sorted(known))}"
+        message = f"{shortened(unknown[0])}: unknown feature, expected {', '.join(sorted(known))}"
         raise InvalidRequest(message)
     return Columns(arrays=arrays, shared=shared_features, batch_size=len(instances))
 
 
 def _rows(document: simdjson.Object, limits: Limits) -> tuple[list[Row], Row]:
-    names = list(document)
-    for name in names:
+    keys = list(document)
+    for name in keys:
         if name not in (INSTANCES, SHARED) and name not in READ_PAST:
             message = f"{shortened(name)}: unknown key, expected {INSTANCES} or {SHARED}"
             raise InvalidRequest(message)
@@ -88,13 +90,23 @@ def _rows(document: simdjson.Object, limits: Limits) -> tuple[list[Row], Row]:
             f"{INSTANCES}[{position}]: received {shown(instances[position])}, expected an object"
         )
         raise InvalidRequest(message)
-    if SHARED not in names:
+    _check_names(cast("Sequence[simdjson.Object]", array), instances)
+    if SHARED not in keys:
         return instances, {}
     shared = document[SHARED]
     if not isinstance(shared, simdjson.Object):
         message = f"{SHARED}: received {shown(shared)}, expected an object"
         raise InvalidRequest(message)
+    names(SHARED, shared, len(shared))
     return instances, shared.as_dict()
+
+
+def _check_names(objects: Sequence[simdjson.Object], instances: Sequence[Row]) -> None:
+    """Refuse a name that an instance gives twice: of both the last one was read."""
+    if sum(map(len, objects)) == sum(map(len, instances)):
+        return
+    for position, row in enumerate(objects):
+        names(f"{INSTANCES}[{position}]", row, len(row))
 
 
 def _is_whole(entry: InputSignature, given: Container[str], shared: Row) -> bool:

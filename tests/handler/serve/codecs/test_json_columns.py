@@ -54,6 +54,11 @@ class TestDecode:
             "or batch_size (or instances, or inputs)"
         )
 
+    def test_shortens_an_unknown_name(self) -> None:
+        assert refusal(InvalidRequest, {"x" * 1_000: []}).startswith(
+            f"{'x' * 80}…: unknown input, "
+        )
+
     def test_refuses_a_name_given_twice(self) -> None:
         """Parsers differ in which of them they take."""
         assert (

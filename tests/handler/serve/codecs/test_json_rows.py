@@ -78,6 +78,30 @@ class TestDocument:
             "body: instances is given twice"
         )
 
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            (
+                b'{"instances": [{}, {"movie": 1, "user": 2, "movie": 3}]}',
+                "instances[1]: movie is given twice",
+            ),
+            (
+                b'{"instances": [{}], "shared": {"user": 1, "us\\u0065r": 2}}',
+                "shared: user is given twice",
+            ),
+        ],
+    )
+    def test_refuses_a_feature_given_twice(self, body: bytes, message: str) -> None:
+        assert refusal(body, SPARSE) == message
+
+    def test_shortens_an_unknown_name(self) -> None:
+        assert refusal(rows({"x" * 1_000: 1}), SPARSE) == (
+            f"{'x' * 80}…: unknown feature, expected genres, movie, user"
+        )
+        assert refusal({"instances": [{}], "x" * 1_000: 1}, SPARSE) == (
+            f"{'x' * 80}…: unknown key, expected instances or shared"
+        )
+
     @pytest.mark.parametrize("where", ["instances", "shared"])
     def test_refuses_an_unknown_feature(self, where: str) -> None:
         document = rows({}, {"film": 1}) if where == "instances" else rows({}, film=1)

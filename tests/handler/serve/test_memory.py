@@ -1,0 +1,103 @@
+"""What a body costs: bounded by its bytes whatever it holds, and told before objects are made."""
+
+import ctypes
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.handler.serve.codecs.one_request import JSON
+from tests.handler.serve.exact import INPUTS, Exact, predictor
+from torchrec_handler.options import Options
+from torchrec_handler.serve.engine import Engine
+from torchrec_handler.serve.request import RawRequest, Response
+
+MB = 2**20
+SIZE = 20 * MB
+SECONDS = 2.0
+"""Some tenths on a machine of one's own."""
+
+STARTS = {
+    "column": (b'{"id_list_features.values":[', b"]}"),
+    "dense": (b'{"float_features":[', b"]}"),
+    "instances": (b'{"instances":[', b"]}"),
+    "row": (b'{"instances":[{"movie":[', b"]}]}"),
+    "arguments": (b'{"x":[', b"]}"),
+    "tensor": (
+        b'{"inputs":[{"name":"id_list_features.values","datatype":"INT8","shape":[1],"data":[',
+        b"]}]}",
+    ),
+}
+ELEMENTS = (b"1", b"[]", b"[1],[2,3]", b"[[[1]]]", b'{"a":1}', b"123456")
+
+
+class WithArguments(Exact):
+    def count(self, **arguments: Any) -> dict[str, Any]:
+        return {"count": torch.tensor([len(arguments)])}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    methods = {"forward": True, "count": False}
+    module = WithArguments(INPUTS, "dict_of_tensor")
+    return Engine("ranking", predictor(module, *INPUTS, methods=methods), Options())
+
+
+def memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def ask(engine: Engine, body: bytearray, qualname: str) -> tuple[Response, int, float]:
+    """The answer, how far memory grew beyond the body, and seconds."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    before = memory("VmRSS")
+    start = time.perf_counter()
+    (response,) = engine.predict([RawRequest(body=body, content_type=JSON, qualname=qualname)])
+    return response, memory("VmHWM") - before, time.perf_counter() - start
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("where", STARTS)
+def test_of_many_elements(engine: Engine, where: str, element: bytes) -> None:
+    start, end = STARTS[where]
+    count = (SIZE - len(start) - len(end)) // (len(element) + 1)
+    body = bytearray(start + (element + b",") * (count - 1) + element + end)
+    qualname = "count" if where == "arguments" else "forward"
+    response, grown, seconds = ask(engine, body, qualname)
+    # Rows of long lists are the most that is read, and may take 4 times the body more.
+    most = 12 if where == "row" and element == b"123456" else 7
+    assert grown < most * SIZE + 64 * MB
+    assert seconds < SECONDS
+    assert response.status in (400, 413)
+    assert len(response.body) < 1_000
+
+
+@pytest.mark.parametrize("qualname", ["forward", "count"])
+def test_of_many_names(engine: Engine, qualname: str) -> None:
+    body = bytearray(b"{" + b",".join(b'"%d":1' % number for number in range(1_000_000)) + b"}")
+    response, grown, seconds = ask(engine, body, qualname)
+    assert response.status == 400
+    assert grown < 7 * len(body) + 64 * MB
+    assert seconds < SECONDS
+
+
+def test_a_message_never_repeats_a_long_name(engine: Engine) -> None:
+    name = b"x" * SIZE
+    for body in (b'{"%s":1}', b'{"instances":[{}],"%s":1}', b'{"inputs":[{"name":"%s"}]}'):
+        response, _, _ = ask(engine, bytearray(body % name), "forward")
+        assert response.status == 400
+        assert len(response.body) < 1_000
+    response, _, _ = ask(engine, bytearray(b"{}"), name.decode())
+    assert response.status == 404
+    assert len(response.body) < 1_000
+
+
+def test_an_argument_given_twice(engine: Engine) -> None:
+    response, _, _ = ask(engine, bytearray(b'{"x": 1, "x": 2}'), "count")
+    assert response.body == (
+        b'{"code":400,"type":"InvalidRequest","message":"body: x is given twice"}'
+    )
