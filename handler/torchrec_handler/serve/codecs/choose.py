@@ -98,7 +98,7 @@ class Codecs:
         given = names("body", document, len(self._columns) + MOST_NAMES)
         if json_rows.INSTANCES in given and json_rows.INSTANCES not in self._columns:
             check_objects(raw.body, MOST_TIMES_OF_ROWS)
-            read = json_rows.decode(document, self._signature, self._limits)
+            read = json_rows.decode(document, raw.body.count(b":"), self._signature, self._limits)
             reply = _reply(raw, "json", None)
             return read, replace(reply, instances=read.batch_size or 0, qualname=raw.qualname)
         if open_inference.INPUTS in given and open_inference.INPUTS not in self._columns:

@@ -239,6 +239,8 @@ def _tensor(
 
 def _check_range(where: str, data: npt.NDArray[Any], datatype: str) -> None:
     """Refuse what the datatype that a tensor claims cannot hold."""
+    if datatype == "INT64" and data.dtype == np.int64:
+        return
     smallest, largest = DATATYPES[datatype]
     is_whole = datatype in INTEGERS
     if not data.size or (
