@@ -29,8 +29,9 @@ from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.lower import is_collection
 from torchrec_handler.load.quantize import float_tables, quantize, to_meta, widen
+from torchrec_handler.load.reach import find_collections
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.signature import feature_rows, observe_signature
+from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, attach, layout, quantized_rows
 from torchrec_handler.options import Options
 
@@ -76,7 +77,7 @@ def load_archive(archive: Path, **options: Any) -> Predictor:
 def signature(kind: type[KindFactory]) -> Signature:
     """What the float model of a kind takes and gives."""
     output = run_factory(kind(), CPU, world_size=1)
-    return observe_signature(output, output.module, feature_rows(output.module), CPU)
+    return observe_signature(output, output.module, find_collections(output.module), CPU)
 
 
 def random_request(signature: Signature, rows: int, seed: int = 0) -> dict[str, Any]:

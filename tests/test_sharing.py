@@ -22,7 +22,8 @@ from tests.kinds import KINDS, prepare
 from torchrec_handler.archive import InputSignature
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor
-from torchrec_handler.load.signature import feature_rows, observe_signature
+from torchrec_handler.load.reach import find_collections
+from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import lookups
 from torchrec_handler.options import Options
 from torchrec_handler.serve import batch
@@ -102,7 +103,7 @@ def predictor(name: str, sharding: str = "table_wise") -> Predictor:
     factory = SERVED[name]()
     output = run_factory(factory, CPU, world_size=1)
     module = factory.run_weights_independent_tranformations(output.module)
-    signature = observe_signature(output, module, feature_rows(module), CPU)
+    signature = observe_signature(output, module, find_collections(module), CPU)
     options = ROW_WISE if sharding == "row_wise" else TABLE_WISE
     return Predictor(
         module=prepare(module, sharding=options).eval(),

@@ -214,7 +214,7 @@ def _ask_float_model(
         return None
     with looked_up(sources):
         lower(loaded.module, Options(threads=asked.options.threads), CPU)
-        signature = observe_signature(output, loaded.module, loaded.feature_rows, CPU)
+        signature = observe_signature(output, loaded.module, loaded.collections, CPU)
         recorded = _record(loaded.module, output, signature, None, asked)
     return _Reference(signature=signature, recorded=recorded)
 

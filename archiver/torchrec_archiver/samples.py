@@ -13,8 +13,8 @@ from torchrec_handler.errors import BuildError, RequestError
 from torchrec_handler.load.draw import STYLES, Style, draw_lengths, open_inputs
 from torchrec_handler.options import Options
 from torchrec_handler.serve.codecs.choose import Codecs
-from torchrec_handler.serve.request import Floats, RawRequest, Sparse, ValidRequest
-from torchrec_handler.serve.validate import INT32_ROWS, Validator
+from torchrec_handler.serve.request import Floats, Ids, RawRequest, Sparse, ValidRequest
+from torchrec_handler.serve.validate import Validator, last_ids
 
 BATCHES = (1, 4, 16, 64)
 """Rows of the recorded calls, growing, so that replaying them warms a worker up."""
@@ -87,12 +87,14 @@ def _floats(entry: InputSignature, rows: int, generator: np.random.Generator) ->
 def _sparse(
     entry: InputSignature, lengths: npt.NDArray[np.int32], generator: np.random.Generator
 ) -> Sparse:
-    limits = [limit or INT32_ROWS for limit in entry.rows] or [1] * len(lengths)
+    last = last_ids(entry) if entry.rows else [0] * len(lengths)
     ids = [
-        generator.integers(0, limit, count, dtype=np.int64)
-        for limit, count in zip(limits, lengths.sum(axis=1), strict=True)
+        generator.integers(0, most, count, dtype=np.int64, endpoint=True)
+        for most, count in zip(last, lengths.sum(axis=1), strict=True)
     ]
-    values = np.concatenate(ids).astype(np.int32)
+    values: Ids = np.concatenate(ids)
+    if not entry.is_wide:
+        values = values.astype(np.int32)
     weighted = entry.type == "weighted_sparse"
     weights = generator.random(values.size, dtype=np.float32) if weighted else None
     return Sparse(lengths=lengths, values=values, weights=weights)

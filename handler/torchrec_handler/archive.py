@@ -57,6 +57,11 @@ class InputSignature:
     """The F feature names in the order of the lengths; empty when unknown."""
     rows: tuple[int | None, ...] = ()
     """For sparse inputs, per feature the first id that is out of range; None: any id is good."""
+    longest: tuple[int | None, ...] = ()
+    """For sparse inputs, per feature how many ids of a row have a position weight; None: any number
+    of ids is good. Empty where no feature has such weights."""
+    is_wide: bool = False
+    """Whether a sparse input's ids go to the model as int64, up to 2^63 - 1; else as int32."""
     width: int | None = None
     """D of an embedding input."""
 

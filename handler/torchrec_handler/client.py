@@ -158,12 +158,15 @@ class Client:
         self.close()
 
 
-def _ids(name: str, values: Any) -> npt.NDArray[np.int32]:
+def _ids(name: str, values: Any) -> npt.NDArray[Any]:
+    """As int32, which the servers that read this message take; int64 where that is too narrow."""
     ids = np.asarray(values)
-    if ids.size and (ids.min() < -(2**31) or ids.max() >= 2**31):
-        message = f"{name}: received ids {ids.min()} to {ids.max()}, expected ids of 32 bits"
+    if not ids.size or (ids.min() >= -(2**31) and ids.max() < 2**31):
+        return ids.astype("<i4")
+    if ids.min() < -(2**63) or ids.max() >= 2**63:
+        message = f"{name}: received ids {ids.min()} to {ids.max()}, expected ids of 64 bits"
         raise ValueError(message)
-    return ids.astype("<i4")
+    return ids.astype("<i8")
 
 
 def _expect_rank(name: str, block: npt.NDArray[Any], rank: int) -> None:

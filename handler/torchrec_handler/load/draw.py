@@ -89,7 +89,8 @@ def draw_inputs(
             limits = [2 if limit is None else min(limit, 2) for limit in entry.rows]
             below = np.repeat(limits or [2] * features, of_input.sum(axis=1))
             drawn[f"{entry.name}.lengths"] = of_input.reshape(-1)
-            drawn[f"{entry.name}.values"] = generator.integers(0, below, dtype=np.int32)
+            dtype = np.int64 if entry.is_wide else np.int32
+            drawn[f"{entry.name}.values"] = generator.integers(0, below, dtype=dtype)
             if entry.type == "weighted_sparse":
                 drawn[f"{entry.name}.weights"] = generator.random(below.size, dtype=np.float32)
     return {name: torch.from_numpy(value) for name, value in drawn.items()}

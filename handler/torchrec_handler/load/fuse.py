@@ -88,7 +88,7 @@ def _dlrm(module: Any, dtype: LayersDtype) -> Forward | None:
     known = (
         _typename(module.sparse_arch) == SPARSE_ARCH
         and _typename(module.inter_arch) == INTERACTION_ARCH
-        and not _has_hooks(module.sparse_arch)
+        and not any(map(_has_hooks, module.sparse_arch.modules()))
         and not _has_hooks(module.inter_arch)
     )
     if not (dense and over and known):

@@ -27,11 +27,12 @@ from torchrec_handler.load.quantize import (
     unpackable,
     widen,
 )
+from torchrec_handler.load.reach import Collections, find_collections, guard
 from torchrec_handler.load.recorded import check_metadata, check_model, check_rows
 from torchrec_handler.load.requirements import check_requirements
 from torchrec_handler.load.self_test import read_samples, self_test
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.signature import feature_rows, observe_signature
+from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, attach, is_sharded, layout, quantized_rows
 from torchrec_handler.load.verify import verify
 from torchrec_handler.load.weights import load_dense
@@ -67,8 +68,8 @@ class Loaded:
     """Its float tables; those that the factory quantized itself are not among them."""
     own_rows: Mapping[tuple[str, str], torch.Tensor]
     """(collection, table name) -> float rows that the factory itself brought."""
-    feature_rows: Mapping[str, int]
-    """Feature name -> rows of its table."""
+    collections: Collections
+    """As they were before quantizing and sharding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ class Quantized:
     module: torch.nn.Module
     own_rows: Mapping[tuple[str, str], torch.Tensor]
     """(collection, table name) -> rows that the factory itself brought, float or encoded."""
-    feature_rows: Mapping[str, int]
-    """Feature name -> rows of its table."""
+    collections: Collections
+    """As they were before quantizing and sharding."""
 
 
 def load(folder: Path, options: Options, device: torch.device) -> Predictor:
@@ -127,7 +128,7 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     signature = index.signature if index else None
     if signature:
         check_metadata(signature, output)
-        check_rows(signature, quantized.feature_rows)
+        check_rows(signature, quantized.collections.rows)
     predictor = make_ready(package, output, quantized, store, signature, options, device)
     samples = read_samples(folder / SAMPLES) if index and SAMPLES in index.sha256 else []
     if index and len(samples) != index.samples:
@@ -208,7 +209,7 @@ def load_weights(
         module=module,
         tables=tables,
         own_rows=to_meta(tables),
-        feature_rows=feature_rows(module),
+        collections=find_collections(module),
     )
 
 
@@ -224,7 +225,7 @@ def quantize_tables(loaded: Loaded, options: Options, widened: Mapping[str, str]
     return Quantized(
         module=loaded.module,
         own_rows={**loaded.own_rows, **quantized_rows(loaded.module)},
-        feature_rows=loaded.feature_rows,
+        collections=loaded.collections,
     )
 
 
@@ -255,7 +256,9 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
         attach(module, store, device)
     lower(module, options, device)
     # Before fusing, after which modules no longer meet their inputs one by one.
-    signature = signature or observe_signature(output, module, quantized.feature_rows, device)
+    signature = signature or observe_signature(output, module, quantized.collections, device)
+    if any(None in entry.rows for entry in signature.inputs):
+        guard(module, quantized.collections)
     if device.type == "cpu":
         fuse(module, options.dense.dtype)
     return Predictor(

@@ -1,28 +1,26 @@
 """What a model takes and gives, read off the model itself by one observed forward call.
 
-Embedding configurations tell the rows behind each feature; the KeyedJaggedTensors and the first
-layers that a one-row sample meets tell feature names and widths.
+Embedding configurations tell the rows behind each feature, and `reach` which ids come to them; the
+KeyedJaggedTensors and the first layers that a one-row sample meets tell feature names and widths.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torchrec.inference.modules import BatchingMetadata
-from torchrec.quant.embedding_modules import (
-    MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT,
-)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
 from torchrec_handler.load.gradients import call_observed
+from torchrec_handler.load.reach import Collections, Tags, watching
 
 logger = logging.getLogger(__name__)
 
@@ -48,37 +46,10 @@ class _Facts:
     """Whether `num_features` was concluded, not seen."""
 
 
-def feature_rows(module: torch.nn.Module) -> dict[str, int]:
-    """Feature name -> rows of its table; of the smallest one where it has several.
-
-    Must see the module before sharding. A managed-collision module finds a row for any id, so the
-    tables behind it limit nothing.
-    """
-    rows: dict[str, int] = {}
-    managed: list[str] = []
-    pruned: dict[str, int] = {}
-    for path, found in module.named_modules():
-        if hasattr(found, "_managed_collision_collection"):
-            managed.append(path)
-        if any(path == behind or path.startswith(f"{behind}.") for behind in managed):
-            continue
-        # On a position-weighted collection it is set outside, the configs are inside.
-        pruned |= getattr(found, MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT, {})
-        configs = getattr(found, "embedding_bag_configs", None) or getattr(
-            found, "embedding_configs", None
-        )
-        for config in configs() if callable(configs) else ():
-            left = getattr(config, "num_embeddings_post_pruning", None) or config.num_embeddings
-            for feature in config.feature_names:
-                least = min(left, pruned.get(config.name, left))
-                rows[feature] = min(rows.get(feature, least), least)
-    return rows
-
-
 def observe_signature(
     output: FactoryOutput,
     module: torch.nn.Module,
-    rows: Mapping[str, int],
+    collections: Collections,
     device: torch.device,
 ) -> Signature:
     """Run one-row samples until the model has shown its inputs.
@@ -89,14 +60,17 @@ def observe_signature(
     Args:
         output: the factory's metadata.
         module: the module to call, ready to serve.
-        rows: what `feature_rows` gave.
+        collections: what `find_collections` gave.
         device: where inputs go.
 
     Raises:
         FactoryError: `model_inputs_data` gives an input fewer features than the model takes.
     """
     known = {name: _hints(output, name) for name in output.batching}
-    result, failure = _observe(output.batching, module, known, device)
+    with watching(module, collections) as first:
+        result, failure = _observe(output.batching, module, known, device)
+    for message in first.unread_weights():
+        logger.warning("signature: %s", message)
     if failure is not None:
         logger.warning(
             "signature: a sample of one row raised %s: %s", type(failure).__name__, failure
@@ -120,10 +94,14 @@ def observe_signature(
                 f"{len(facts.features)} features, the model takes {facts.num_features}"
             )
             raise FactoryError(message)
+    inputs = tuple(
+        _input(name, entry.type, known[name], collections)
+        for name, entry in output.batching.items()
+    )
+    if failure is None:
+        inputs = _with_reach(inputs, known, output.batching, module, collections, device)
     return Signature(
-        inputs=tuple(
-            _input(name, entry.type, known[name], rows) for name, entry in output.batching.items()
-        ),
+        inputs=inputs,
         methods={name: entry.need_preproc for name, entry in output.qualnames.items()},
         result_metadata=output.result_metadata,
         outputs=_shapes(result),
@@ -291,18 +269,63 @@ def _width(layer: torch.nn.Module) -> int | None:
     return None
 
 
-def _input(name: str, kind: str, facts: _Facts, rows: Mapping[str, int]) -> InputSignature:
+def _input(name: str, kind: str, facts: _Facts, collections: Collections) -> InputSignature:
     positions = range(facts.num_features or 0)
     keys = [facts.keys.get(position, list(facts.features[position:][:1])) for position in positions]
     features = facts.features or (tuple(found[0] for found in keys) if all(keys) else ())
-    limits = [[rows[key] for key in found if key in rows] for found in keys]
+    rows = tuple(_least(collections.rows, found) for found in keys)
+    longest = tuple(_least(collections.longest, found) for found in keys)
+    is_sparse = "sparse" in kind
     return InputSignature(
         name=name,
         type=kind,
         num_features=facts.num_features,
         features=features,
-        rows=tuple(min(found, default=None) for found in limits) if "sparse" in kind else (),
+        rows=rows if is_sparse else (),
+        longest=longest if is_sparse and any(longest) else (),
         width=facts.width,
+    )
+
+
+def _least(of_features: Mapping[str, int], names: Iterable[str]) -> int | None:
+    return min((of_features[name] for name in names if name in of_features), default=None)
+
+
+def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
+    inputs: tuple[InputSignature, ...],
+    known: Mapping[str, _Facts],
+    batching: Mapping[str, BatchingMetadata],
+    module: torch.nn.Module,
+    collections: Collections,
+    device: torch.device,
+) -> tuple[InputSignature, ...]:
+    """Let the rows of a table limit only ids that come to it as they were sent."""
+    tags = Tags.of(inputs, collections)
+    if tags and collections.can_be_watched(module, device):
+        sample = _sample(batching, known, device)
+        for name, values in tags.values.items():
+            sample[f"{name}.values"] = values.to(sample[f"{name}.values"])  # type: ignore[arg-type]
+        with watching(module, collections, tags) as reached:
+            try:
+                call_observed(module, FORWARD, sample)
+            except Exception as error:  # noqa: BLE001  it may check its ids itself
+                logger.info("signature: ids behind all tables raised %s: %s", type(error), error)
+            else:
+                keys = {name: facts.keys for name, facts in known.items()}
+                inputs = reached.limits(inputs, tags, keys)
+    open_inputs = [entry.name for entry in inputs if None in entry.rows]
+    if not open_inputs:
+        return inputs
+    sample = _sample(batching, known, device)
+    for name in open_inputs:
+        sample[f"{name}.values"] = sample[f"{name}.values"].long()  # type: ignore[union-attr]
+    try:
+        call_observed(module, FORWARD, sample)
+    except Exception as error:  # noqa: BLE001
+        logger.info("signature: ids of 64 bits raised %s: %s", type(error), error)
+        return inputs
+    return tuple(
+        replace(entry, is_wide=True) if entry.name in open_inputs else entry for entry in inputs
     )
 
 

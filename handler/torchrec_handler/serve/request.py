@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
+Lengths = npt.NDArray[np.int32]
+Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -52,7 +53,7 @@ class Sparse:
     What all rows share is held once, as the first row's; `combine` gives it to the others.
     """
 
-    lengths: Ids
+    lengths: Lengths
     """[F, B], of a shared feature 0 in all rows but the first."""
     values: Ids
     """[N]"""

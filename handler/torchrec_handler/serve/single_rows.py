@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.options import Options
 from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest
-from torchrec_handler.serve.validate import INT32_ROWS, SPARSE
+from torchrec_handler.serve.validate import SPARSE, last_ids, longest_lists
 
 
 class SingleRows:
@@ -39,13 +39,9 @@ class SingleRows:
             self._lists.append((f"{entry.name}.values", True))
             if entry.type == "weighted_sparse":
                 self._lists.append((f"{entry.name}.weights", False))
-        self._table_rows = {
-            entry.name: np.array(
-                [rows or INT32_ROWS for rows in entry.rows] or [INT32_ROWS] * entry.num_features
-            )
-            for entry in signature.inputs
-            if entry.type in SPARSE and entry.num_features
-        }
+        sparse = [entry for entry in signature.inputs if entry.type in SPARSE]
+        self._last_ids = {entry.name: last_ids(entry) for entry in sparse}
+        self._longest = {entry.name: longest_lists(entry) for entry in sparse}
 
     def takes(self, columns: Columns) -> int | None:
         """The number of ids of a request that has one row, by the shapes of its arrays alone."""
@@ -100,12 +96,15 @@ class SingleRows:
         is_signed = lengths.dtype.kind == values.dtype.kind == "i"
         if not is_signed or lengths.min() < 0 or lengths.max() > self._most_ids:
             return None
-        counts = lengths.reshape(len(requests), -1).sum(axis=1)
+        by_request = lengths.reshape(len(requests), -1)
+        counts = by_request.sum(axis=1)
         sizes = [columns.arrays[f"{entry.name}.values"].size for columns in requests]
         if counts.tolist() != sizes:
             return None
-        limit = np.repeat(np.tile(self._table_rows[entry.name], len(requests)), lengths)
-        if ((values < 0) | (values >= limit)).any():
+        last = np.repeat(np.tile(self._last_ids[entry.name], len(requests)), lengths)
+        longest = self._longest[entry.name]
+        is_long = longest is not None and (by_request > longest).any()
+        if is_long or ((values < 0) | (values > last)).any():
             return None
         weights = None
         if entry.type == "weighted_sparse":
@@ -116,7 +115,7 @@ class SingleRows:
             if weights is None:
                 return None
         ids += counts
-        values = values.astype(np.int32)
+        values = values.astype(np.int64 if entry.is_wide else np.int32)
         ends = np.cumsum(counts).tolist()
         return [
             Sparse(

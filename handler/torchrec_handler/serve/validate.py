@@ -16,7 +16,9 @@ from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Options
 from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest
 
-INT32_ROWS = 2**31
+INT32_IDS = 2**31
+INT64_IDS = 2**63
+"""How many ids there are below 0 and from 0 on, each."""
 
 SPARSE = frozenset({"sparse", "weighted_sparse"})
 
@@ -43,9 +45,8 @@ class Validator:
         self._inputs = signature.inputs
         self._limits = options.limits
         self._out_of_range_ids = options.out_of_range_ids
-        self._table_rows = {
-            entry.name: np.array([rows or INT32_ROWS for rows in entry.rows], dtype=np.int64)
-            for entry in signature.inputs
+        self._last_ids = {
+            entry.name: last_ids(entry) for entry in signature.inputs if entry.type in SPARSE
         }
 
     def __call__(self, columns: Columns) -> ValidRequest:
@@ -168,7 +169,9 @@ class Validator:
                     f"{total}, one for each of {entry.name}.values"
                 )
                 raise InvalidRequest(message)
-        values = self._in_range(entry, values, lengths).astype(np.int32)
+        _check_longest(entry, lengths)
+        dtype = np.int64 if entry.is_wide else np.int32
+        values = self._in_range(entry, values, lengths).astype(dtype)
         shared = columns.shared.get(entry.name)
         if lengths.shape[1] < rows:
             lengths = np.pad(lengths, ((0, 0), (0, rows - 1)))
@@ -186,28 +189,55 @@ class Validator:
     def _in_range(
         self, entry: InputSignature, values: npt.NDArray[Any], lengths: npt.NDArray[Any]
     ) -> npt.NDArray[Any]:
-        table_rows = self._table_rows[entry.name]
+        last_ids = self._last_ids[entry.name]
         counts = lengths.sum(axis=1)
-        limit = (
-            np.repeat(table_rows, counts)
-            if table_rows.size
-            else np.full(values.size, INT32_ROWS, dtype=np.int64)
-        )
-        bad = (values < 0) | (values >= limit)
+        last = np.repeat(last_ids, counts if last_ids.size == counts.size else values.size)
+        bad = (values < 0) | (values > last)
         if not bad.any():
             return values
         if self._out_of_range_ids == "zero":
             inside: npt.NDArray[Any] = np.where(bad, 0, values)
             return inside
         if self._out_of_range_ids == "modulo":
-            remainder: npt.NDArray[Any] = values % limit
+            remainder: npt.NDArray[Any] = values % (np.minimum(last, INT64_IDS - 2) + 1)
             return remainder
         position = int(bad.argmax())
         feature = int(np.searchsorted(np.cumsum(counts), position, side="right"))
         name = f" of feature {entry.features[feature]!r}" if entry.features else ""
         message = (
             f"{entry.name}.values[{position}]: received id {values[position]}{name}, "
-            f"expected 0 to {limit[position] - 1}"
+            f"expected 0 to {last[position]}"
+        )
+        raise InvalidRequest(message)
+
+
+def last_ids(entry: InputSignature) -> npt.NDArray[np.int64]:
+    """The largest id of each feature [F], or [1] where their number is not known."""
+    any_id = (INT64_IDS if entry.is_wide else INT32_IDS) - 1
+    known = entry.rows or (None,) * (entry.num_features or 1)
+    return np.array([any_id if rows is None else rows - 1 for rows in known], dtype=np.int64)
+
+
+def longest_lists(entry: InputSignature) -> npt.NDArray[np.int64] | None:
+    """How many ids each feature may have in a row [F]; None where all may have any number."""
+    if all(most is None for most in entry.longest):
+        return None
+    longest = [INT64_IDS - 1 if most is None else most for most in entry.longest]
+    return np.array(longest, dtype=np.int64)
+
+
+def _check_longest(entry: InputSignature, lengths: npt.NDArray[Any]) -> None:
+    """See that every id has a weight for its position in its list; lengths are [F, B]."""
+    longest = longest_lists(entry)
+    if longest is None or not lengths.size:
+        return
+    bad = lengths > longest[:, None]
+    if bad.any():
+        feature, row = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
+        name = f" of feature {entry.features[feature]!r}" if entry.features else ""
+        message = (
+            f"{entry.name}.lengths: received {lengths[feature, row]} ids{name} in row {row}, "
+            f"expected at most {longest[feature]}, the positions that have a weight"
         )
         raise InvalidRequest(message)
 

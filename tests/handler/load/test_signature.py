@@ -1,6 +1,7 @@
 """A signature is what the model itself shows: names, widths, rows behind each feature."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.lower import lower
-from torchrec_handler.load.signature import feature_rows, observe_signature
+from torchrec_handler.load.reach import Collections, find_collections
+from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.options import Options
 
 
@@ -82,8 +84,13 @@ SHOWN: dict[type[KindFactory], tuple[tuple[InputSignature, ...], dict[str, list[
 def observed(factory: Any, module: torch.nn.Module | None = None) -> Signature:
     """What a factory's module shows, as its factory made it or as it was made ready."""
     output = run_factory(factory, CPU, world_size=1)
-    rows = feature_rows(output.module)
-    return observe_signature(output, module or output.module, rows, CPU)
+    collections = find_collections(output.module)
+    return observe_signature(output, module or output.module, collections, CPU)
+
+
+def tables(rows: dict[str, int]) -> Collections:
+    """Features of tables that the module itself does not have."""
+    return Collections(of_path={"": rows}, longest={})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -115,36 +122,38 @@ def test_rows_are_those_that_a_lookup_has() -> None:
     """Of a pruned table those that are left, whoever pruned it and wherever it is noted."""
     pruned = PrunedFactory()
     module = pruned.run_weights_independent_tranformations(pruned.create_predict_module())
-    assert feature_rows(module) == {"user": 30, "movie": 25}
-    assert feature_rows(quantize_inference_model(module)) == {"user": 30, "movie": 25}
+    assert find_collections(module).rows == {"user": 30, "movie": 25}
+    assert find_collections(quantize_inference_model(module)).rows == {"user": 30, "movie": 25}
     outside = PositionWeightedFactory().create_predict_module()
     set_pruning_data(outside, {"t_movie": 7}, [FeatureProcessedEmbeddingBagCollection])
-    assert feature_rows(outside) == {"user": 50, "movie": 7}
+    assert find_collections(outside).rows == {"user": 50, "movie": 7}
 
 
 @pytest.mark.parametrize("kind", [QuantizedAtOnceFactory, ShardedFactory])
 def test_a_factorys_own_collections_tell_their_rows(kind: type[KindFactory]) -> None:
-    assert feature_rows(kind().create_predict_module()) == {"user": 50, "movie": 40}
+    assert find_collections(kind().create_predict_module()).rows == {"user": 50, "movie": 40}
 
 
 def test_a_feature_of_several_tables_is_limited_by_the_smallest() -> None:
     modules = [SumFactory().create_predict_module(), WidthsFactory().create_predict_module()]
     modules[1].predict_module.collection.embedding_bag_configs()[1].num_embeddings = 9
-    rows = feature_rows(torch.nn.ModuleList(modules))
+    rows = find_collections(torch.nn.ModuleList(modules)).rows
     assert rows == {"user": 50, "movie": 9, "genre": 10, "tag": 30}
 
 
 def test_managed_collision_lifts_no_other_tables_limit() -> None:
     """The same feature may go to a plain table beside it."""
     modules = [ManagedFactory().create_predict_module(), SumFactory().create_predict_module()]
-    assert feature_rows(torch.nn.ModuleList(modules[:1])) == {}
-    assert feature_rows(torch.nn.ModuleList(modules)) == {"user": 50, "movie": 40}
+    assert find_collections(torch.nn.ModuleList(modules[:1])).rows == {}
+    assert find_collections(torch.nn.ModuleList(modules)).rows == {"user": 50, "movie": 40}
     mapping = {
         "torchrec.modules.mc_embedding_modules.ManagedCollisionEmbeddingBagCollection": (
             "torchrec.quant.embedding_modules:QuantManagedCollisionEmbeddingBagCollection"
         )
     }
-    assert feature_rows(prepare(modules[0], tables={"quantization_mapping": mapping})) == {}
+    assert (
+        find_collections(prepare(modules[0], tables={"quantization_mapping": mapping})).rows == {}
+    )
 
 
 class Given(PredictModule):
@@ -228,7 +237,7 @@ def test_a_feature_under_two_names_is_limited_by_both() -> None:
         return {"default": sizes(keyed(batch, ["a", "b"])) + sizes(keyed(batch, ["x", "b"]))}
 
     output = run_factory(GivenFactory(forward), CPU, world_size=1)
-    signature = observe_signature(output, output.module, {"a": 9, "x": 4, "b": 7}, CPU)
+    signature = observe_signature(output, output.module, tables({"a": 9, "x": 4, "b": 7}), CPU)
     assert (signature.inputs[0].features, signature.inputs[0].rows) == (("a", "b"), (4, 7))
 
 
@@ -348,9 +357,9 @@ def test_hints_tell_what_a_model_hides(caplog: pytest.LogCaptureFixture) -> None
     }
     factory = GivenFactory(hidden, hints, {"id_list_features": "sparse", "ad": "embedding"})
     output = run_factory(factory, CPU, world_size=1)
-    signature = observe_signature(output, output.module, {"a": 3}, CPU)
+    signature = observe_signature(output, output.module, tables({"a": 3}), CPU)
     assert signature.inputs == (
-        sparse("id_list_features", {"a": 3, "b": None}),
+        replace(sparse("id_list_features", {"a": 3, "b": None}), is_wide=True),
         InputSignature(name="ad", type="embedding", num_features=2, width=16),
     )
     assert caplog.records == []
@@ -364,7 +373,7 @@ def test_hints_name_features_and_the_model_tells_their_tables() -> None:
 
     factory = GivenFactory(forward, {"id_list_features": {"features": ["user", "movie"]}})
     output = run_factory(factory, CPU, world_size=1)
-    signature = observe_signature(output, output.module, {"f0": 3, "f1": 4}, CPU)
+    signature = observe_signature(output, output.module, tables({"f0": 3, "f1": 4}), CPU)
     assert signature.inputs == (sparse("id_list_features", {"user": 3, "movie": 4}),)
 
 
