@@ -23,7 +23,8 @@ MOST_ROWS = 2**31
 """Of a table: FBGEMM and the requests' formats count them in 32 bits."""
 LEAST_TAG = 1_000_003
 """No hash of a small table leaves such an id as it is."""
-PROCESSORS = ("_feature_processors", "_feature_processor")
+PROCESSORS = ("_feature_processors", "feature_processor", "feature_processors_per_rank")
+"""What collections have that give each id a weight of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Collections:
     Managed collision finds a row for any id, so collections behind it are not here."""
     longest: Mapping[str, int]
     """Feature -> how many ids of a list have a weight for their position."""
+    weighted: frozenset[str] = frozenset()
+    """Paths of those that read weights, or make their own."""
 
     @property
     def rows(self) -> dict[str, int]:
@@ -82,12 +85,15 @@ def find_collections(module: torch.nn.Module) -> Collections:
     """
     of_path: dict[str, dict[str, int]] = {}
     longest: dict[str, int] = {}
+    weighted: set[str] = set()
     managed: list[str] = []
     pruned: dict[str, int] = {}
     for path, found in module.named_modules():
         _add_longest(longest, path, found)
         if hasattr(found, "_managed_collision_collection"):
             managed.append(path)
+        if _reads_weights(found):
+            weighted.add(path)
         # On a position-weighted collection it is set outside, the configs are inside.
         pruned |= getattr(found, MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT, {})
         configs = getattr(found, "embedding_bag_configs", None) or getattr(
@@ -107,7 +113,13 @@ def find_collections(module: torch.nn.Module) -> Collections:
                 features[feature] = min(features.get(feature, least), least)
         if features and not any(path == outer or path.startswith(f"{outer}.") for outer in managed):
             of_path[path] = features
-    return Collections(of_path=of_path, longest=longest)
+    return Collections(of_path=of_path, longest=longest, weighted=frozenset(weighted))
+
+
+def _reads_weights(found: Any) -> bool:
+    is_weighted = getattr(found, "is_weighted", False)
+    is_weighted = is_weighted() if callable(is_weighted) else is_weighted
+    return bool(is_weighted) or any(hasattr(found, name) for name in PROCESSORS)
 
 
 def _add_longest(longest: dict[str, int], path: str, found: Any) -> None:
@@ -154,15 +166,9 @@ class Reached:
     weighted: dict[str, list[str]] = field(default_factory=dict)
     """Path of a collection that does not read weights -> features that came with some."""
 
-    def note(self, path: str, found: Any, given: KeyedJaggedTensor) -> None:
+    def note(self, path: str, given: KeyedJaggedTensor) -> None:
         """Keep what a collection is given."""
-        reads = getattr(found, "is_weighted", getattr(found, "_is_weighted", False))
-        reads = reads() if callable(reads) else reads
-        if (
-            given.weights_or_none() is not None
-            and not reads
-            and not any(hasattr(found, name) for name in PROCESSORS)
-        ):
+        if given.weights_or_none() is not None and path not in self.collections.weighted:
             self.weighted[path] = list(given.keys())
         if self.tags is not None:
             ends = torch.tensor(given.length_per_key()).cumsum(0).tolist()
@@ -215,12 +221,12 @@ def watching(
     """Note what collections are given, and look zeros up instead of tags."""
     reached = Reached(collections=collections, tags=tags)
 
-    def watch(path: str, found: Any) -> Any:
+    def watch(path: str) -> Any:
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             name, given = _given(args, kwargs)
             if not isinstance(given, KeyedJaggedTensor):
                 return None
-            reached.note(path, found, given)
+            reached.note(path, given)
             if tags is None:
                 return None
             return _with(args, kwargs, name, _zeros(given))
@@ -230,7 +236,7 @@ def watching(
     with ExitStack() as stack:
         for path, found in collections.present(module):
             if not isinstance(found, torch.jit.ScriptModule):
-                handle = found.register_forward_pre_hook(watch(path, found), with_kwargs=True)
+                handle = found.register_forward_pre_hook(watch(path), with_kwargs=True)
                 stack.callback(handle.remove)
         yield reached
 

@@ -39,6 +39,7 @@ def sparse(name: str, features: Mapping[str, int | None], kind: str = "sparse") 
         num_features=len(features),
         features=tuple(features),
         rows=tuple(features.values()),
+        is_wide=None in features.values(),
     )
 
 
@@ -55,7 +56,10 @@ SHOWN: dict[type[KindFactory], tuple[tuple[InputSignature, ...], dict[str, list[
         (sparse("id_score_list_features", {"tags": 30, "clicks": 20}, "weighted_sparse"),),
         {"default": [1], "pooled": [1, 16]},
     ),
-    PositionWeightedFactory: ((USER_MOVIE,), {"default": [1], "pooled": [1, 16]}),
+    PositionWeightedFactory: (
+        (replace(USER_MOVIE, longest=(6, 6)),),
+        {"default": [1], "pooled": [1, 16]},
+    ),
     ManagedFactory: (
         (sparse("id_list_features", {"user": None, "movie": None}),),
         {"default": [1], "pooled": [1, 16]},
@@ -359,7 +363,7 @@ def test_hints_tell_what_a_model_hides(caplog: pytest.LogCaptureFixture) -> None
     output = run_factory(factory, CPU, world_size=1)
     signature = observe_signature(output, output.module, tables({"a": 3}), CPU)
     assert signature.inputs == (
-        replace(sparse("id_list_features", {"a": 3, "b": None}), is_wide=True),
+        sparse("id_list_features", {"a": 3, "b": None}),
         InputSignature(name="ad", type="embedding", num_features=2, width=16),
     )
     assert caplog.records == []
@@ -412,7 +416,8 @@ def test_a_model_that_raises_is_described_as_far_as_it_went(
         raise ValueError(message)
 
     signature = observed(GivenFactory(forward))
-    assert signature.inputs == (sparse("id_list_features", {"a": None, "b": None}),)
+    hidden = replace(sparse("id_list_features", {"a": None, "b": None}), is_wide=False)
+    assert signature.inputs == (hidden,)
     assert signature.outputs == {}
     assert [record.message for record in caplog.records] == [
         "signature: a sample of one row raised ValueError: no row of zeros"

@@ -658,6 +658,8 @@ def test_describes_what_it_serves() -> None:
                     "num_features": 3,
                     "features": ["age", "price", "hour"],
                     "rows": [],
+                    "longest": [],
+                    "is_wide": False,
                     "width": None,
                 }
             ],

@@ -1,6 +1,7 @@
 """The edge: what the model can take passes, everything else is refused in words."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -499,3 +500,26 @@ class TestLimits:
             "received 1000 ids of id_list_features x 16000 rows, expected at most 1048576 ids "
             "(limits.ids_per_request)"
         )
+
+
+def test_a_list_that_is_longer_than_its_position_weights_is_refused() -> None:
+    entry = replace(entry, longest=(2, *[None] * (len(SPARSE.rows) - 1)))
+    rest = [0] * (len(SPARSE.rows) - 1)
+    assert validate(sparse([2, *rest], [1, 1]), entry).rows == 1
+    assert refusal(InvalidRequest, sparse([3, *rest], [1, 1, 1]), entry) == (
+        f"{SPARSE.name}.lengths: received 3 ids of feature {SPARSE.features[0]!r} in row 0, "
+        "expected at most 2, the positions that have a weight"
+    )
+
+
+def test_wide_ids_stay_as_they_are() -> None:
+    rest = [0] * (len(SPARSE.rows) - 1)
+    entry = replace(SPARSE, rows=(None, *SPARSE.rows[1:]), is_wide=True)
+    block = validate(sparse([2, *rest], [3, 2**63 - 1]), entry).inputs[SPARSE.name]
+    assert isinstance(block, Sparse)
+    assert (block.values.dtype, block.values.tolist()) == (np.int64, [3, 2**63 - 1])
+    for policy in ("zero", "modulo"):
+        options = Options.model_validate({"out_of_range_ids": policy})
+        block = validate(sparse([1, *rest], [2**62]), entry, options=options).inputs[SPARSE.name]
+        assert isinstance(block, Sparse)
+        assert block.values.tolist() == [2**62]

@@ -1,0 +1,146 @@
+"""Which ids come to the tables as they were sent, and what becomes of others."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torchrec.inference.modules import PredictModule
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from tests.factories.kinds_base import KindFactory
+from torchrec_handler.archive import Signature
+from torchrec_handler.errors import FactoryError
+from torchrec_handler.load.factory import run_factory
+from torchrec_handler.load.reach import find_collections, guard
+from torchrec_handler.load.signature import observe_signature
+
+CPU = torch.device("cpu")
+ROWS = 8
+
+Batch = dict[str, torch.Tensor]
+
+
+def bags(*, is_weighted: bool = False, rows: int = ROWS) -> EmbeddingBagCollection:
+    tables = [
+        EmbeddingBagConfig(
+            name=f"t_{feature}", embedding_dim=4, num_embeddings=rows, feature_names=[feature]
+        )
+        for feature in ("user", "item")
+    ]
+    return EmbeddingBagCollection(tables=tables, is_weighted=is_weighted, device=CPU)
+
+
+class Changed(PredictModule):
+    """Looks up what a function makes of ids."""
+
+    def __init__(
+        self, model: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        super().__init__(model, "cpu")
+        self._change = change
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        kjt = KeyedJaggedTensor(
+            keys=["user", "item"],
+            values=self._change(batch["ids.values"]),
+            lengths=batch["ids.lengths"],
+            weights=batch.get("ids.weights"),
+        )
+        return {"default": self.predict_module(kjt).values().sum(dim=1)}
+
+
+def factory(
+    change: Callable[[torch.Tensor], torch.Tensor], kind: str = "sparse", **arguments: Any
+) -> Any:
+    class Factory(KindFactory):
+        inputs = {"ids": kind}  # noqa: RUF012
+
+        def create_predict_module(self) -> Any:
+            return Changed(bags(**arguments), change)
+
+    return Factory()
+
+
+def observed(given: Any) -> tuple[Signature, torch.nn.Module]:
+    output = run_factory(given, CPU, world_size=1)
+    collections = find_collections(output.module)
+    signature = observe_signature(output, output.module, collections, CPU)
+    guard(output.module, collections)
+    return signature, output.module
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids: ids % ROWS,
+        lambda ids: (ids.long() * 3 + 1) % ROWS,
+        lambda ids: ids.clamp(max=ROWS - 1),
+        lambda ids: torch.where(ids < ROWS, ids, 0),
+    ],
+    ids=["modulo", "hash", "clamp", "unknown ones are 0"],
+)
+def test_a_model_that_changes_ids_takes_any(change: Callable[[torch.Tensor], Any]) -> None:
+    signature, module = observed(factory(change))
+    (entry,) = signature.inputs
+    assert (entry.rows, entry.is_wide) == ((None, None), True)
+    ids = torch.tensor([2**62 + 9, 2])
+    given = {"ids.values": ids, "ids.lengths": torch.ones(2, dtype=torch.int32)}
+    tables: Any = module.predict_module
+    rows = [
+        tables.embedding_bags[f"t_{name}"].weight[row].sum()
+        for name, row in zip(("user", "item"), change(ids), strict=True)
+    ]
+    torch.testing.assert_close(module(given)["default"], torch.stack(rows).sum(dim=0, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda ids: ids, lambda ids: ids.long(), lambda ids: ids.clone(), lambda ids: ids + 0],
+    ids=["as they are", "long", "copied", "added 0"],
+)
+def test_ids_that_come_as_they_were_sent_are_limited(change: Callable[..., Any]) -> None:
+    (entry,) = observed(factory(change))[0].inputs
+    assert (entry.rows, entry.is_wide) == ((ROWS, ROWS), False)
+
+
+def test_a_row_that_a_model_made_beyond_its_table_is_refused() -> None:
+    """A native lookup would read what lies behind it."""
+    _, module = observed(factory(lambda ids: ids * 3))
+    given = {"ids.values": torch.tensor([2, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
+    with pytest.raises(IndexError) as caught:
+        module(given)
+    assert str(caught.value) == (
+        "feature 'item': the model made the row 9 of its ids, its table has 8 rows"
+    )
+
+
+def test_weights_that_nobody_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    observed(factory(lambda ids: ids, "weighted_sparse"))
+    warnings = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    assert warnings == [
+        (
+            "signature: _module: is given weights of user, item, but has is_weighted=False, so "
+            "they change nothing, here as in training; if they should, give the collection "
+            "is_weighted=True"
+        )
+    ]
+    caplog.clear()
+    observed(factory(lambda ids: ids, "weighted_sparse", is_weighted=True))
+    assert [one.message for one in caplog.records if one.levelno == logging.WARNING] == []
+
+
+def test_a_table_of_more_rows_than_32_bits_count_is_refused() -> None:
+    config = EmbeddingBagConfig(
+        name="t_user", embedding_dim=4, num_embeddings=2**31 + 1, feature_names=["user"]
+    )
+    module = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
+    with pytest.raises(FactoryError) as caught:
+        find_collections(module)
+    assert str(caught.value) == (
+        "table 't_user': has 2147483649 rows, expected at most 2147483648: lookups count rows in "
+        "32 bits; split the table"
+    )
