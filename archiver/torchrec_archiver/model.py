@@ -246,7 +246,14 @@ def _splits(
     samples = list(recorded.samples.values())
     if asked.samples is not None:
         samples += call_together(predictor.module, output, recorded.requests)
-    seen = observe_outputs(output, predictor.signature, predictor.module, CPU, samples)
+    seen = observe_outputs(
+        output,
+        predictor.signature,
+        predictor.module,
+        CPU,
+        samples=samples,
+        dense_dtype=asked.options.dense.dtype,
+    )
     if seen.untold:
         message = "outputs: " + "\n  ".join(seen.untold.values())
         raise BuildError(message)

@@ -102,7 +102,8 @@ class Signature:
     """Output name -> shape for one row, as observed on one."""
     splits: Mapping[str, Mapping[str, tuple[OutputSplit, ...]]] | None = None
     """qualname -> output name -> how each of its tensors is cut; of a value and its mask only the
-    value is. A method that is not in it is called once a request; None: nobody has looked yet."""
+    value is, unless the mask is longer in larger batches. A method that is not in it is called once
+    a request; None: nobody has looked yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What fits all calls of a method: whether an output's first axis counts rows, or whose ids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,8 @@ class Seen:
     """What an axis may count, with a factor of 1 -> how many the batch has of it."""
     shapes: Mapping[str, tuple[Shape, ...]]
     """Output name -> of each of its tensors."""
+    inputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, tuple[torch.Tensor, ...]]
 
     def size(self, count: Count) -> int:
         """What an axis that counts this is long."""
@@ -37,6 +39,17 @@ class Seen:
             of_features = [replace(count, factor=1, features=(at,)) for at in count.features]
             whole = sum(self.sizes[one] for one in of_features)
         return whole * count.factor
+
+    def sizes_of(self, count: Count) -> Iterator[int]:
+        """How many values such an axis holds of each feature, or of rows."""
+        features = count.features or [
+            one.features[0] for one in self.sizes if one.input == count.input and one.features
+        ]
+        if count.input is None or not features:
+            yield self.size(count)
+            return
+        for at in features:
+            yield self.size(replace(count, features=(at,)))
 
     def fits(self, shape: Shape, split: OutputSplit) -> bool:
         """Whether a tensor of the call is cut so."""
@@ -55,7 +68,8 @@ def see(
     shapes = {
         name: tuple(tuple(part.shape) or (1,) for part in parts) for name, parts in outputs.items()
     }
-    return Seen(rows=rows, sizes=sizes(signature, inputs, rows), shapes=shapes)
+    counted = sizes(signature, inputs, rows)
+    return Seen(rows=rows, sizes=counted, shapes=shapes, inputs=inputs, outputs=outputs)
 
 
 def sizes(signature: Signature, inputs: Mapping[str, torch.Tensor], rows: int) -> dict[Count, int]:
@@ -93,7 +107,9 @@ class Method:
             IsPaddedError: requests would see in their answers what they share a batch with.
         """
         seen = [one for one in self._seen if name in one.shapes]
-        numbers = {1 if self._is_masked else len(one.shapes[name]) for one in seen}
+        numbers = {len(one.shapes[name]) for one in seen}
+        if self._is_masked and len({one.shapes[name][1] for one in seen}) == 1:
+            numbers = {1}  # the mask goes to every request whole
         if len(numbers) > 1:
             counted = " and ".join(map(str, sorted(numbers)))
             message = f"{self._where(name)}: has {counted} tensors, as many each time are expected"
@@ -151,6 +167,16 @@ class Method:
             )
             raise IsPaddedError(message)
         return first
+
+    def say_mixed(self, name: str, parts: Sequence[OutputSplit]) -> str:
+        """What to do about an output whose values a batch holds otherwise than its sizes say."""
+        counted = " and ".join(self._shown(part.counts[0]) for part in parts)
+        return (
+            f"{self._where(name)}: counts {counted}, but what requests of a batch get so is not "
+            "what they get alone: it holds the values in another order, or they depend on what "
+            "else is in the batch; give those of each row, or of each id in the order of the "
+            "input's values, one behind another to have requests batched"
+        )
 
     def _where(self, name: str) -> str:
         return f"{self._qualname}: output {name!r}"

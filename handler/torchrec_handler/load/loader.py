@@ -141,7 +141,9 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
         metadata = output.result_metadata
         self_test(predictor.module, samples, metadata, options.dense.dtype, device)
     if predictor.signature.splits is None:
-        predictor = _see_outputs(predictor, output, must_answer=options.self_test and not index)
+        predictor = _see_outputs(
+            predictor, output, options, must_answer=options.self_test and not index
+        )
     else:
         check_model(predictor.signature, output, predictor.module, device, samples)
     return replace(predictor, index=index)
@@ -166,10 +168,13 @@ def _check_index(index: Index, module: torch.nn.Module) -> None:
         raise ArchiveError(message)
 
 
-def _see_outputs(predictor: Predictor, output: FactoryOutput, *, must_answer: bool) -> Predictor:
+def _see_outputs(
+    predictor: Predictor, output: FactoryOutput, options: Options, *, must_answer: bool
+) -> Predictor:
     """Find out how results are cut, where the archive does not tell."""
     signature = predictor.signature
-    seen = observe_outputs(output, signature, predictor.module, predictor.device)
+    module, device = predictor.module, predictor.device
+    seen = observe_outputs(output, signature, module, device, dense_dtype=options.dense.dtype)
     for qualname, fault in seen.raised.items():
         message = (
             f"{qualname} {fault}, whatever was drawn for the inputs "

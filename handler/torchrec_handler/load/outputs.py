@@ -7,6 +7,7 @@ numbers; what fits all of the outputs is taken, and what cannot be told is not g
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torchrec_handler.archive import OutputSplit, Signature
 from torchrec_handler.load.counts import CannotCutError, IsPaddedError, Method, Seen, see, sizes
 from torchrec_handler.load.draw import STYLES, Style, draw_inputs, open_inputs
 from torchrec_handler.load.factory import FactoryOutput
-from torchrec_handler.load.self_test import Sample, call, said
+from torchrec_handler.load.self_test import TOLERANCES, Sample, call, said
+from torchrec_handler.load.together import Inputs, find_mixed
 from torchrec_handler.load.told import read_told
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ class Outputs:
     """qualname -> the output that nobody can cut, and what to do."""
     padded: Mapping[str, str]
     """qualname -> the output whose shape behind the first axis depends on the batch."""
+    mixed: Mapping[str, str]
+    """qualname -> the output whose values a batch does not hold request by request."""
     raised: Mapping[str, str]
     """qualname -> what it raised on all that was drawn."""
     alone: Sequence[str]
@@ -41,7 +45,7 @@ class Outputs:
 
     def warn(self) -> None:
         """Say which they are, and why."""
-        for message in (*self.untold.values(), *self.padded.values()):
+        for message in (*self.untold.values(), *self.padded.values(), *self.mixed.values()):
             logger.warning("outputs: %s", message)
         if self.alone:
             logger.warning(
@@ -51,12 +55,14 @@ class Outputs:
             )
 
 
-def observe_outputs(
+def observe_outputs(  # noqa: PLR0913
     output: FactoryOutput,
     signature: Signature,
     module: torch.nn.Module,
     device: torch.device,
+    *,
     samples: Sequence[Sample] = (),
+    dense_dtype: str = "float32",
 ) -> Outputs:
     """Call every method that takes the batched input.
 
@@ -66,6 +72,7 @@ def observe_outputs(
         module: ready to serve.
         device: where to serve.
         samples: what was recorded of the module shows more.
+        dense_dtype: the dense part's data type, which tells how exact the outputs can be.
 
     Raises:
         FactoryError: `model_inputs_data` says of an output what is not so.
@@ -74,6 +81,7 @@ def observe_outputs(
     splits: dict[str, dict[str, tuple[OutputSplit, ...]]] = {}
     untold: dict[str, str] = {}
     padded: dict[str, str] = {}
+    mixed: dict[str, str] = {}
     raised: dict[str, str] = {}
     methods = [name for name, entry in output.qualnames.items() if entry.need_preproc]
     for qualname in methods:
@@ -96,13 +104,18 @@ def observe_outputs(
                 untold.setdefault(qualname, str(error))
             except IsPaddedError as error:
                 padded.setdefault(qualname, str(error))
+        again = partial(_see, qualname, output, signature, module, device)
+        for name in find_mixed(again, seen, signature, found, TOLERANCES[dense_dtype]):
+            mixed.setdefault(qualname, method.say_mixed(name, found[name]))
     told.check(is_complete=splits.keys() == set(methods))
-    alone = [name for name in methods if name not in splits or name in untold or name in padded]
+    open_ones = untold.keys() | padded.keys() | mixed.keys()
+    alone = [name for name in methods if name not in splits or name in open_ones]
     return Outputs(
         splits={qualname: found for qualname, found in splits.items() if qualname not in alone},
         alone=alone,
         untold=untold,
         padded=padded,
+        mixed=mixed,
         raised=raised,
     )
 
@@ -158,18 +171,49 @@ def try_method(
         is none, all that it took, and what it raised first.
     """
     if open_inputs(signature):
-        return [], None
+        return [], _missing_input(qualname, output, signature, module, device)
     all_seen: list[Seen] = []
     first_fault = None
     for style in STYLES:
         seen: list[Seen] = []
         try:
             for rows, inputs in probes(signature, style):
-                given = call(module, qualname, inputs, output.result_metadata, device)
-                seen.append(see(signature, inputs, rows, given))
+                seen.append(_see(qualname, output, signature, module, device, rows, inputs))
         except Exception as error:  # noqa: BLE001  a user's model may raise anything
             first_fault = first_fault or said(error)
             all_seen += seen
         else:
             return seen, None
     return all_seen, first_fault
+
+
+def _see(  # noqa: PLR0913, PLR0917
+    qualname: str,
+    output: FactoryOutput,
+    signature: Signature,
+    module: torch.nn.Module,
+    device: torch.device,
+    rows: int,
+    inputs: Inputs,
+) -> Seen:
+    given = call(module, qualname, inputs, output.result_metadata, device)
+    return see(signature, inputs, rows, given)
+
+
+def _missing_input(
+    qualname: str,
+    output: FactoryOutput,
+    signature: Signature,
+    module: torch.nn.Module,
+    device: torch.device,
+) -> str | None:
+    """What a method raises that reads an input which is not there: that shows on any batch."""
+    inputs = draw_inputs(signature.inputs, 1, STYLES[-1], np.random.default_rng(0))
+    try:
+        call(module, qualname, inputs, output.result_metadata, device)
+    except KeyError as error:
+        (key,) = error.args or (None,)
+        return said(error) if isinstance(key, str) and key not in inputs else None
+    except Exception:  # noqa: BLE001  it may be the number of features that it does not take
+        return None
+    return None

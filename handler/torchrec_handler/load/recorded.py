@@ -99,8 +99,8 @@ def check_model(
 def _check_outputs(qualname: str, seen: Seen, signature: Signature) -> None:
     is_masked = signature.result_metadata == "dict_with_mask_tensor"
     for name, shapes in seen.shapes.items():
-        cut = shapes[:1] if is_masked else shapes
         known = (signature.splits or {})[qualname].get(name, ())
+        cut = shapes[: max(len(known), 1)] if is_masked else shapes
         if len(cut) != len(known) or not all(map(seen.fits, cut, known)):
             received = " and ".join(str(list(shape)) for shape in cut)
             message = (

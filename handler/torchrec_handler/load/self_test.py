@@ -158,7 +158,7 @@ def self_test(
             raise SelfTestError(message)
         for name, parts in sample.outputs.items():
             for received, expected in zip(outputs[name], parts, strict=True):
-                _compare(f"{where}, output {name!r}", received, expected, tolerance)
+                compare(f"{where}, output {name!r}", received, expected, tolerance)
 
 
 def largest_change(
@@ -208,9 +208,14 @@ def _sample(number: int, entry: Mapping[str, Any], tensors: Mapping[str, torch.T
     )
 
 
-def _compare(
+def compare(
     where: str, received: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance
 ) -> None:
+    """See that an output is another.
+
+    Raises:
+        SelfTestError: its shape differs, or its values by more than the tolerance.
+    """
     if received.shape != expected.shape:
         message = (
             f"{where}: received shape {tuple(received.shape)}, expected {tuple(expected.shape)}"

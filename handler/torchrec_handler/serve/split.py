@@ -27,7 +27,7 @@ class Splitter:
 
     A tensor holds k values for each row, or for each id of some features: of one feature the
     requests' ids lie one behind another; of several, feature by feature, so a request's values
-    are picked out of each. Masks go to every request whole.
+    are picked out of each. Masks that do not follow the batch go to every request whole.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[OutputSplit]], result_metadata: str) -> None:
@@ -92,17 +92,16 @@ class Splitter:
     ) -> list[tuple[str, HostArray, OutputSplit | None]]:
         """What to call each tensor of an output, the tensor, and its split; None: not cut."""
         where = f"output {name!r}"
-        known = self._splits.get(name)
-        if known is None or len(known) != (1 if self._is_masked else len(tensors)):
+        known: Sequence[OutputSplit | None] | None = self._splits.get(name)
+        if self._is_masked and known is not None and len(known) == 1:
+            known = [*known, None]
+        if known is None or len(known) != len(tensors):
             received = "was not given" if known is None else f"had {len(known)} tensors"
             message = (
                 f"{where}: {received} when the model was observed, so it is not known whose its "
                 "values are"
             )
             raise PredictError(message)
-        if self._is_masked:
-            value, mask = tensors
-            return [(where, value, known[0]), (where, mask, None)]
         return [(where, tensor, part) for tensor, part in zip(tensors, known, strict=True)]
 
 

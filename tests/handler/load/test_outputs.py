@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchrec.inference.modules import PredictModule, QualNameMetadata
@@ -83,7 +84,7 @@ def observe(
     given = {"forward": forward, **methods} if forward else methods
     output = run_factory(Factory(given, said or {}, result), CPU, world_size=1)
     known = Signature(inputs=inputs, methods=dict.fromkeys(given, True), result_metadata=result)
-    return observe_outputs(output, known, output.module, CPU, samples)
+    return observe_outputs(output, known, output.module, CPU, samples=samples)
 
 
 def split(*counts: Count, shape: tuple[int, ...] = ()) -> tuple[OutputSplit, ...]:
@@ -236,6 +237,10 @@ def test_two_values_a_row_or_one_an_id_of_two_features_cannot_be_told() -> None:
         one_id_each(batch)
         return {"scores": batch["candidates.values"]}
 
+    def of_rows(batch: Batch) -> Batch:
+        one_id_each(batch)
+        return {"scores": batch["user"].repeat_interleave(2)}
+
     assert (
         observe(forward)
         .untold["forward"]
@@ -244,7 +249,7 @@ def test_two_values_a_row_or_one_an_id_of_two_features_cannot_be_told() -> None:
             "its first axis may count rows or all ids of candidates or the ids of 'movie'"
         )
     )
-    assert observe(forward, said={"candidates": {"scores": None}}).splits == {
+    assert observe(of_rows, said={"candidates": {"scores": None}}).splits == {
         "forward": {"scores": split(Count(factor=2))}
     }
     assert observe(forward, said={"candidates": ["scores"]}).splits == {
@@ -352,6 +357,95 @@ def test_what_is_padded_to_the_longest_list_of_a_batch_is_called_alone(
 def test_a_similarity_of_rows_is_padded_too() -> None:
     seen = observe(lambda batch: {"alike": batch["user"] @ batch["user"].T})
     assert list(seen.padded) == ["forward"]
+
+
+def by_row(batch: Batch) -> torch.Tensor:
+    """All ids of the candidates, those of a row one behind another."""
+    lengths = batch["candidates.lengths"].reshape(2, -1)
+    lists = batch["candidates.values"].split(batch["candidates.lengths"].tolist())
+    return torch.cat([lists[at] for at in np.arange(lengths.numel()).reshape(2, -1).T.flatten()])
+
+
+@pytest.mark.parametrize(
+    ("forward", "counted"),
+    [
+        (lambda batch: batch["user"].repeat(1, 2).T.reshape(-1), "rows"),
+        (lambda batch: torch.cat([batch["user"], -batch["user"]]), "rows"),
+        (lambda batch: batch["user"].softmax(dim=0), "rows"),
+        (lambda batch: batch["user"].sort(dim=0).values, "rows"),
+        (lambda batch: batch["history.weights"].flip(0), "all ids of history"),
+        (by_row, "all ids of candidates"),
+    ],
+    ids=["task by task", "two tasks", "softmax", "sorted", "flipped", "row by row"],
+)
+def test_values_that_are_not_those_of_a_request_alone_are_called_alone(
+    forward: Forward, counted: str
+) -> None:
+    """Sizes tell nothing of it, and requests would get each other's values."""
+    seen = observe(lambda batch: {"row": batch["user"], "scores": forward(batch)})
+    assert (seen.splits, list(seen.alone)) == ({}, ["forward"])
+    assert seen.mixed == {
+        "forward": (
+            f"forward: output 'scores': counts {counted}, but what requests of a batch get so is "
+            "not what they get alone: it holds the values in another order, or they depend on what "
+            "else is in the batch; give those of each row, or of each id in the order of the "
+            "input's values, one behind another to have requests batched"
+        )
+    }
+
+
+def test_what_is_said_is_compared_too() -> None:
+    said = {"candidates": {"scores": ["movie", "genre"]}}
+    seen = observe(
+        lambda batch: {"scores": torch.cat([of_feature(batch, 1), of_feature(batch, 0)])}, said=said
+    )
+    assert list(seen.mixed) == ["forward"]
+
+
+def test_what_is_drawn_by_chance_is_batched() -> None:
+    """No two calls give the same, so they cannot be compared."""
+    seen = observe(lambda batch: {"scores": torch.rand_like(batch["user"])})
+    assert list(seen.splits) == ["forward"]
+
+
+def test_rounding_is_no_difference() -> None:
+    """A processor sums otherwise in batches of another size."""
+    seen = observe(lambda batch: {"scores": batch["user"] + rows(batch) * 1e-6})
+    assert list(seen.splits) == ["forward"]
+
+
+def test_a_mask_that_follows_the_batch_is_cut_as_values_are() -> None:
+    """Others are everybody's."""
+
+    def forward(batch: Batch) -> Any:
+        values = batch["history.values"]
+        return {"ids": (values, values > 0), "tasks": (batch["user"], torch.ones(3) > 0)}
+
+    clicked = split(Count(factor=1, input="history"))
+    assert observe(forward, result="dict_with_mask_tensor").splits["forward"] == {
+        "ids": clicked * 2,
+        "tasks": split(Count(factor=1), shape=(1,)),
+    }
+
+
+def test_a_mask_that_nobody_can_cut_is_said() -> None:
+    def forward(batch: Batch) -> Any:
+        slots = torch.arange(int(batch["history.lengths"].max())) >= 0
+        return {"scores": (batch["user"], slots)}
+
+    untold = observe(forward, result="dict_with_mask_tensor").untold["forward"]
+    assert untold.startswith(
+        "forward: output 'scores': received [3] for 2 rows, [2] for 3 rows, [1] for 4 rows: its "
+        "first axis counts neither rows,"
+    )
+
+
+def test_a_mask_of_the_whole_batch_is_called_alone() -> None:
+    def forward(batch: Batch) -> Any:
+        return {"scores": (batch["user"], torch.arange(5) < rows(batch))}
+
+    seen = observe(forward, result="dict_with_mask_tensor")
+    assert list(seen.mixed) == ["forward"]
 
 
 def test_another_number_of_tensors_cannot_be_cut() -> None:

@@ -116,6 +116,15 @@ def test_a_mask_may_have_any_length() -> None:
     assert plain(second) == {"par": [[2, 3], [1, 0, 1]]}
 
 
+def test_a_mask_that_follows_the_batch_is_cut() -> None:
+    result = host(par=([0, 1, 2], [3, 4, 5]))
+    splitter = Splitter({"par": by_rows(1, 1)}, "dict_with_mask_tensor")
+    first, second = splitter.split(result, rows(2, 1))
+    assert plain([first, second]) == [{"par": [[0, 1], [3, 4]]}, {"par": [[2], [5]]}]
+    joined = splitter.join([first, second], rows(2, 1))
+    assert plain(joined) == {"par": [[0, 1, 2], [3, 4, 5]]}
+
+
 def test_values_of_ids_go_to_the_request_of_the_ids() -> None:
     """One score a candidate; a request without candidates gets an empty list."""
     requests = [ids([3]), ids([0]), ids([1, 2])]
