@@ -362,7 +362,7 @@ def test_a_similarity_of_rows_is_padded_too() -> None:
 def by_row(batch: Batch) -> torch.Tensor:
     """All ids of the candidates, those of a row one behind another."""
     lengths = batch["candidates.lengths"].reshape(2, -1)
-    lists = batch["candidates.values"].split(batch["candidates.lengths"].tolist())
+    lists = batch["candidates.values"].split(batch["candidates.lengths"].tolist())  # type: ignore[no-untyped-call]
     return torch.cat([lists[at] for at in np.arange(lengths.numel()).reshape(2, -1).T.flatten()])
 
 
