@@ -100,6 +100,8 @@ class Signature:
     """One of `RESULT_TYPES`."""
     outputs: Mapping[str, Any] = field(default_factory=dict)
     """Output name -> shape for one row, as observed on one."""
+    changes_ids: bool = False
+    """Whether the model looks up rows that nobody sent, which have to be checked."""
     splits: Mapping[str, Mapping[str, tuple[OutputSplit, ...]]] | None = None
     """qualname -> output name -> how each of its tensors is cut; of a value and its mask only the
     value is, unless the mask is longer in larger batches. A method that is not in it is called once

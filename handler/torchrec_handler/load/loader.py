@@ -262,7 +262,7 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
     lower(module, options, device)
     # Before fusing, after which modules no longer meet their inputs one by one.
     signature = signature or observe_signature(output, module, quantized.collections, device)
-    if any(None in entry.rows for entry in signature.inputs):
+    if signature.changes_ids or any(None in entry.rows for entry in signature.inputs):
         guard(module, quantized.collections)
     if device.type == "cpu":
         fuse(module, options.dense.dtype)

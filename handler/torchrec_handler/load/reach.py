@@ -185,6 +185,10 @@ class Reached:
                 "is_weighted=True"
             )
 
+    def has_others(self, tags: Tags) -> bool:
+        """Whether collections were given ids that nobody sent."""
+        return any(not ids <= tags.places.keys() for ids in self.ids.values())
+
     def limits(
         self,
         inputs: Sequence[InputSignature],

@@ -98,13 +98,17 @@ def observe_signature(
         _input(name, entry.type, known[name], collections)
         for name, entry in output.batching.items()
     )
+    changes_ids = False
     if failure is None:
-        inputs = _with_reach(inputs, known, output.batching, module, collections, device)
+        inputs, changes_ids = _with_reach(
+            inputs, known, output.batching, module, collections, device
+        )
     return Signature(
         inputs=inputs,
         methods={name: entry.need_preproc for name, entry in output.qualnames.items()},
         result_metadata=output.result_metadata,
         outputs=_shapes(result),
+        changes_ids=changes_ids,
     )
 
 
@@ -298,8 +302,13 @@ def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
     module: torch.nn.Module,
     collections: Collections,
     device: torch.device,
-) -> tuple[InputSignature, ...]:
-    """Let the rows of a table limit only ids that come to it as they were sent."""
+) -> tuple[tuple[InputSignature, ...], bool]:
+    """Let the rows of a table limit only ids that come to it as they were sent.
+
+    Returns:
+        The inputs, and whether the model looks up what nobody sent.
+    """
+    changes_ids = False
     tags = Tags.of(inputs, collections)
     if tags and collections.can_be_watched(module, device):
         sample = _sample(batching, known, device)
@@ -313,9 +322,10 @@ def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
             else:
                 keys = {name: facts.keys for name, facts in known.items()}
                 inputs = reached.limits(inputs, tags, keys)
+                changes_ids = reached.has_others(tags)
     open_inputs = [entry.name for entry in inputs if None in entry.rows]
     if not open_inputs:
-        return inputs
+        return inputs, changes_ids
     sample = _sample(batching, known, device)
     for name in open_inputs:
         sample[f"{name}.values"] = sample[f"{name}.values"].long()  # type: ignore[union-attr]
@@ -323,10 +333,11 @@ def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
         call_observed(module, FORWARD, sample)
     except Exception as error:  # noqa: BLE001
         logger.info("signature: ids of 64 bits raised %s: %s", type(error), error)
-        return inputs
-    return tuple(
+        return inputs, changes_ids
+    wide = tuple(
         replace(entry, is_wide=True) if entry.name in open_inputs else entry for entry in inputs
     )
+    return wide, changes_ids
 
 
 def _shapes(result: Any) -> dict[str, Any]:

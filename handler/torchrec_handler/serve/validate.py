@@ -199,8 +199,9 @@ class Validator:
             inside: npt.NDArray[Any] = np.where(bad, 0, values)
             return inside
         if self._out_of_range_ids == "modulo":
-            remainder: npt.NDArray[Any] = values % (np.minimum(last, INT64_IDS - 2) + 1)
-            return remainder
+            remainder = values % (np.minimum(last, INT64_IDS - 2) + 1)
+            within: npt.NDArray[Any] = np.where(bad, remainder, values)
+            return within
         position = int(bad.argmax())
         feature = int(np.searchsorted(np.cumsum(counts), position, side="right"))
         name = f" of feature {entry.features[feature]!r}" if entry.features else ""

@@ -3,7 +3,6 @@
 What is done for CUDA is done here in the CPU's memory, where it gives the same.
 """
 
-import resource
 from typing import Any
 
 import pytest
@@ -186,19 +185,6 @@ def test_int8_layers_are_for_the_cpu() -> None:
         "torchrec.dense.dtype: received 'int8' on cuda:1, expected float32, float16 or bfloat16; "
         "int8 is for the CPU"
     )
-
-
-def test_memory_of_a_call_is_kept_for_the_next() -> None:
-    """Each page that malloc gave back would be a fault at the next call."""
-    lowered(torch.nn.Linear(1, 1), CPU)
-    faults = []
-    for _ in range(4):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        blocks = [torch.ones(2**22) for _ in range(4)]
-        del blocks
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    # 64 MiB are 16,384 pages.
-    assert faults[-1] < 500
 
 
 class Deviceless(PredictModule):

@@ -134,3 +134,24 @@ def test_a_worker_is_changed_for_good(tmp_path: Path) -> None:
     )
     assert (after["threads"], after["group"], after["device flag"]) == (1, True, True)
     assert after["environment"]["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_memory_of_a_worker_s_call_is_kept_for_the_next() -> None:
+    """Each page that malloc gave back would be a fault at the next call."""
+    code = """
+import resource
+import torch
+from torchrec_handler.load.process import become_worker
+from torchrec_handler.options import Options
+become_worker(Options(), torch.device("cpu"))
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**22) for _ in range(4)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    # 64 MiB are 16,384 pages.
+    assert int(done.stdout) < 500

@@ -85,6 +85,7 @@ def observed(given: Any) -> tuple[Signature, torch.nn.Module]:
 )
 def test_a_model_that_changes_ids_takes_any(change: Callable[[torch.Tensor], Any]) -> None:
     signature, module = observed(factory(change))
+    assert signature.changes_ids
     (entry,) = signature.inputs
     assert (entry.rows, entry.is_wide) == ((None, None), True)
     ids = torch.tensor([2**62 + 9, 2])
@@ -103,7 +104,9 @@ def test_a_model_that_changes_ids_takes_any(change: Callable[[torch.Tensor], Any
     ids=["as they are", "long", "copied", "added 0"],
 )
 def test_ids_that_come_as_they_were_sent_are_limited(change: Callable[..., Any]) -> None:
-    (entry,) = observed(factory(change))[0].inputs
+    signature, _ = observed(factory(change))
+    assert not signature.changes_ids
+    (entry,) = signature.inputs
     assert (entry.rows, entry.is_wide) == ((ROWS, ROWS), False)
 
 
@@ -116,6 +119,39 @@ def test_a_row_that_a_model_made_beyond_its_table_is_refused() -> None:
     assert str(caught.value) == (
         "feature 'item': the model made the row 9 of its ids, its table has 8 rows"
     )
+
+
+class Twice(PredictModule):
+    """Looks ids up as they were sent, and what it makes of them in a smaller table."""
+
+    def __init__(self) -> None:
+        small = EmbeddingBagConfig(
+            name="t_b", embedding_dim=4, num_embeddings=ROWS, feature_names=["b"]
+        )
+        collections = [EmbeddingBagCollection(tables=[small], device=CPU), bags(rows=100)]
+        super().__init__(torch.nn.ModuleList(collections), "cpu")
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        small, large = self.predict_module  # type: ignore[misc]
+        values, lengths = batch["ids.values"], batch["ids.lengths"]
+        raw = KeyedJaggedTensor(keys=["user", "item"], values=values, lengths=lengths)
+        made = KeyedJaggedTensor(keys=["b"], values=values[:1] * 3, lengths=lengths[:1])
+        return {"default": large(raw).values().sum(dim=1) + small(made).values().sum(dim=1)}
+
+
+def test_what_a_model_makes_beside_ids_as_they_were_sent_is_checked_too() -> None:
+    class Factory(KindFactory):
+        inputs = {"ids": "sparse"}  # noqa: RUF012
+
+        def create_predict_module(self) -> Any:
+            return Twice()
+
+    signature, module = observed(Factory())
+    assert signature.inputs[0].rows == (100, 100)
+    assert signature.changes_ids
+    given = {"ids.values": torch.tensor([3, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
+    with pytest.raises(IndexError):
+        module(given)
 
 
 def test_weights_that_nobody_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -666,6 +666,7 @@ def test_describes_what_it_serves() -> None:
             "methods": {"forward": True},
             "result_metadata": "dict_of_tensor",
             "outputs": {},
+            "changes_ids": False,
             "splits": {
                 "forward": {
                     name: [

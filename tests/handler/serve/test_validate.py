@@ -523,3 +523,8 @@ def test_wide_ids_stay_as_they_are() -> None:
         block = validate(sparse([1, *rest], [2**62]), entry, options=options).inputs[SPARSE.name]
         assert isinstance(block, Sparse)
         assert block.values.tolist() == [2**62]
+    block = validate(sparse([2, *rest], [-1, 2**63 - 1]), entry, options=options).inputs[
+        SPARSE.name
+    ]
+    assert isinstance(block, Sparse)
+    assert block.values[1] == 2**63 - 1
