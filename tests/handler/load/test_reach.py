@@ -132,7 +132,7 @@ class Twice(PredictModule):
         super().__init__(torch.nn.ModuleList(collections), "cpu")
 
     def predict_forward(self, batch: Batch) -> Batch:
-        small, large = self.predict_module  # type: ignore[misc]
+        small, large = self.predict_module
         values, lengths = batch["ids.values"], batch["ids.lengths"]
         raw = KeyedJaggedTensor(keys=["user", "item"], values=values, lengths=lengths)
         made = KeyedJaggedTensor(keys=["b"], values=values[:1] * 3, lengths=lengths[:1])
