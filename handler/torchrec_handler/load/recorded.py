@@ -4,7 +4,6 @@ Else every request would be refused, or answered with an error, by a worker that
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 
 import torch
 
@@ -21,15 +20,22 @@ MEND = "the archive was altered or damaged, build or copy it again"
 def check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:
     """See that no id which the signature lets pass lies behind its table: lookups do not check.
 
+    Where any id is good (`rows` is None), what the model makes of it is guarded instead.
+
     Raises:
-        ArchiveError: it does.
+        ArchiveError: one may, or it is not said of every feature which may.
     """
     for entry in signature.inputs:
         if entry.type in ("dense", "embedding"):  # a name may be a sparse feature's too
             continue
-        for feature, rows in zip_longest(entry.features, entry.rows):
+        if len(entry.rows) != len(entry.features):
+            message = (
+                f"{INDEX}: signature: {entry.name}: rows are said of {len(entry.rows)} features, "
+                f"it has {len(entry.features)}; {MEND}"
+            )
+            raise ArchiveError(message)
+        for feature, rows in zip(entry.features, entry.rows, strict=True):
             most = feature_rows.get(feature)
-            # Where any id is good, what the model makes of it is checked.
             if most is not None and rows is not None and rows > most:
                 message = (
                     f"{INDEX}: ids of {feature!r} may be below {rows}, but its table has {most} "

@@ -167,21 +167,37 @@ def test_an_option_that_the_tables_in_the_archive_cannot_follow_is_refused(
     )
 
 
-@pytest.mark.parametrize("rows", [[51, 40, 10], [None, 40, 10], []])
-def test_a_signature_that_lets_ids_behind_a_table_pass_is_refused(
-    tmp_path: Path, rows: list[int | None]
-) -> None:
-    """The lookups trust it, and would read another table's rows, or behind the file."""
-    folder = good.build(tmp_path, archive_format="no-archive")
-    index = json.loads((folder / INDEX).read_text())
+def with_rows(folder: Path, rows: list[int | None]) -> Path:
+    """An archive whose signature says this of the rows of its features' tables, 50, 40 and 10."""
+    archive = good.build(folder, archive_format="no-archive")
+    index = json.loads((archive / INDEX).read_text())
     index["signature"]["inputs"][1]["rows"] = rows
-    (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(ArchiveError) as caught:
-        good.load_folder(folder)
-    assert str(caught.value) == (
-        f"archive.json: ids of 'user' may be below {rows[0] if rows else None}, but its table has "
-        "50 rows; the archive was altered or damaged, build or copy it again"
+    (archive / INDEX).write_text(json.dumps(index))
+    return archive
+
+
+def test_a_signature_that_lets_ids_behind_a_table_pass_is_refused(tmp_path: Path) -> None:
+    """The lookups trust it, and would read another table's rows, or behind the file."""
+    assert error_of_folder(with_rows(tmp_path, [51, 40, 10])) == (
+        "archive.json: ids of 'user' may be below 51, but its table has 50 rows; the archive was "
+        "altered or damaged, build or copy it again"
     )
+
+
+@pytest.mark.parametrize("rows", [[], [50, 40], [50, 40, 10, 3]])
+def test_rows_are_said_of_every_feature(tmp_path: Path, rows: list[int | None]) -> None:
+    assert error_of_folder(with_rows(tmp_path, rows)) == (
+        f"archive.json: signature: id_list_features: rows are said of {len(rows)} features, it has "
+        "3; the archive was altered or damaged, build or copy it again"
+    )
+
+
+def test_a_signature_that_takes_any_id_has_its_lookups_guarded(tmp_path: Path) -> None:
+    predictor = good.load_folder(with_rows(tmp_path, [None, 40, 10]))
+    inputs = good.batch()
+    inputs["id_list_features.values"][0] = 50
+    with pytest.raises(IndexError, match="'user'"):
+        predictor.module(inputs)
 
 
 # Plain archives.
