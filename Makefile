@@ -1,11 +1,12 @@
-# Everything runs from .venv; nothing is installed outside this folder.
+# Everything runs from VENV; nothing is installed outside this folder.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
 REQUIREMENTS ?= cpu
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 MOVIELENS := build/movielens
 USER_ID ?= 42
 
@@ -22,23 +23,26 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: install
-install: .venv/installed  ## .venv with pinned packages, Java included (REQUIREMENTS=cuda for GPUs)
+install: $(VENV)/installed  ## .venv with pinned packages, Java included; REQUIREMENTS=cuda, cpu-2.14, cuda-2.14
 
-.venv/installed: requirements/base.txt requirements/$(REQUIREMENTS).txt setup.cfg pyproject.toml
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+$(VENV)/installed: requirements/base.txt requirements/$(REQUIREMENTS).txt setup.cfg pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps -r requirements/$(REQUIREMENTS).txt
+	# On Linux PyPI's own torch is the CUDA build, which is not imported without CUDA's libraries.
+	$(BIN)/python -c 'import torch' 2> /dev/null || \
+	  $(BIN)/pip install --quiet --no-deps -r requirements/$(REQUIREMENTS:cpu%=nvidia%).txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-.venv/examples: .venv/installed requirements/examples.txt
+$(VENV)/examples: $(VENV)/installed requirements/examples.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/examples.txt
 	touch $@
 
-.venv/dev: .venv/examples requirements/dev.txt
+$(VENV)/dev: $(VENV)/examples requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/dev.txt
 	touch $@
 
-$(MOVIELENS)/weights.pt: .venv/examples $(wildcard examples/movielens/*.py)
+$(MOVIELENS)/weights.pt: $(VENV)/examples $(wildcard examples/movielens/*.py)
 	$(BIN)/python -m examples.movielens.train --output $(MOVIELENS)
 
 model_store/movielens.mar: $(MOVIELENS)/weights.pt $(wildcard handler/torchrec_handler/*.py handler/torchrec_handler/*/*.py handler/torchrec_handler/*/*/*.py archiver/torchrec_archiver/*.py)
@@ -66,7 +70,7 @@ stop:  ## stop the demo's server
 	@if [ -e $(SERVER_TEMP)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
 
 .PHONY: check
-check: .venv/dev  ## lint, types, architecture
+check: $(VENV)/dev  ## lint, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -76,16 +80,24 @@ check: .venv/dev  ## lint, types, architecture
 test: check  ## everything in `check`, then all tests, a real TorchServe included
 	$(BIN)/python -m pytest $(if $(shell command -v wrk),,-m "not wrk")
 
+# What depends on the versions of torch, torchrec and fbgemm-gpu: building, loading, serving.
+VERSIONED := tests/archiver tests/handler/load tests/handler/serve tests/test_scripted.py tests/test_versions.py
+
+.PHONY: test-versions
+test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with the other list of versions
+	$(MAKE) VENV=.venv-2.14 REQUIREMENTS=cpu-2.14 .venv-2.14/dev
+	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest $(VERSIONED)
+
 .PHONY: soak
-soak: .venv/dev  ## what takes minutes: fuzzing of decoders for ten, of a server with 200,000 requests
+soak: $(VENV)/dev  ## what takes minutes: fuzzing of decoders for ten, of a server with 200,000 requests
 	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(BIN)/python -m pytest tests/fuzz
 
 .PHONY: bench
-bench: .venv/dev  ## all servers on one model, then in process; 40 minutes; needs wrk (apt-get install wrk)
+bench: $(VENV)/dev  ## all servers on one model, then in process; 40 minutes; needs wrk (apt-get install wrk)
 	$(BIN)/python -W ignore -m benchmarks.servers
 	$(BIN)/python -W ignore -m benchmarks.in_process
 	$(BIN)/python -W ignore -m benchmarks.growth
 
 .PHONY: bench-scale
-bench-scale: .venv/dev  ## tables of 12 GB by 1, 2 and 4 workers
+bench-scale: $(VENV)/dev  ## tables of 12 GB by 1, 2 and 4 workers
 	$(BIN)/python -W ignore -m benchmarks.scale

@@ -1,6 +1,5 @@
 """From a factory and its checkpoint to a model archive: the steps of building, in order."""
 
-import importlib.metadata
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -33,13 +32,12 @@ from torchrec_handler.archive import (
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.requirements import INSTALLING
+from torchrec_handler.load.versions import installed
 
 logger = logging.getLogger(__name__)
 
 AUTO_FORMATS: tuple[ArchiveFormat, ...] = ("zip-store", "no-archive")
 """What `auto` may choose."""
-
-DISTRIBUTIONS = ("torchrec-serve", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
 
 
 def build_archive(  # noqa: PLR0913  the command line's options
@@ -184,7 +182,7 @@ def build_archive(  # noqa: PLR0913  the command line's options
 def _write_index(content: Path, model: Model, extra_files: tuple[str, ...]) -> None:
     index = Index(
         format_version=FORMAT_VERSION,
-        versions=_versions(),
+        versions=installed(),
         signature=model.signature,
         tables=model.tables,
         extra_files=extra_files,
@@ -217,13 +215,3 @@ def _check_change(model: Model, most: float | None) -> None:
             f"({worst.name}, {worst.dtype})"
         )
         raise BuildError(message)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -35,6 +35,7 @@ from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, attach, is_sharded, layout, quantized_rows
 from torchrec_handler.load.verify import verify
+from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense
 from torchrec_handler.options import Options
 
@@ -100,6 +101,8 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
 
 def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     archive = verify(folder, full=options.verify == "full")
+    if archive.index:
+        warn_of_versions(archive.index.versions)
     check_requirements(folder)
     init_process_group()
     package = open_package(archive.package)
