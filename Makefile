@@ -81,7 +81,8 @@ test: check  ## everything in `check`, then all tests, a real TorchServe include
 	$(BIN)/python -m pytest $(if $(shell command -v wrk),,-m "not wrk")
 
 # What depends on the versions of torch, torchrec and fbgemm-gpu: building, loading, serving.
-VERSIONED := tests/archiver tests/handler/load tests/handler/serve tests/test_scripted.py tests/test_versions.py
+VERSIONED := tests/archiver tests/handler/load tests/handler/serve/test_engine.py \
+  tests/test_scripted.py tests/test_versions.py
 
 .PHONY: test-versions
 test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with the other list of versions
