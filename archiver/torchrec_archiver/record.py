@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from torchrec_archiver.samples import BATCHES, draw_requests
+from torchrec_archiver.samples import BATCHES, FEW_IDS, draw_requests
 from torchrec_handler.archive import Signature
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.draw import STYLES, draw_inputs, open_inputs
@@ -77,10 +77,15 @@ def record(
 
 
 def record_drawn(module: torch.nn.Module, output: FactoryOutput, signature: Signature) -> Recorded:
-    """Draw requests of the first style that no method raises on, else of the one with fewest."""
+    """Draw requests of the first style that no method raises on, else of the one with fewest.
+
+    A feature that no table of a collection limits may come to one of another module's.
+    """
     best: Recorded | None = None
-    for style in STYLES:
-        recorded = record(module, output, draw_requests(signature, style))
+    is_limited = all(None not in entry.rows for entry in signature.inputs)
+    kinds = [None] if is_limited else [None, FEW_IDS]
+    for most_ids, style in itertools.product(kinds, STYLES):
+        recorded = record(module, output, draw_requests(signature, style, most_ids=most_ids))
         if best is None or len(recorded.failures) < len(best.failures):
             best = recorded
         if not recorded.failures:

@@ -3,6 +3,7 @@
 Shapes: B rows, F features, D width, N ids.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +50,32 @@ def read_requests(path: Path, signature: Signature, options: Options) -> list[Va
     return requests
 
 
+FEW_IDS = 2
+"""What nearly every table has."""
+
+
 def draw_requests(
-    signature: Signature, style: Style = STYLES[0], seed: int = 0
+    signature: Signature, style: Style = STYLES[0], *, most_ids: int | None = None
 ) -> list[ValidRequest]:
     """Draw requests of `BATCHES` rows with ids inside the tables.
+
+    Args:
+        signature: what the model takes.
+        style: how long lists of ids are.
+        most_ids: of a feature that no table limits, ids below it; None for any.
 
     Returns:
         None of them when the signature leaves an input's features open.
     """
     if open_inputs(signature):
         return []
-    generator = np.random.default_rng(seed)
+    if most_ids is not None:
+        inputs = tuple(
+            replace(entry, rows=tuple(most_ids if rows is None else rows for rows in entry.rows))
+            for entry in signature.inputs
+        )
+        signature = replace(signature, inputs=inputs)
+    generator = np.random.default_rng(0)
     return [_draw(signature, rows, style, generator) for rows in BATCHES]
 
 

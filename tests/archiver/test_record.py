@@ -266,3 +266,17 @@ def test_outputs_that_quantizing_reshapes_are_refused() -> None:
         "samples: forward with 1 rows: the float model gives outputs of the shapes "
         "{'score': [[1]]}, the quantized one {'score': [[2]]}"
     )
+
+
+def test_a_feature_of_a_module_s_own_embedding_is_drawn_from_few_ids(tmp_path: Path) -> None:
+    """No collection tells how many it has; as many as 32 bits hold are too many."""
+    archive = build(tmp_path, outputs.CountriesFactory)
+    drawn = read_samples(archive / SAMPLES)
+    assert drawn
+    for sample in drawn:
+        lengths = sample.inputs["candidates.lengths"].reshape(2, -1).sum(dim=1).tolist()
+        movies, countries = sample.inputs["candidates.values"].split(lengths)
+        assert countries.max() <= 1
+        assert len(movies) < 5 or movies.max() > 1
+    bodies = [{"candidates.lengths": [1, 1], "candidates.values": [7, at]} for at in (4, 2)]
+    assert [len(scores) for scores in ask(archive, *bodies)] == [1, 1]

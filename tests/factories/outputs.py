@@ -6,6 +6,7 @@ import torch
 from torchrec.inference.modules import PredictModule, QualNameMetadata
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.factories.kinds_base import WIDTH, Batch, KindFactory, keyed
 
@@ -224,3 +225,47 @@ class FixedSlateFactory(AlikeFactory):
 
     def predict_module(self, model: torch.nn.Module) -> Any:
         return FixedSlatePredictModule(model, "cpu")
+
+
+class Countries(torch.nn.Module):
+    """A few values of its own, beside TorchRec's tables."""
+
+    def __init__(self, tables_device: torch.device) -> None:
+        super().__init__()
+        tables = [
+            EmbeddingConfig(
+                name="t_movie", num_embeddings=40, embedding_dim=WIDTH, feature_names=["movie"]
+            )
+        ]
+        self.collection = EmbeddingCollection(tables=tables, device=tables_device)
+        self.countries = torch.nn.Embedding(5, WIDTH)
+
+
+class CountriesPredictModule(PredictModule):
+    """Compares movies with countries."""
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        both = keyed(batch, ("movie", "country"), "candidates")
+        movies = self.predict_module.collection(
+            KeyedJaggedTensor(
+                keys=["movie"], values=both["movie"].values(), lengths=both["movie"].lengths()
+            )
+        )["movie"]
+        countries = self.predict_module.countries(both["country"].values())
+        return {"scores": (movies.values() * countries).sum(dim=1)}
+
+
+class CountriesFactory(CandidatesFactory):
+    """A feature is looked up in a torch.nn.Embedding, which nothing but its error limits."""
+
+    def model(self, tables_device: torch.device) -> Any:
+        return Countries(tables_device)
+
+    def predict_module(self, model: torch.nn.Module) -> Any:
+        return CountriesPredictModule(model, "cpu")
+
+    def model_inputs_data(self) -> dict[str, Any]:
+        return {"candidates": {"outputs": {"scores": "movie"}}}
+
+    def qualname_metadata(self) -> dict[str, QualNameMetadata]:
+        return {"forward": QualNameMetadata(need_preproc=True)}

@@ -27,7 +27,7 @@ from torchrec_handler.load.quantize import (
     unpackable,
     widen,
 )
-from torchrec_handler.load.reach import Collections, find_collections, guard
+from torchrec_handler.load.reach import Collections, find_collections, guard, lets_rows_pass
 from torchrec_handler.load.recorded import check_metadata, check_model, check_rows
 from torchrec_handler.load.requirements import check_requirements
 from torchrec_handler.load.self_test import read_samples, self_test
@@ -265,7 +265,7 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
     lower(module, options, device)
     # Before fusing, after which modules no longer meet their inputs one by one.
     signature = signature or observe_signature(output, module, quantized.collections, device)
-    if signature.changes_ids or any(None in entry.rows for entry in signature.inputs):
+    if lets_rows_pass(signature):
         guard(module, quantized.collections)
     if device.type == "cpu":
         fuse(module, options.dense.dtype)

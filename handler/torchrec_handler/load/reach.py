@@ -16,7 +16,7 @@ from torchrec.quant.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 
 MOST_ROWS = 2**31
@@ -243,6 +243,22 @@ def watching(
                 handle = found.register_forward_pre_hook(watch(path), with_kwargs=True)
                 stack.callback(handle.remove)
         yield reached
+
+
+def lets_rows_pass(signature: Signature) -> bool:
+    """Whether lookups may meet rows that no check of a request has seen.
+
+    Those of a model that makes them itself, of a method that is given its arguments as they came,
+    and of features whose tables are not known.
+    """
+    return (
+        signature.changes_ids
+        or not all(signature.methods.values())
+        or any(
+            "sparse" in entry.type and (not entry.rows or None in entry.rows)
+            for entry in signature.inputs
+        )
+    )
 
 
 def guard(module: torch.nn.Module, collections: Collections) -> None:

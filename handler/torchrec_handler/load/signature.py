@@ -100,9 +100,7 @@ def observe_signature(
     )
     changes_ids = False
     if failure is None:
-        inputs, changes_ids = _with_reach(
-            inputs, known, output.batching, module, collections, device
-        )
+        inputs, changes_ids = _with_reach(inputs, known, output, module, collections, device)
     return Signature(
         inputs=inputs,
         methods={name: entry.need_preproc for name, entry in output.qualnames.items()},
@@ -298,31 +296,39 @@ def _least(of_features: Mapping[str, int], names: Iterable[str]) -> int | None:
 def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
     inputs: tuple[InputSignature, ...],
     known: Mapping[str, _Facts],
-    batching: Mapping[str, BatchingMetadata],
+    output: FactoryOutput,
     module: torch.nn.Module,
     collections: Collections,
     device: torch.device,
 ) -> tuple[tuple[InputSignature, ...], bool]:
-    """Let the rows of a table limit only ids that come to it as they were sent.
+    """Let the rows of a table limit only ids that come to it as they were sent, in any method.
 
     Returns:
         The inputs, and whether the model looks up what nobody sent.
     """
+    batching = output.batching
     changes_ids = False
     tags = Tags.of(inputs, collections)
     if tags and collections.can_be_watched(module, device):
         sample = _sample(batching, known, device)
         for name, values in tags.values.items():
             sample[f"{name}.values"] = values.to(sample[f"{name}.values"])  # type: ignore[arg-type]
+        raised = set()
         with watching(module, collections, tags) as reached:
-            try:
-                call_observed(module, FORWARD, sample)
-            except Exception as error:  # noqa: BLE001  it may check its ids itself
-                logger.info("signature: ids behind all tables raised %s: %s", type(error), error)
-            else:
-                keys = {name: facts.keys for name, facts in known.items()}
-                inputs = reached.limits(inputs, tags, keys)
-                changes_ids = reached.has_others(tags)
+            for qualname, method in output.qualnames.items():
+                if not method.need_preproc:
+                    continue
+                try:
+                    call_observed(module, qualname, sample)
+                except Exception as error:  # noqa: BLE001  it may check its ids itself
+                    text = "signature: %s: ids behind all tables raised %s: %s"
+                    logger.info(text, qualname, type(error).__name__, error)
+                    raised.add(qualname)
+        if FORWARD not in raised:
+            keys = {name: facts.keys for name, facts in known.items()}
+            inputs = reached.limits(inputs, tags, keys)
+        # What a method does behind the point where it raised is not known.
+        changes_ids = reached.has_others(tags) or bool(raised)
     open_inputs = [entry.name for entry in inputs if None in entry.rows]
     if not open_inputs:
         return inputs, changes_ids

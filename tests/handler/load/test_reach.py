@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torchrec.inference.modules import PredictModule
+from torchrec.inference.modules import PredictModule, QualNameMetadata
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -15,7 +16,7 @@ from tests.factories.kinds_base import KindFactory
 from torchrec_handler.archive import Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.reach import find_collections, guard
+from torchrec_handler.load.reach import find_collections, guard, lets_rows_pass
 from torchrec_handler.load.signature import observe_signature
 
 CPU = torch.device("cpu")
@@ -152,6 +153,48 @@ def test_what_a_model_makes_beside_ids_as_they_were_sent_is_checked_too() -> Non
     given = {"ids.values": torch.tensor([3, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
     with pytest.raises(IndexError):
         module(given)
+
+
+class WithSimilar(Changed):
+    """A second method, which looks up other rows than the first."""
+
+    def similar(self, batch: Batch) -> Batch:
+        return Changed.predict_forward(self, {**batch, "ids.values": batch["ids.values"] * 3})
+
+
+def with_similar(*, need_preproc: bool) -> tuple[Signature, torch.nn.Module]:
+    class Factory(KindFactory):
+        inputs = {"ids": "sparse"}  # noqa: RUF012
+
+        def create_predict_module(self) -> Any:
+            return WithSimilar(bags(), lambda ids: ids)
+
+        def qualname_metadata(self) -> dict[str, QualNameMetadata]:
+            similar = QualNameMetadata(need_preproc=need_preproc)
+            return {"forward": QualNameMetadata(need_preproc=True), "similar": similar}
+
+    return observed(Factory())
+
+
+def test_what_another_method_makes_of_ids_is_checked() -> None:
+    signature, module = with_similar(need_preproc=True)
+    assert signature.inputs[0].rows == (ROWS, ROWS)
+    assert signature.changes_ids
+    given = {"ids.values": torch.tensor([2, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
+    module(given)
+    with pytest.raises(IndexError, match="feature 'item': the model made the row 9 of its ids"):
+        module.similar(given)
+
+
+def test_lookups_of_a_method_that_is_given_its_arguments_as_they_came_are_checked() -> None:
+    """Nobody has compared them with the tables."""
+    signature, _ = with_similar(need_preproc=False)
+    assert not signature.changes_ids
+    assert lets_rows_pass(signature)
+    limited, _ = observed(factory(lambda ids: ids))
+    assert not lets_rows_pass(limited)
+    hidden = replace(limited, inputs=(replace(limited.inputs[0], num_features=None, rows=()),))
+    assert lets_rows_pass(hidden)
 
 
 def test_weights_that_nobody_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:

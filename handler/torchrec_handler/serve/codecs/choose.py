@@ -21,9 +21,9 @@ from torchrec_handler.serve.codecs import (
 )
 from torchrec_handler.serve.codecs.columns import columns
 from torchrec_handler.serve.codecs.json_document import (
-    MOST_TIMES_OF_ROWS,
     JsonParser,
-    check_objects,
+    Memory,
+    check_names,
     names,
     shortened,
 )
@@ -97,8 +97,7 @@ class Codecs:
         # simdjson's own `in` raises and catches a KeyError for a name that is not there.
         given = names("body", document, len(self._columns) + MOST_NAMES)
         if json_rows.INSTANCES in given and json_rows.INSTANCES not in self._columns:
-            check_objects(raw.body, MOST_TIMES_OF_ROWS)
-            read = json_rows.decode(document, raw.body.count(b":"), self._signature, self._limits)
+            read = json_rows.decode(document, raw.body, self._signature, self._limits)
             reply = _reply(raw, "json", None)
             return read, replace(reply, instances=read.batch_size or 0, qualname=raw.qualname)
         if open_inference.INPUTS in given and open_inference.INPUTS not in self._columns:
@@ -121,7 +120,10 @@ class Codecs:
             document = self._parser.parse(raw.body)
             if not open_inference.is_request(document):
                 names("body", document, MOST_ARGUMENTS)
-                check_objects(raw.body)
+                if memory := Memory.of(raw.body):
+                    memory.check_whole()
+                if raw.body.count(b"{") > 1:
+                    check_names("body", document)
                 arguments: dict[str, Any] = document.as_dict()
                 return arguments, _reply(raw, "json", None)
             del document

@@ -41,11 +41,12 @@ STRING_BYTES = 56
 NUMBER_BYTES = 32
 """Of a number beyond a place for it; none for those below 257, of up to 3 digits."""
 
+READ_BYTES = 16
+"""Of arrays that are read, for a number: rows are read block by block, and joined."""
+
 MOST_TIMES = 6
-MOST_TIMES_OF_ROWS = 12
 SPARE_BYTES = 56 * 2**20
-"""What may be taken beside a body, in times of its bytes, and as such. Rows of short lists are the
-most that a good body takes."""
+"""What may be taken beside a body, in times of its bytes, and as such."""
 
 MOST_LISTS = 2**19
 """Of an array: each costs some microseconds. An embedding input has one a feature and row."""
@@ -83,8 +84,7 @@ class JsonParser:
             )
             raise RequestTooLarge(message)
         if len(body) > KEPT_PARSER_BYTES:
-            values = sum(map(body.count, OBJECT_BYTES))
-            _check_bytes(body, MOST_TIMES, PARSED_BYTES * values, values)
+            Memory(body).check_parsed()
         document = self._parse(body)
         if not isinstance(document, simdjson.Object):
             message = f"body: received {shown(document)}, expected a JSON object"
@@ -132,33 +132,70 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     return flat if len(shape) == 1 else flat.reshape(shape)
 
 
-def check_objects(body: bytes | bytearray, times: int = MOST_TIMES) -> None:
-    """Count what a body holds before it is made Python objects.
+class Memory:
+    """What reading a body takes, known before anything of it becomes a Python object."""
 
-    Args:
-        body: JSON.
-        times: how often its bytes the objects may take.
+    def __init__(self, body: bytes | bytearray) -> None:
+        self._bytes = len(body)
+        self._most = MOST_TIMES * len(body) + SPARE_BYTES
+        counts = {character: body.count(character) for character in OBJECT_BYTES}
+        self._values = sum(counts.values())
+        self._parsed = PARSED_BYTES * self._values
+        self._read = READ_BYTES * counts[b","]
+        self._whole = _object_bytes(body, counts)
 
-    Raises:
-        RequestTooLarge: they would take too much memory.
-    """
-    if len(body) <= SMALL_BYTES:
-        return
-    counts = {character: body.count(character) for character in OBJECT_BYTES}
-    values = sum(counts.values())
+    @classmethod
+    def of(cls, body: bytes | bytearray) -> "Memory | None":
+        """None for a body so small that it need not be counted."""
+        return cls(body) if len(body) > SMALL_BYTES else None
+
+    @property
+    def fits_whole(self) -> bool:
+        """Whether `check_whole` passes."""
+        return self._parsed + self._whole <= self._most
+
+    def check_parsed(self) -> None:
+        """See that the body can be parsed.
+
+        Raises:
+            RequestTooLarge: it would take too much memory.
+        """
+        self._check(self._parsed)
+
+    def check_whole(self) -> None:
+        """See that all can be made objects at once.
+
+        Raises:
+            RequestTooLarge: they would take too much memory.
+        """
+        self._check(self._parsed + self._whole)
+
+    def check_part(self, part: bytes) -> None:
+        """See that a part can be made objects, where all that was read before is arrays.
+
+        Args:
+            part: of the body, as JSON too.
+
+        Raises:
+            RequestTooLarge: they would take too much memory.
+        """
+        counts = {character: part.count(character) for character in OBJECT_BYTES}
+        self._check(self._parsed + self._read + _object_bytes(part, counts))
+
+    def _check(self, needed: int) -> None:
+        if needed > self._most:
+            message = (
+                f"body: received {self._values} values, names and lists in {self._bytes} bytes, "
+                f"which would take {needed // 2**20} MB to read; send fewer rows, or protobuf"
+            )
+            raise RequestTooLarge(message)
+
+
+def _object_bytes(text: bytes | bytearray, counts: Mapping[bytes, int]) -> int:
+    """Of the Python objects that JSON text makes, at most."""
+    numbers = min(counts[b","], (len(text) - counts[b","]) // 3)
     needed = sum(count * OBJECT_BYTES[character] for character, count in counts.items())
-    needed += STRING_BYTES * (body.count(b'"') // 2)
-    needed += NUMBER_BYTES * min(counts[b","], (len(body) - counts[b","]) // 3)
-    _check_bytes(body, times, needed + PARSED_BYTES * values, values)
-
-
-def _check_bytes(body: bytes | bytearray, times: int, needed: int, values: int) -> None:
-    if needed > times * len(body) + SPARE_BYTES:
-        message = (
-            f"body: received {values} values, names and lists in {len(body)} bytes, which would "
-            f"take {needed // 2**20} MB to read; send fewer rows, or protobuf"
-        )
-        raise RequestTooLarge(message)
+    return needed + STRING_BYTES * (text.count(b'"') // 2) + NUMBER_BYTES * numbers
 
 
 def names(where: str, value: simdjson.Object, most: int) -> list[str]:
@@ -181,6 +218,24 @@ def names(where: str, value: simdjson.Object, most: int) -> list[str]:
         message = f"{where}: {shortened(twice)} is given twice"
         raise InvalidRequest(message)
     return given
+
+
+def check_names(where: str, value: Any) -> None:
+    """Refuse a name that an object gives twice, however deep it lies.
+
+    Args:
+        where: the value's place in the body, for messages.
+        value: as simdjson parsed it.
+
+    Raises:
+        InvalidRequest: a name is given twice.
+    """
+    if isinstance(value, simdjson.Object):
+        for name in names(where, value, len(value)):
+            check_names(f"{where}.{shortened(name)}", value[name])
+    elif isinstance(value, simdjson.Array):
+        for position, part in enumerate(value):
+            check_names(f"{where}[{position}]", part)
 
 
 def check_size(name: str, shape: Sequence[int], column: Column) -> None:
