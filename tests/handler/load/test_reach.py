@@ -162,7 +162,7 @@ class WithSimilar(Changed):
         return Changed.predict_forward(self, {**batch, "ids.values": batch["ids.values"] * 3})
 
 
-def with_similar(*, need_preproc: bool) -> tuple[Signature, torch.nn.Module]:
+def with_similar(*, need_preproc: bool) -> tuple[Signature, Any]:
     class Factory(KindFactory):
         inputs = {"ids": "sparse"}  # noqa: RUF012
 

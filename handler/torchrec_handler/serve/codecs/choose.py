@@ -123,7 +123,7 @@ class Codecs:
                 if memory := Memory.of(raw.body):
                     memory.check_whole()
                 if raw.body.count(b"{") > 1:
-                    check_names("body", document)
+                    check_names(raw.body)
                 arguments: dict[str, Any] = document.as_dict()
                 return arguments, _reply(raw, "json", None)
             del document

@@ -3,6 +3,7 @@
 simdjson parses; nothing becomes a Python object before a codec asks for it.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -220,22 +221,29 @@ def names(where: str, value: simdjson.Object, most: int) -> list[str]:
     return given
 
 
-def check_names(where: str, value: Any) -> None:
-    """Refuse a name that an object gives twice, however deep it lies.
+def check_names(body: bytes | bytearray) -> None:
+    """Refuse a name that an object gives twice, however deep it lies: simdjson takes the last one.
 
     Args:
-        where: the value's place in the body, for messages.
-        value: as simdjson parsed it.
+        body: valid JSON, in UTF-8.
 
     Raises:
-        InvalidRequest: a name is given twice.
+        InvalidRequest: a name is given twice, or objects are nested too deeply to see it.
     """
-    if isinstance(value, simdjson.Object):
-        for name in names(where, value, len(value)):
-            check_names(f"{where}.{shortened(name)}", value[name])
-    elif isinstance(value, simdjson.Array):
-        for position, part in enumerate(value):
-            check_names(f"{where}[{position}]", part)
+    try:
+        json.loads(body, object_pairs_hook=_once, parse_float=len, parse_int=len)
+    except RecursionError:
+        message = "body: its objects are nested too deeply"
+        raise InvalidRequest(message) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        twice = next(
+            name for name, count in Counter(next(zip(*pairs, strict=True))).items() if count > 1
+        )
+        message = f"body: {shortened(twice)} is given twice"
+        raise InvalidRequest(message)
 
 
 def check_size(name: str, shape: Sequence[int], column: Column) -> None:
