@@ -144,7 +144,7 @@ import torch
 from torchrec_handler.load.process import become_worker
 from torchrec_handler.options import Options
 become_worker(Options(), torch.device("cpu"))
-for _ in range(4):
+for _ in range(20):  # malloc settles after some calls
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(2**22) for _ in range(4)]
     del blocks

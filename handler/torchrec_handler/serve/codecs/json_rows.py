@@ -71,15 +71,17 @@ def decode(
     if memory is not None and memory.fits_whole:
         memory = None
     array, shared = _document(document, memory, limits)
-    blocks: list[Columns] = []
+    blocks = (_decode(rows, shared, signature, limits) for rows in _blocks(array, memory))
+    if len(array) <= BLOCK_ROWS:
+        return next(blocks)
     ids = dict.fromkeys((entry.name for entry in signature.inputs if "sparse" in entry.type), 0)
-    for rows in _blocks(array, memory):
-        block = _decode(rows, shared, signature, limits)
+    read: list[Columns] = []
+    for block in blocks:
         for name in ids:
             ids[name] += count_ids(block, name)
             _check_ids(name, ids[name], limits)
-        blocks.append(block)
-    return blocks[0] if len(blocks) == 1 else join(blocks, signature)
+        read.append(block)
+    return join(read, signature)
 
 
 def _decode(rows: Rows, shared: Row, signature: Signature, limits: Limits) -> Columns:
