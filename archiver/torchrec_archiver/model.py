@@ -3,15 +3,17 @@
 Runs the worker's own steps of loading, with the archive's writing in between.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
 
 from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.entries import Checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_archiver.lookup import can_look_up, looked_up
 from torchrec_archiver.record import (
@@ -45,16 +47,18 @@ from torchrec_handler.load.loader import (
 )
 from torchrec_handler.load.lower import lower
 from torchrec_handler.load.outputs import observe_outputs
-from torchrec_handler.load.package import open_package
+from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import widen
 from torchrec_handler.load.self_test import save_samples
 from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, check_kind, is_sharded, layout, lookups
-from torchrec_handler.load.weights import dense_state
+from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import Options
 
 CPU = torch.device("cpu")
+
+logger = logging.getLogger(__name__)
 
 Rows = dict[tuple[str, str], torch.Tensor]
 """(collection, table name) -> rows."""
@@ -72,6 +76,16 @@ class Model:
     output_change: Mapping[str, float]
     """qualname -> largest absolute difference that quantizing made to an output of the samples;
     empty where there is no float model to compare with."""
+
+
+class _Weighted(NamedTuple):
+    """A module with its weights."""
+
+    output: FactoryOutput
+    dense: Mapping[str, torch.Tensor]
+    """Checkpoint name -> what the worker will load."""
+    loaded: Loaded
+    rows: Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,31 +142,24 @@ def write_model(  # noqa: PLR0913
     """
     init_process_group()
     package = open_package(content / PACKAGE)
-    output = run_factory(package.factory, CPU, options.sharding.world_size)
-    mapped = options.tables.quantization_mapping
     if weights is None:
-        # Before the transformations that the worker will run on them again.
-        own = dense_state(output.module, mapped)
-        dense = {name: value.clone() for name, value in own.items()}
-        loaded = load_weights(output, None, options, CPU)
-        rows: Rows = dict(loaded.own_rows)
+        weighted = _with_own_weights(package, options)
     else:
-        if is_sharded(output.module):
-            message = (
-                "weights: the factory returns a sharded module, which keeps its own weights; "
-                "leave --weights out, or let the factory return the module unsharded"
-            )
-            raise BuildError(message)
-        checkpoint = read_checkpoint(weights, scratch)
-        if weights_key is not None:
-            checkpoint = checkpoint.under(weights_key)
-        checkpoint = checkpoint.without(ignore_weights).renamed(weights_map)
-        fitted = fit(checkpoint, output.module, mapped)
-        dense = dict(fitted.dense)
-        loaded = load_weights(output, dense, options, CPU)
-        for (_, name), source in fitted.rows.items():
-            check_kind(name, source, encoded=False)
-        rows = {**loaded.own_rows, **fitted.rows}
+
+        def read() -> Checkpoint:
+            checkpoint = read_checkpoint(weights, scratch)
+            if weights_key is not None:
+                checkpoint = checkpoint.under(weights_key)
+            return checkpoint.without(ignore_weights).renamed(weights_map)
+
+        weighted = _with_weights(package, read, options)
+    output, dense, loaded, rows = weighted
+    if loaded.hidden:
+        logger.warning(
+            "tables: the factory's transformations trace or script %s, so they stay as they are, "
+            "among the dense weights, neither quantized nor shared by workers",
+            ", ".join(loaded.hidden),
+        )
     asked = _Asked(samples=samples, may_fail=allow_failing_samples, options=options)
     reference = _ask_float_model(output, loaded, rows, asked)
     widened = widen(loaded.tables, options.tables, rows)
@@ -182,6 +189,40 @@ def write_model(  # noqa: PLR0913
         samples=len(recorded.samples),
         output_change=output_change(reference.recorded, recorded) if reference else {},
     )
+
+
+def _with_own_weights(package: Package, options: Options) -> _Weighted:
+    output = run_factory(package.factory, CPU, options.sharding.world_size)
+    # Before the transformations that the worker will run on them again.
+    own = dense_state(output.module, options.tables.quantization_mapping)
+    dense = {name: value.clone() for name, value in own.items()}
+    loaded = load_weights(output, None, options, CPU)
+    dense |= {name: value.clone() for name, value in loaded.hidden.items()}
+    return _Weighted(output, dense, loaded, dict(loaded.own_rows))
+
+
+def _with_weights(package: Package, read: Callable[[], Checkpoint], options: Options) -> _Weighted:
+    output = run_factory(package.factory, CPU, options.sharding.world_size)
+    mapped = options.tables.quantization_mapping
+    if is_sharded(output.module):
+        message = (
+            "weights: the factory returns a sharded module, which keeps its own weights; "
+            "leave --weights out, or let the factory return the module unsharded"
+        )
+        raise BuildError(message)
+    named = table_names(output.module, mapped)
+    fitted = fit(read(), output.module, mapped)
+    dense, rows = dict(fitted.dense), dict(fitted.rows)
+    loaded = load_weights(output, dense, options, CPU)
+    if loaded.hidden:
+        # What took them out of their collections was not given their rows.
+        output = run_factory(package.factory, CPU, options.sharding.world_size)
+        for name in loaded.hidden:
+            dense[name] = rows.pop((named[name].collection, named[name].name))
+        loaded = load_weights(output, dense, options, CPU)
+    for (_, name), source in rows.items():
+        check_kind(name, source, encoded=False)
+    return _Weighted(output, dense, loaded, {**loaded.own_rows, **rows})
 
 
 def _check_allowed(allowed: Collection[str], module: torch.nn.Module) -> None:

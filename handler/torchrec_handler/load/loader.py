@@ -36,7 +36,7 @@ from torchrec_handler.load.signature import observe_signature
 from torchrec_handler.load.tables import TableStore, attach, is_sharded, layout, quantized_rows
 from torchrec_handler.load.verify import verify
 from torchrec_handler.load.versions import warn_of_versions
-from torchrec_handler.load.weights import load_dense
+from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,9 @@ class Loaded:
     """(collection, table name) -> float rows that the factory itself brought."""
     collections: Collections
     """As they were before quantizing and sharding."""
+    hidden: Mapping[str, torch.Tensor]
+    """Checkpoint name -> rows [rows, D] of float tables that the factory's transformations took out
+    of their collections, by tracing or scripting them: dense weights, which stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,16 +211,25 @@ def load_weights(
         device: where dense weights go that the factory left on `meta`.
     """
     mapped = options.tables.quantization_mapping
+    named = table_names(output.module, mapped)
     if dense is not None:
-        to_meta(float_tables(output.module, mapped))
+        to_meta([table for name, table in named.items() if name not in dense])
         load_dense(output.module, dense, device, mapped)
+    given = {name: table.weight.detach() for name, table in named.items()}
+    before = find_collections(output.module) if named else None
     module = run_weights_dependent(output)
     tables = float_tables(module, mapped)
+    collections = find_collections(module)
+    left = {table.name for table in tables} | {entry.name for entry in layout(module)}
+    hidden = {name: given[name] for name, table in named.items() if table.name not in left}
+    if hidden and before is not None:
+        collections = collections.beside(before)
     return Loaded(
         module=module,
         tables=tables,
         own_rows=to_meta(tables),
-        collections=find_collections(module),
+        collections=collections,
+        hidden=hidden,
     )
 
 

@@ -48,6 +48,14 @@ class Collections:
                 least[feature] = min(rows, least.get(feature, rows))
         return least
 
+    def beside(self, others: "Collections") -> "Collections":
+        """Add collections that are no longer modules of their own."""
+        return Collections(
+            of_path={**others.of_path, **self.of_path},
+            longest={**others.longest, **self.longest},
+            weighted=self.weighted | others.weighted,
+        )
+
     def can_be_watched(self, module: torch.nn.Module, device: torch.device) -> bool:
         """Whether ids behind all tables do no harm: all lookups are in collections, on the CPU."""
         paths = tuple(self.of_path) + tuple(

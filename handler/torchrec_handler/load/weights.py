@@ -6,7 +6,7 @@ import torch
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 
 from torchrec_handler.errors import WeightsError
-from torchrec_handler.load.quantize import float_tables
+from torchrec_handler.load.quantize import FloatTable, float_tables
 from torchrec_handler.load.tables import lookups
 
 TABLE_PARTS = frozenset({"embedding_bags", "embeddings", "tbes"})
@@ -54,6 +54,17 @@ def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[s
     return dense
 
 
+def table_names(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[str, FloatTable]:
+    """Checkpoint name -> float table.
+
+    Args:
+        module: the predict module.
+        mapped: as in `dense_state`.
+    """
+    prefix, _ = checkpoint_root(module)
+    return {table.parameter.removeprefix(prefix): table for table in float_tables(module, mapped)}
+
+
 def load_dense(
     module: torch.nn.Module,
     dense: Mapping[str, torch.Tensor],
@@ -64,7 +75,8 @@ def load_dense(
 
     Args:
         module: the predict module.
-        dense: checkpoint name -> tensor; no tables.
+        dense: checkpoint name -> tensor; no tables but those that the factory's transformations
+            take out of their collections.
         device: where parameters that are on `meta` go.
         mapped: as in `dense_state`.
 
@@ -72,6 +84,11 @@ def load_dense(
         WeightsError: lists every missing, unexpected and wrongly shaped entry.
     """
     own = dense_state(module, mapped)
+    own |= {
+        name: table.weight.detach()
+        for name, table in table_names(module, mapped).items()
+        if name in dense
+    }
     faults = [f"missing: {name}" for name in own if name not in dense]
     faults += [f"unexpected: {name}" for name in dense if name not in own]
     faults += [
