@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 
 from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.dense import check_dense
 from torchrec_archiver.entries import Checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_archiver.lookup import can_look_up, looked_up
@@ -133,7 +134,8 @@ def write_model(  # noqa: PLR0913
         samples: a file of requests to record; None to draw them.
         options: as the worker will read them.
         progress: whether to show a bar.
-        allow_invalid_rows: names of tables whose rows their data type need not hold.
+        allow_invalid_rows: names of tables whose rows their data type need not hold, and of dense
+            weights that need not be finite.
         allow_failing_samples: whether the model may raise on samples.
 
     Raises:
@@ -143,7 +145,7 @@ def write_model(  # noqa: PLR0913
     init_process_group()
     package = open_package(content / PACKAGE)
     if weights is None:
-        weighted = _with_own_weights(package, options)
+        weighted = _with_own_weights(package, options, allow_invalid_rows)
     else:
 
         def read() -> Checkpoint:
@@ -152,7 +154,7 @@ def write_model(  # noqa: PLR0913
                 checkpoint = checkpoint.under(weights_key)
             return checkpoint.without(ignore_weights).renamed(weights_map)
 
-        weighted = _with_weights(package, read, options)
+        weighted = _with_weights(package, read, options, allow_invalid_rows)
     output, dense, loaded, rows = weighted
     if loaded.hidden:
         logger.warning(
@@ -166,7 +168,7 @@ def write_model(  # noqa: PLR0913
     quantized = quantize_tables(loaded, options, widened)
     store = None
     entries = [] if is_sharded(quantized.module) else layout(quantized.module)
-    _check_allowed(allow_invalid_rows, quantized.module)
+    _check_allowed(allow_invalid_rows, dense, quantized.module)
     if is_sharded(quantized.module):
         check_sharded(quantized.module, allow_invalid_rows)
     else:
@@ -191,17 +193,23 @@ def write_model(  # noqa: PLR0913
     )
 
 
-def _with_own_weights(package: Package, options: Options) -> _Weighted:
+def _with_own_weights(package: Package, options: Options, allowed: Collection[str]) -> _Weighted:
     output = run_factory(package.factory, CPU, options.sharding.world_size)
     # Before the transformations that the worker will run on them again.
     own = dense_state(output.module, options.tables.quantization_mapping)
     dense = {name: value.clone() for name, value in own.items()}
+    check_dense(dense, output.module, allowed)
     loaded = load_weights(output, None, options, CPU)
     dense |= {name: value.clone() for name, value in loaded.hidden.items()}
     return _Weighted(output, dense, loaded, dict(loaded.own_rows))
 
 
-def _with_weights(package: Package, read: Callable[[], Checkpoint], options: Options) -> _Weighted:
+def _with_weights(
+    package: Package,
+    read: Callable[[], Checkpoint],
+    options: Options,
+    allowed: Collection[str],
+) -> _Weighted:
     output = run_factory(package.factory, CPU, options.sharding.world_size)
     mapped = options.tables.quantization_mapping
     if is_sharded(output.module):
@@ -213,6 +221,7 @@ def _with_weights(package: Package, read: Callable[[], Checkpoint], options: Opt
     named = table_names(output.module, mapped)
     fitted = fit(read(), output.module, mapped)
     dense, rows = dict(fitted.dense), dict(fitted.rows)
+    check_dense(dense, output.module, allowed)
     loaded = load_weights(output, dense, options, CPU)
     if loaded.hidden:
         # What took them out of their collections was not given their rows.
@@ -225,9 +234,11 @@ def _with_weights(package: Package, read: Callable[[], Checkpoint], options: Opt
     return _Weighted(output, dense, loaded, {**loaded.own_rows, **rows})
 
 
-def _check_allowed(allowed: Collection[str], module: torch.nn.Module) -> None:
+def _check_allowed(
+    allowed: Collection[str], dense: Collection[str], module: torch.nn.Module
+) -> None:
     known = {spec[0] for found in lookups(module) for spec in found.operator.embedding_specs}
-    if unknown := sorted(set(allowed) - known):
+    if unknown := sorted(set(allowed) - known - set(dense)):
         message = (
             f"allow invalid rows: names {', '.join(unknown)}, but the tables are "
             f"{', '.join(sorted(known)) or 'none'}"

@@ -55,6 +55,7 @@ def read_model_config(path: str | Path | None) -> tuple[bytes, Options]:
             said = " ".join(str(error).split())
         message = f"config file: {path} is not YAML: {said}"
         raise BuildError(message) from error
+    document = {} if document is None else document
     if not isinstance(document, dict):
         message = f"config file: {path} holds a {type(document).__name__}, expected a mapping"
         raise BuildError(message)
@@ -74,6 +75,13 @@ def _check(path: str | Path, document: Mapping[str, Any]) -> None:
                 f"expected a whole number from {least} on"
             )
             raise BuildError(message)
+    if document.get("asyncCommunication", False) is not False:
+        message = (
+            f"config file: {path}: asyncCommunication: received "
+            f"{document['asyncCommunication']!r}, expected false: TorchServe 0.12 then lets one "
+            "error answer every request in flight, and none has a time limit"
+        )
+        raise BuildError(message)
     fewest, most = document.get("minWorkers"), document.get("maxWorkers")
     if fewest is not None and most is not None and fewest > most:
         message = f"config file: {path}: minWorkers: received {fewest}, expected at most {most}, "

@@ -79,12 +79,11 @@ def record(
 def record_drawn(module: torch.nn.Module, output: FactoryOutput, signature: Signature) -> Recorded:
     """Draw requests of the first style that no method raises on, else of the one with fewest.
 
-    A feature that no table of a collection limits may come to one of another module's.
+    Ids may come to tables that nobody knows, or that another method does not look up: where any
+    will not do, few are tried.
     """
     best: Recorded | None = None
-    is_limited = all(None not in entry.rows for entry in signature.inputs)
-    kinds = [None] if is_limited else [None, FEW_IDS]
-    for most_ids, style in itertools.product(kinds, STYLES):
+    for most_ids, style in itertools.product((None, FEW_IDS), STYLES):
         recorded = record(module, output, draw_requests(signature, style, most_ids=most_ids))
         if best is None or len(recorded.failures) < len(best.failures):
             best = recorded

@@ -62,7 +62,7 @@ def draw_requests(
     Args:
         signature: what the model takes.
         style: how long lists of ids are.
-        most_ids: of a feature that no table limits, ids below it; None for any.
+        most_ids: ids are below it; None for any that a table has.
 
     Returns:
         None of them when the signature leaves an input's features open.
@@ -71,7 +71,7 @@ def draw_requests(
         return []
     if most_ids is not None:
         inputs = tuple(
-            replace(entry, rows=tuple(most_ids if rows is None else rows for rows in entry.rows))
+            replace(entry, rows=tuple(min(rows or most_ids, most_ids) for rows in entry.rows))
             for entry in signature.inputs
         )
         signature = replace(signature, inputs=inputs)

@@ -80,7 +80,7 @@ def write_tables(
                 file.write(pending[:whole])
                 del pending[:whole]
                 if block.is_floating_point():
-                    off = decode_rows(encoded, entry.dtype).sub_(block).abs_()
+                    off = decode_rows(encoded, entry.dtype).sub_(block.float()).abs_()
                     if not is_valid:
                         off = off[off.isfinite()]
                     count += off.numel()

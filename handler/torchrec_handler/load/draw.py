@@ -22,6 +22,8 @@ class Style:
     most: int
     alike: Literal["none", "input", "all"] = "none"
     """In each row as long as those of the other features: of the same input, or of all inputs."""
+    last: int = 0
+    """Those of the last row are so long, or as long as there are weights for; 0: as the others."""
 
 
 STYLES = (
@@ -59,12 +61,16 @@ def draw_lengths(
         return lengths
 
     common = draw(1)
+    most = [longest for entry in inputs for longest in entry.longest if longest is not None]
+    last = min([style.last, *most])
     drawn = {}
     for entry in inputs:
         if "sparse" in entry.type:
             features = entry.num_features or 1
             lengths = {"none": draw(features), "input": draw(1), "all": common}[style.alike]
             drawn[entry.name] = np.repeat(lengths, features // len(lengths), axis=0)
+            if style.last:
+                drawn[entry.name][:, -1] = last
     return drawn
 
 

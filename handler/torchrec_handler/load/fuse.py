@@ -99,7 +99,10 @@ def _dlrm(module: Any, dtype: LayersDtype) -> Forward | None:
 def _layers(module: Any) -> list[Layer] | None:
     """The linear layers that a module is, one behind another; None if it is anything else."""
     match _typename(module):
-        case "torch.nn.modules.linear.Linear" if _is_plain(module):
+        # What computes its weight anew at each call has none of its own.
+        case "torch.nn.modules.linear.Linear" if _is_plain(module) and "weight" in dict(
+            module.named_parameters(recurse=False)
+        ):
             return [_layer(module.weight, module.bias)]
         case "torchrec.modules.mlp.Perceptron":
             return _chain([module._linear, module._activation_fn])  # noqa: SLF001
@@ -150,6 +153,10 @@ def _has_hooks(module: torch.nn.Module) -> bool:
 
 
 def _typename(module: object) -> str:
+    """The type that a module is known by; none where somebody replaced its own forward."""
+    forward = getattr(module, "__dict__", {}).get("forward")
+    if forward is not None and not isinstance(forward, SparseArch):
+        return ""
     name: str = trim_torch_package_prefix_from_typename(torch.typename(module))
     return name
 

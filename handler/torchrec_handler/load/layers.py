@@ -89,8 +89,9 @@ class Layers:
         if dtype == "int8" and is_fast("int8"):
             self._kernels.insert(0, (INT8_ROWS, PACKED["int8"](layers)))
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as Linear and MLP name it
         """Compute, whatever the number of rows."""
+        x = input
         if x.dim() != 2:
             y = self(x.reshape(-1, x.shape[-1]))
             return y.view(*x.shape[:-1], y.shape[1])

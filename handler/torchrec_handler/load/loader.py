@@ -134,7 +134,7 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     signature = index.signature if index else None
     if signature:
         check_metadata(signature, output)
-        check_rows(signature, quantized.collections.rows)
+        check_rows(signature, quantized.collections.largest)
     predictor = make_ready(package, output, quantized, store, signature, options, device)
     samples = read_samples(folder / SAMPLES) if index and SAMPLES in index.sha256 else []
     if index and len(samples) != index.samples:

@@ -6,6 +6,7 @@ numbers; what fits all of the outputs is taken, and what cannot be told is not g
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,6 +22,10 @@ from torchrec_handler.load.together import Inputs, find_mixed
 from torchrec_handler.load.told import read_told
 
 logger = logging.getLogger(__name__)
+
+LONG, LONG_ROWS = 130, 6
+"""Ids of a long list, and rows of the batch that has some: models that pad their lists do it to 8,
+32 or 128."""
 
 LEAST_PROBES, MOST_PROBES = 4, 16
 """Batches of a style: as many as it takes for all that may be counted to differ."""
@@ -140,6 +145,16 @@ def probes(signature: Signature, style: Style) -> Iterator[tuple[int, Mapping[st
             return
 
 
+def _with_long_lists(signature: Signature, style: Style) -> tuple[int, Inputs]:
+    """A batch of short lists and, in its last row, long ones: beyond what short ones are padded to.
+
+    Returns:
+        Its rows, and the batch.
+    """
+    long = replace(style, least=max(style.least, 1), last=LONG)
+    return LONG_ROWS, draw_inputs(signature.inputs, LONG_ROWS, long, np.random.default_rng(0))
+
+
 def _directions(seen: Sequence[Sequence[int]]) -> int:
     """How many columns of sizes are no multiples of others."""
     columns = np.array(seen).T
@@ -182,8 +197,12 @@ def try_method(
         except Exception as error:  # noqa: BLE001  a user's model may raise anything
             first_fault = first_fault or said(error)
             all_seen += seen
-        else:
-            return seen, None
+            continue
+        if style.most > style.least and device.type == "cpu":
+            rows, inputs = _with_long_lists(signature, style)
+            with suppress(Exception):  # not every model takes them
+                seen.append(_see(qualname, output, signature, module, device, rows, inputs))
+        return seen, None
     return all_seen, first_fault
 
 

@@ -160,6 +160,7 @@ def quantize(
         FactoryError: TorchRec cannot quantize the module.
     """
     _check(module, tables, options)
+    _check_own(module, options)
     mapping = {name: _find_class(path) for name, path in options.quantization_mapping.items()}
     if not tables and not mapping:
         return
@@ -200,6 +201,24 @@ def _check(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -
                 f"torchrec.tables.quantization_mapping: the model has no module of type {name}"
             )
             raise OptionError(message)
+
+
+def _check_own(module: torch.nn.Module, options: Tables) -> None:
+    """Refuse what a quantized collection, which has modules of its own, would leave out."""
+    for path, found in _of_type(module, COLLECTIONS.union(options.quantization_mapping)):
+        for inner, part in found.named_modules():
+            said = None
+            if "forward" in vars(part) and (not inner or _holds_table(inner)):
+                said = "its forward was replaced on the instance"
+            elif _holds_table(inner) and (part._forward_hooks or part._forward_pre_hooks):  # noqa: SLF001
+                said = "it has hooks"
+            if said:
+                where = ".".join(filter(None, (path, inner)))
+                message = (
+                    f"{where}: {said}, which quantizing would lose; do it in a module around the "
+                    "collection"
+                )
+                raise FactoryError(message)
 
 
 def _wanted(table: FloatTable, options: Tables) -> str:

@@ -19,7 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 
-MOST_ROWS = 2**31
+MOST_ROWS = 2**31 - 1
 """Of a table: FBGEMM and the requests' formats count them in 32 bits."""
 LEAST_TAG = 1_000_003
 """No hash of a small table leaves such an id as it is."""
@@ -47,6 +47,15 @@ class Collections:
             for feature, rows in features.items():
                 least[feature] = min(rows, least.get(feature, rows))
         return least
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """Feature name -> rows of the largest table that it is looked up in."""
+        most: dict[str, int] = {}
+        for features in self.of_path.values():
+            for feature, rows in features.items():
+                most[feature] = max(rows, most.get(feature, rows))
+        return most
 
     def beside(self, others: "Collections") -> "Collections":
         """Add collections that are no longer modules of their own."""

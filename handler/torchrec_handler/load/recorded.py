@@ -17,10 +17,14 @@ from torchrec_handler.load.self_test import Sample
 MEND = "the archive was altered or damaged, build or copy it again"
 
 
-def check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:
+def check_rows(signature: Signature, largest: Mapping[str, int]) -> None:
     """See that no id which the signature lets pass lies behind its table: lookups do not check.
 
     Where any id is good (`rows` is None), what the model makes of it is guarded instead.
+
+    Args:
+        signature: as recorded.
+        largest: feature -> rows of the largest table that it is looked up in.
 
     Raises:
         ArchiveError: one may, or it is not said of every feature which may.
@@ -35,7 +39,7 @@ def check_rows(signature: Signature, feature_rows: Mapping[str, int]) -> None:
             )
             raise ArchiveError(message)
         for feature, rows in zip(entry.features, entry.rows, strict=True):
-            most = feature_rows.get(feature)
+            most = largest.get(feature)
             if most is not None and rows is not None and rows > most:
                 message = (
                     f"{INDEX}: ids of {feature!r} may be below {rows}, but its table has {most} "

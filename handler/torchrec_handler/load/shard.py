@@ -21,6 +21,14 @@ UNBOUNDED_BYTES = 2**50
 
 SHARDABLE = frozenset(sharder.module_type for sharder in SHARDERS)
 SHARDING_TYPES = ("table_wise", "row_wise")
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Where a module keeps what was registered on it."""
 FLOATS: Mapping[DataType, torch.dtype] = {
     DataType.FP32: torch.float32,
     DataType.FP16: torch.float16,
@@ -77,6 +85,7 @@ def shard(
         }
     _check_position_weighted(module, types)
     _show_logical_shapes(module)
+    hooked = {path: module.get_submodule(path) for path in collections}
     # TorchRec counts GPUs from 0; a worker may have another one for itself.
     is_one_of_many = options.world_size == 1 and bool(device.index)
     try:
@@ -94,7 +103,15 @@ def shard(
     except PlannerError as error:
         message = f"torchrec.sharding: TorchRec's planner finds no plan: {error}"
         raise OptionError(message) from error
+    for path, found in hooked.items():
+        _keep_hooks(found, result[0].get_submodule(path))
     return result
+
+
+def _keep_hooks(old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """Let a collection's hooks be called around the one that takes its place."""
+    for name in HOOKS:
+        getattr(new, name).update(getattr(old, name))
 
 
 def _is_sharded(module: torch.nn.Module) -> bool:

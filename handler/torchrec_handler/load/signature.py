@@ -5,6 +5,7 @@ KeyedJaggedTensors and the first layers that a one-row sample meets tell feature
 """
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,17 @@ logger = logging.getLogger(__name__)
 
 Sample = dict[str, torch.Tensor | list[torch.Tensor]]
 
-CASTS = (torch.Tensor.to, torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+CASTS = (
+    torch.Tensor.to,
+    torch.Tensor.float,
+    torch.Tensor.half,
+    torch.Tensor.bfloat16,
+    torch.Tensor.long,
+    torch.Tensor.int,
+)
+
+PARTS = re.compile(r"\.(lengths|values|weights)$")
+"""What a sparse input's tensors are called behind its name."""
 
 MOST_ROUNDS = 32
 """Samples that are tried before the model is taken for one that never settles."""
@@ -181,9 +192,9 @@ def _observing(sample: Sample, known: Mapping[str, _Facts]) -> Iterator[None]:
         _Learned: inside, where it takes more features than the sample has. The model may catch it.
     """
     owners = {
-        _storage(tensor): known[key.removesuffix(".lengths")]
+        _storage(tensor): known[PARTS.sub("", key)]
         for key, tensor in sample.items()
-        if isinstance(tensor, torch.Tensor) and (key in known or key.endswith(".lengths"))
+        if isinstance(tensor, torch.Tensor)
     }
     dense = [known[name] for name in known if isinstance(sample.get(name), torch.Tensor)]
     casts = _Casts()
@@ -192,11 +203,15 @@ def _observing(sample: Sample, known: Mapping[str, _Facts]) -> Iterator[None]:
 
     def observed_init(self: KeyedJaggedTensor, *args: Any, **kwargs: Any) -> None:
         plain_init(self, *args, **kwargs)
-        lengths = self.lengths_or_none()
-        facts = None if lengths is None else owners.get(_storage(lengths))
-        if facts is not None:
-            # Of one row: a part of the lengths starts at the feature it starts with.
-            start = lengths.storage_offset()
+        # Of one row with one id a feature: a part of its lengths, or of its ids, starts at the
+        # feature it starts with. Lengths may be made of offsets.
+        for part in (self.lengths_or_none(), self.values()):
+            source = None if part is None else casts.source(part)
+            facts = None if source is None else owners.get(_storage(source))
+            if facts is not None:
+                break
+        if source is not None and facts is not None:
+            start = int(source.storage_offset())
             for position, key in enumerate(self.keys(), start):
                 names = facts.keys.setdefault(position, [])
                 names.extend({key}.difference(names))
@@ -313,22 +328,27 @@ def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
         sample = _sample(batching, known, device)
         for name, values in tags.values.items():
             sample[f"{name}.values"] = values.to(sample[f"{name}.values"])  # type: ignore[arg-type]
-        raised = set()
-        with watching(module, collections, tags) as reached:
-            for qualname, method in output.qualnames.items():
-                if not method.need_preproc:
-                    continue
+        keys = {name: facts.keys for name, facts in known.items()}
+        of_methods = []
+        for qualname, method in output.qualnames.items():
+            if not method.need_preproc:
+                continue
+            with watching(module, collections, tags) as reached:
                 try:
                     call_observed(module, qualname, sample)
                 except Exception as error:  # noqa: BLE001  it may check its ids itself
+                    # What it does behind the point where it raised is not known.
+                    changes_ids = True
                     text = "signature: %s: ids behind all tables raised %s: %s"
                     logger.info(text, qualname, type(error).__name__, error)
-                    raised.add(qualname)
-        if FORWARD not in raised:
-            keys = {name: facts.keys for name, facts in known.items()}
-            inputs = reached.limits(inputs, tags, keys)
-        # What a method does behind the point where it raised is not known.
-        changes_ids = reached.has_others(tags) or bool(raised)
+                    continue
+            of_methods.append(reached.limits(inputs, tags, keys))
+            changes_ids = changes_ids or reached.has_others(tags)
+        if of_methods:
+            # One limit holds for all: what one of them takes is not refused, the others' lookups
+            # are guarded.
+            inputs = tuple(map(loosest, zip(*of_methods, strict=True)))
+            changes_ids = changes_ids or any(found != inputs for found in of_methods)
     open_inputs = [entry.name for entry in inputs if None in entry.rows]
     if not open_inputs:
         return inputs, changes_ids
@@ -344,6 +364,16 @@ def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
         replace(entry, is_wide=True) if entry.name in open_inputs else entry for entry in inputs
     )
     return wide, changes_ids
+
+
+def loosest(entries: Iterable[InputSignature]) -> InputSignature:
+    """One input, with the largest of its limits."""
+    several = list(entries)
+    rows = [
+        None if None in limits else max(limits)
+        for limits in zip(*(entry.rows for entry in several), strict=True)
+    ]
+    return replace(several[0], rows=tuple(rows))
 
 
 def _shapes(result: Any) -> dict[str, Any]:

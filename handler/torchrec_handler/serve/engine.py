@@ -109,10 +109,13 @@ class Engine:
         }
 
     def _read(self, requests: Sequence[RawRequest]) -> list[_Read | RequestError]:
-        """Read requests, the smallest first, and refuse what is too much for one batch."""
+        """Read requests, the smallest first, and refuse what is too much for one batch.
+
+        A compressed one is as large as it inflates, which only reading it tells.
+        """
         outcomes: dict[int, _Read | RequestError] = {}
         end = time.monotonic() + self._limits.seconds_of_reading
-        for position in sorted(range(len(requests)), key=lambda at: len(requests[at].body)):
+        for position in sorted(range(len(requests)), key=lambda at: _cost(requests[at])):
             if outcomes and time.monotonic() > end:
                 message = (
                     "not read: smaller requests took more than "
@@ -226,6 +229,10 @@ class Engine:
             return _error(outcome)
         written = _attempt("writing the answer", self._codecs.encode, outcome, reply)
         return _error(written) if isinstance(written, RequestError) else _ok(*written)
+
+
+def _cost(raw: RawRequest) -> tuple[bool, int]:
+    return bool(raw.content_encoding), len(raw.body)
 
 
 def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestError:

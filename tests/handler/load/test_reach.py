@@ -214,12 +214,12 @@ def test_weights_that_nobody_reads_are_named(caplog: pytest.LogCaptureFixture) -
 
 def test_a_table_of_more_rows_than_32_bits_count_is_refused() -> None:
     config = EmbeddingBagConfig(
-        name="t_user", embedding_dim=4, num_embeddings=2**31 + 1, feature_names=["user"]
+        name="t_user", embedding_dim=4, num_embeddings=2**31, feature_names=["user"]
     )
     module = EmbeddingBagCollection(tables=[config], device=torch.device("meta"))
     with pytest.raises(FactoryError) as caught:
         find_collections(module)
     assert str(caught.value) == (
-        "table 't_user': has 2147483649 rows, expected at most 2147483648: lookups count rows in "
+        "table 't_user': has 2147483648 rows, expected at most 2147483647: lookups count rows in "
         "32 bits; split the table"
     )

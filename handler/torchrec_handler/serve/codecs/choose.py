@@ -101,10 +101,10 @@ class Codecs:
             reply = _reply(raw, "json", None)
             return read, replace(reply, instances=read.batch_size or 0, qualname=raw.qualname)
         if open_inference.INPUTS in given and open_inference.INPUTS not in self._columns:
-            read = open_inference.decode(document, given, self._columns)
+            read = open_inference.decode(document, raw.body, given, self._columns)
             reply = _reply(raw, "open_inference", read.id)
             return read, replace(reply, outputs=read.outputs) if read.outputs else reply
-        return json_columns.decode(document, self._columns), _reply(raw, "json", None)
+        return json_columns.decode(document, raw.body, self._columns), _reply(raw, "json", None)
 
     def decode_arguments(self, raw: RawRequest) -> tuple[dict[str, Any], Reply]:
         """Read the keyword arguments of a method without `need_preproc`.

@@ -14,6 +14,10 @@ from torchrec_handler.serve.request import RawRequest
 MOST_BYTES = 2**26
 """Of an inflated body; what `max_request_size` in config.properties allows one to be as it is."""
 
+MOST_TIMES, SPARE_BYTES = 200, 2**20
+"""A body may inflate to so many times its bytes, and so much more: requests, whose ids differ, do
+not come near it, and a few hundred bytes do not hold a worker."""
+
 MOST_ENCODINGS = 4
 """One after another; a client applies one, and a proxy on the way perhaps a second."""
 
@@ -43,7 +47,7 @@ def decode(raw: RawRequest) -> RawRequest:
     Raises:
         UnsupportedMediaType: an encoding that is not known, or too many.
         InvalidRequest: the body is not what its encoding says, or ends too early.
-        RequestTooLarge: the body inflates to more than MOST_BYTES.
+        RequestTooLarge: the body inflates to more than MOST_BYTES, or MOST_TIMES its own.
     """
     names = [name.strip().lower() for name in raw.content_encoding.split(",") if name.strip()]
     if len(names) > MOST_ENCODINGS:
@@ -57,13 +61,14 @@ def decode(raw: RawRequest) -> RawRequest:
             )
             raise UnsupportedMediaType(message)
     body = raw.body
+    most = min(MOST_BYTES, MOST_TIMES * len(body) + SPARE_BYTES)
     for name in reversed(names):
         if name != "identity":
-            body = _inflate(FORMATS[name], body)
+            body = _inflate(FORMATS[name], body, most)
     return replace(raw, body=body, content_encoding="")
 
 
-def _inflate(name: str, body: bytes | bytearray) -> bytearray:
+def _inflate(name: str, body: bytes | bytearray, most: int) -> bytearray:
     new_member = _new_member(name, body)
     member = new_member()
     members = 1
@@ -78,8 +83,14 @@ def _inflate(name: str, body: bytes | bytearray) -> bytearray:
                     members += 1
                 inflated += member.decompress(rest)
                 rest = member.unused_data
-            if len(inflated) > MOST_BYTES:
-                message = f"body: inflates to more than {MOST_BYTES} bytes; send fewer rows"
+            if len(inflated) > most:
+                if most < MOST_BYTES:
+                    message = (
+                        f"body: inflates to more than {most} bytes, {MOST_TIMES} times its own and "
+                        f"{SPARE_BYTES}; send it less compressed"
+                    )
+                else:
+                    message = f"body: inflates to more than {MOST_BYTES} bytes; send fewer rows"
                 raise RequestTooLarge(message)
             if members > MOST_MEMBERS:
                 message = f"body: {name} in more than {MOST_MEMBERS} pieces; compress it as one"

@@ -14,25 +14,33 @@ import simdjson
 
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.columns import Column
-from torchrec_handler.serve.codecs.json_document import read_array, shortened, shown
+from torchrec_handler.serve.codecs.json_document import ArrayReader, shortened, shown
 from torchrec_handler.serve.request import Columns
 
 BATCH_SIZE = "batch_size"
 
 
-def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
+def decode(
+    document: simdjson.Object, body: bytes | bytearray, columns: Mapping[str, Column]
+) -> Columns:
     """Read a body.
+
+    Args:
+        document: the body, parsed.
+        body: the same.
+        columns: what it may hold.
 
     Raises:
         InvalidRequest: an unknown name, or not an array of numbers.
         RequestTooLarge: an array holds more than the limits allow.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
+    reader = ArrayReader()
     batch_size: int | None = None
     for name in document:
         column = columns.get(name)
         if column is not None:
-            arrays[name] = read_array(name, document[name], column)
+            arrays[name] = reader.read(name, document[name], column)
         elif name == BATCH_SIZE:
             batch_size = _batch_size(document[name])
         else:
@@ -41,6 +49,7 @@ def decode(document: simdjson.Object, columns: Mapping[str, Column]) -> Columns:
                 "(or instances, or inputs)"
             )
             raise InvalidRequest(message)
+    reader.check(body)
     return Columns(arrays=arrays, batch_size=batch_size)
 
 

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,43 @@ class JsonParser:
             raise InvalidRequest(message) from None
 
 
+class ArrayReader:
+    """Reads the arrays of one body, and sees that none holds a list where others hold a number.
+
+    simdjson reads numbers of a list in a list as if they were the outer one's.
+    """
+
+    def __init__(self) -> None:
+        self._read: list[tuple[str, simdjson.Array, Column, int]] = []
+        """Name, array, what it is, and how many lists its shape has."""
+
+    def read(self, name: str, value: Any, column: Column) -> npt.NDArray[Any]:
+        """One array, see `read_array`."""
+        array = read_array(name, value, column)
+        lists, level = 1, 1
+        for size in array.shape[:-1]:
+            level *= size
+            lists += level
+        self._read.append((name, value, column, lists))
+        return array
+
+    def check(self, body: bytes | bytearray, others: int = 0) -> None:
+        """See that there are as many lists as all shapes have.
+
+        Args:
+            body: the whole body.
+            others: how many more it is expected to hold.
+
+        Raises:
+            InvalidRequest: an array holds more.
+        """
+        if body.count(b"[") == others + sum(lists for *_, lists in self._read):
+            return
+        for name, value, column, lists in self._read:
+            if cast("bytes", value.mini).count(b"[") != lists:
+                raise InvalidRequest(_explain(name, value, column))
+
+
 def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     """One array, as int64 or float64, with the shape its lists have.
 
@@ -152,8 +189,8 @@ class Memory:
 
     @property
     def fits_whole(self) -> bool:
-        """Whether `check_whole` passes."""
-        return self._parsed + self._whole <= self._most
+        """Whether all may be made objects at once, and read into arrays."""
+        return self._parsed + self._whole + self._read <= self._most
 
     def check_parsed(self) -> None:
         """See that the body can be parsed.

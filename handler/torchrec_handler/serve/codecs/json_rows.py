@@ -25,7 +25,7 @@ from torchrec_handler.serve.codecs.json_document import (
     shortened,
     shown,
 )
-from torchrec_handler.serve.codecs.row_blocks import count_ids, join
+from torchrec_handler.serve.codecs.row_blocks import check_repeated, count_ids, join
 from torchrec_handler.serve.request import Columns, Mask
 
 INSTANCES = "instances"
@@ -40,6 +40,9 @@ BLOCK_ROWS = 256
 """What is made Python objects at once, before the next."""
 
 Row = dict[str, Any]
+
+Vectors = dict[str, npt.NDArray[Any]]
+"""Name -> [1, D], of what all rows share."""
 
 
 class Rows(list[Row]):
@@ -71,20 +74,26 @@ def decode(
     if memory is not None and memory.fits_whole:
         memory = None
     array, shared = _document(document, memory, limits)
-    blocks = (_decode(rows, shared, signature, limits) for rows in _blocks(array, memory))
+    vectors: Vectors = {}
+    blocks = (_decode(rows, shared, vectors, signature, limits) for rows in _blocks(array, memory))
     if len(array) <= BLOCK_ROWS:
-        return next(blocks)
+        return next(blocks)[0]
+    given: set[str] = set()
     ids = dict.fromkeys((entry.name for entry in signature.inputs if "sparse" in entry.type), 0)
     read: list[Columns] = []
-    for block in blocks:
+    for block, names_of_block in blocks:
+        given |= names_of_block
         for name in ids:
             ids[name] += count_ids(block, name)
             _check_ids(name, ids[name], limits)
         read.append(block)
-    return join(read, signature)
+    return join(read, given, signature)
 
 
-def _decode(rows: Rows, shared: Row, signature: Signature, limits: Limits) -> Columns:
+def _decode(
+    rows: Rows, shared: Row, vectors: Vectors, signature: Signature, limits: Limits
+) -> tuple[Columns, frozenset[str]]:
+    """Rows to columns, and the names that they give themselves."""
     given = frozenset(chain.from_iterable(rows))
     arrays: dict[str, npt.NDArray[Any]] = {}
     shared_features: dict[str, Mask] = {}
@@ -92,7 +101,7 @@ def _decode(rows: Rows, shared: Row, signature: Signature, limits: Limits) -> Co
     for entry in signature.inputs:
         features = entry.features or (entry.name,)
         if entry.type == "embedding":
-            arrays[entry.name] = _embedding(features, rows, shared, given)
+            arrays[entry.name] = _embedding(entry, rows, shared, vectors, given)
         elif entry.type != "dense":
             arrays.update(_sparse(entry, rows, shared, given, limits))
             shared_features[entry.name] = np.array(
@@ -100,14 +109,14 @@ def _decode(rows: Rows, shared: Row, signature: Signature, limits: Limits) -> Co
             )
         elif not entry.features or _is_whole(entry, given, shared):
             features = (entry.name,)
-            arrays[entry.name] = _vectors(entry.name, rows, shared, given)
+            arrays[entry.name] = _vectors(entry.name, rows, shared, vectors, given)
         else:
             arrays[entry.name] = _numbers(features, rows, shared)
         known.update(features)
     if unknown := sorted((given | shared.keys()) - known):
         message = f"{shortened(unknown[0])}: unknown feature, expected {', '.join(sorted(known))}"
         raise InvalidRequest(message)
-    return Columns(arrays=arrays, shared=shared_features, batch_size=len(rows))
+    return Columns(arrays=arrays, shared=shared_features, batch_size=len(rows)), given
 
 
 def _document(
@@ -184,9 +193,25 @@ def _numbers(names: Sequence[str], rows: Rows, shared: Row) -> npt.NDArray[Any]:
     return block
 
 
-def _vectors(name: str, rows: Rows, shared: Row, given: Container[str]) -> npt.NDArray[Any]:
-    """A feature of D numbers a row, [B, D]; [1, D] where every row has the shared ones."""
+def _vectors(
+    name: str,
+    rows: Rows,
+    shared: Row,
+    vectors: Vectors,
+    given: Container[str],
+) -> npt.NDArray[Any]:
+    """A feature of D numbers a row, [B, D]; [1, D] where every row has the shared ones.
+
+    Args:
+        name: the feature.
+        rows: some of a request's.
+        shared: what all of them have.
+        vectors: of what is shared, what was read before.
+        given: names that these rows have themselves.
+    """
     is_shared = name in shared and name not in given
+    if is_shared and name in vectors:
+        return vectors[name]
     column = [shared[name]] if is_shared else _column(name, rows, shared)
     if set(map(type, column)) != {list} or len(set(map(len, column))) != 1:
         width = len(column[0]) if type(column[0]) is list else 0
@@ -196,6 +221,9 @@ def _vectors(name: str, rows: Rows, shared: Row, given: Container[str]) -> npt.N
             "expected a list of numbers, as many as in every row"
         )
         raise InvalidRequest(message)
+    if name in shared and not is_shared:
+        repeated = sum(value is shared[name] for value in column)
+        check_repeated(name, (repeated - 1) * len(column[0]))
     flat = list(chain.from_iterable(column))
     if not set(map(type, flat)) <= NUMBERS:
         position = next(i for i, value in enumerate(flat) if type(value) not in NUMBERS)
@@ -203,14 +231,18 @@ def _vectors(name: str, rows: Rows, shared: Row, given: Container[str]) -> npt.N
         where = f"{_where(name, row, rows)}[{inner}]"
         message = f"{where}: received {shown(flat[position])}, expected a number"
         raise InvalidRequest(message)
-    return np.array(flat, dtype=np.float64).reshape(len(column), -1)
+    block = np.array(flat, dtype=np.float64).reshape(len(column), -1)
+    if is_shared:
+        vectors[name] = block
+    return block
 
 
 def _embedding(
-    names: Sequence[str], rows: Rows, shared: Row, given: Container[str]
+    entry: InputSignature, rows: Rows, shared: Row, vectors: Vectors, given: Container[str]
 ) -> npt.NDArray[Any]:
     """Features of D numbers a row each, [F, B, D]; [F, 1, D] where all of them are shared."""
-    blocks = [_vectors(name, rows, shared, given) for name in names]
+    names = entry.features or (entry.name,)
+    blocks = [_vectors(name, rows, shared, vectors, given) for name in names]
     width = blocks[0].shape[1]
     for name, block in zip(names, blocks, strict=True):
         if block.shape[1] != width:

@@ -17,9 +17,9 @@ from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.columns import Column
 from torchrec_handler.serve.codecs.json_document import (
     MOST_AXES,
+    ArrayReader,
     check_size,
     names,
-    read_array,
     shortened,
     shown,
 )
@@ -70,12 +70,16 @@ ANSWERED: Mapping[str, str] = {
 
 
 def decode(
-    document: simdjson.Object, given: Sequence[str], columns: Mapping[str, Column]
+    document: simdjson.Object,
+    body: bytes | bytearray,
+    given: Sequence[str],
+    columns: Mapping[str, Column],
 ) -> Columns:
     """Read a body.
 
     Args:
-        document: the body.
+        document: the body, parsed.
+        body: the same.
         given: its names.
         columns: what it may hold.
 
@@ -88,6 +92,7 @@ def decode(
         message = f"{INPUTS}: received {shown(tensors)}, expected an array of tensors"
         raise InvalidRequest(message)
     arrays: dict[str, npt.NDArray[Any]] = {}
+    reader = ArrayReader()
     for position, tensor in enumerate(tensors):
         where = f"{INPUTS}[{position}]"
         if not isinstance(tensor, simdjson.Object):
@@ -102,7 +107,9 @@ def decode(
         if name in arrays:
             message = f"{where}.name: {name} is given twice"
             raise InvalidRequest(message)
-        arrays[name] = _tensor(f"{where} ({name})", tensor, keys, column)
+        arrays[name] = _tensor(f"{where} ({name})", tensor, keys, column, reader)
+    # Of lists there are `inputs`, a shape of each, and often `outputs`.
+    reader.check(body, 1 + len(arrays) + (OUTPUTS in given))
     if PARAMETERS in given:
         _check_parameters(PARAMETERS, document[PARAMETERS])
     identifier = document["id"] if "id" in given else None
@@ -214,7 +221,11 @@ def _check_parameters(where: str, value: Any) -> None:
 
 
 def _tensor(
-    where: str, tensor: simdjson.Object, keys: Sequence[str], column: Column
+    where: str,
+    tensor: simdjson.Object,
+    keys: Sequence[str],
+    column: Column,
+    reader: ArrayReader,
 ) -> npt.NDArray[Any]:
     datatype = _get(where, tensor, "datatype", keys)
     known = INTEGERS if column.is_integer else DATATYPES
@@ -226,7 +237,7 @@ def _tensor(
     shape = _shape(where, _get(where, tensor, "shape", keys))
     check_size(where, shape, column)
     # The data may be nested or flat, and flat it is as long as the whole tensor.
-    data = read_array(f"{where}.data", _get(where, tensor, "data", keys), column)
+    data = reader.read(f"{where}.data", _get(where, tensor, "data", keys), column)
     if data.shape not in (shape, (math.prod(shape),)):
         received = " x ".join(map(str, data.shape))
         expected = " x ".join(map(str, shape))
@@ -262,9 +273,8 @@ def _has_parts(data: npt.NDArray[Any]) -> bool:
 
 
 def _shape(where: str, value: Any) -> tuple[int, ...]:
-    sizes: list[Any] = (
-        value.as_list() if isinstance(value, simdjson.Array) and len(value) <= MOST_AXES else []
-    )
+    is_short = isinstance(value, simdjson.Array) and len(value) <= MOST_AXES
+    sizes: list[Any] = list(value) if is_short else []
     if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
         message = (
             f"{where}.shape: received {shown(value)}, expected a list of 1 to {MOST_AXES} sizes"

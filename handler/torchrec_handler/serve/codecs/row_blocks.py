@@ -1,14 +1,18 @@
 """Blocks of rows, each read into arrays, put together: as if all had been read at once."""
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_handler.archive import InputSignature, Signature
-from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.serve.request import Columns, Mask
+
+MOST_REPEATED = 2**21
+"""Numbers, 16 MB."""
 
 
 def count_ids(block: Columns, name: str) -> int:
@@ -18,12 +22,31 @@ def count_ids(block: Columns, name: str) -> int:
     return int((counts * times).sum())
 
 
-def join(blocks: Sequence[Columns], signature: Signature) -> Columns:
+def check_repeated(name: str, numbers: int) -> None:
+    """See that what some of the rows share does not become too much where each gets its own.
+
+    Args:
+        name: the input.
+        numbers: that are added to those given.
+
+    Raises:
+        RequestTooLarge: too many.
+    """
+    if numbers > MOST_REPEATED:
+        message = (
+            f"{name}: shared by some rows, it would take {numbers} numbers more, expected at most "
+            f"{MOST_REPEATED}; share it by all, or send columns"
+        )
+        raise RequestTooLarge(message)
+
+
+def join(blocks: Sequence[Columns], given: AbstractSet[str], signature: Signature) -> Columns:
     """Columns of all rows.
 
     Args:
         blocks: of at least one row each, in order; a dense or embedding input of one row in a block
             of more is shared by them.
+        given: names that rows have themselves.
         signature: what the model takes.
 
     Raises:
@@ -38,14 +61,18 @@ def join(blocks: Sequence[Columns], signature: Signature) -> Columns:
             )
             arrays.update(_join_sparse(entry, blocks, shared[entry.name]))
         else:
-            arrays[entry.name] = _join_dense(entry, blocks)
+            arrays[entry.name] = _join_dense(entry, blocks, given)
     rows = sum(block.batch_size or 0 for block in blocks)
     return Columns(arrays=arrays, shared=shared, batch_size=rows)
 
 
-def _join_dense(entry: InputSignature, blocks: Sequence[Columns]) -> npt.NDArray[Any]:
+def _join_dense(
+    entry: InputSignature, blocks: Sequence[Columns], given: AbstractSet[str]
+) -> npt.NDArray[Any]:
     axis = 1 if entry.type == "embedding" else 0
     parts = [block.arrays[entry.name] for block in blocks]
+    if given.isdisjoint({entry.name, *entry.features}) and parts[0].shape[axis] == 1:
+        return parts[0]
     width = parts[0].shape[-1]
     first = 0
     whole = []
@@ -60,6 +87,7 @@ def _join_dense(entry: InputSignature, blocks: Sequence[Columns]) -> npt.NDArray
         shape[axis] = block.batch_size or 0
         whole.append(np.broadcast_to(part, shape))
         first += shape[axis]
+    check_repeated(entry.name, sum(map(np.size, whole)) - sum(map(np.size, parts)))
     return np.concatenate(whole, axis=axis)
 
 

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -138,6 +140,23 @@ def test_that_are_damaged_are_refused(encoding: str, body: bytes, message: str) 
     assert str(raised.value) == message
 
 
+@pytest.mark.parametrize("encodings", [["gzip"], ["zstd"], ["zstd", "gzip"]])
+def test_a_few_bytes_that_inflate_to_many_are_refused_at_once(encodings: list[str]) -> None:
+    """They would hold a worker longer than they cost who sends them."""
+    bomb = bytes(MOST_BYTES - 1)
+    for name in encodings:
+        bomb = gzip.compress(bomb) if name == "gzip" else streamed_zstd(bomb)
+    start = time.perf_counter()
+    with pytest.raises(RequestTooLarge) as raised:
+        inflated(bomb, ",".join(encodings))
+    assert time.perf_counter() - start < 0.1
+    most = 200 * len(bomb) + 2**20
+    assert str(raised.value) == (
+        f"body: inflates to more than {most} bytes, 200 times its own and 1048576; send it less "
+        "compressed"
+    )
+
+
 @pytest.mark.parametrize(
     ("encoding", "compress"),
     [("gzip", gzip.compress), ("deflate", bare_deflate), ("zstd", streamed_zstd)],
@@ -145,7 +164,9 @@ def test_that_are_damaged_are_refused(encoding: str, body: bytes, message: str) 
 def test_that_inflate_to_too_much_are_refused_where_the_limit_is_passed(
     encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    bomb = compress(bytes(4 * MOST_BYTES))
+    random = np.random.default_rng(0)
+    pieces = (random.bytes(2**12) + bytes(2**16) for _ in range(2 * MOST_BYTES // 2**16))
+    bomb = compress(b"".join(pieces))
     tracemalloc.start()
     try:
         with pytest.raises(RequestTooLarge) as raised:
