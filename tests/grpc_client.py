@@ -13,6 +13,7 @@ from grpc_tools import protoc
 
 JAR = Path(str(distribution("torchserve").locate_file("ts/frontend/model-server.jar")))
 SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+STREAM_SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/StreamPredictions"
 OPEN_INFERENCE = "/org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 
 
@@ -22,6 +23,11 @@ class GrpcClient:
     def __init__(self, address: str, folder: Path) -> None:
         self._messages = compile_proto(_proto(folder), folder)
         self._channel = grpc.insecure_channel(address)
+        self._stream = self._channel.unary_stream(
+            STREAM_SERVICE,
+            request_serializer=self._messages.PredictionsRequest.SerializeToString,
+            response_deserializer=self._messages.PredictionResponse.FromString,
+        )
         self._call = self._channel.unary_unary(
             SERVICE,
             request_serializer=self._messages.PredictionsRequest.SerializeToString,
@@ -33,6 +39,11 @@ class GrpcClient:
         request = self._messages.PredictionsRequest(model_name=model_name, input=inputs)
         answer: bytes = self._call(request, timeout=60).prediction
         return answer
+
+    def stream(self, model_name: str, **inputs: bytes) -> list[bytes]:
+        """The answers of `StreamPredictions`."""
+        request = self._messages.PredictionsRequest(model_name=model_name, input=inputs)
+        return [answer.prediction for answer in self._stream(request, timeout=60)]
 
     def close(self) -> None:
         self._channel.close()

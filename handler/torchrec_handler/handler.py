@@ -33,6 +33,9 @@ URL_PATH = "url_path"
 """TorchServe's own name for what follows /predictions/NAME/VERSION/."""
 EXPLAIN = "explain"
 """TorchServe's own header of /explanations/NAME, taken as the name of the method to call."""
+LAST_OF_STREAM = ("ts_stream_next", "false")
+"""That an answer is the only one of its request. TorchServe's gRPC, which gives a handler no header
+to know `StreamPredictions` by, dies with the worker where an answer to that has no header."""
 DESCRIBE = "describe"
 """TorchServe's own header of GET /models/NAME?customized=true, see `_is_describe`."""
 CONTENT_TYPE = "content-type"
@@ -88,6 +91,8 @@ class TorchRecHandler(BaseHandler):
             if model_infer.is_call(given[at]):
                 bodies.append(model_infer.answer(response, self.engine.model_name, self.version))
                 continue
+            if not _lower_case(given[at]):  # no HTTP, which sends some always
+                context.set_response_header(at, *LAST_OF_STREAM)
             context.set_response_status(response.status, response.phrase, at)
             context.set_response_content_type(at, response.content_type)
             bodies.append(response.body)

@@ -207,6 +207,21 @@ def test_formats_agree_over_http_and_grpc(
             np.testing.assert_allclose(scores(got), expected, atol=1e-6, rtol=0)
 
 
+def test_a_grpc_stream_gets_its_one_answer(
+    movielens: TorchServe, channel: GrpcClient, test_rows: Rows
+) -> None:
+    """TorchServe's frontend let the worker die on an answer without headers."""
+    before = movielens.workers(NAME)
+    columns = test_rows.take(slice(50, 52)).request()
+    expected = movielens.predict(NAME, columns).json()
+    for _ in range(2):
+        (answer,) = channel.stream(NAME, data=json.dumps(columns).encode())
+        assert json.loads(answer) == expected
+        (answer,) = channel.stream(NAME, data=b"{")
+        assert json.loads(answer)["code"] == 400
+    assert [one["pid"] for one in movielens.workers(NAME)] == [one["pid"] for one in before]
+
+
 def as_instances(rows: Rows) -> dict[str, Any]:
     instances = []
     for at in range(len(rows)):

@@ -79,7 +79,7 @@ def observe_signature(
     """
     known = {name: _hints(output, name) for name in output.batching}
     with watching(module, collections) as first:
-        result, failure = _observe(output.batching, module, known, device)
+        result, failure = _observe_or_guess(output.batching, module, known, collections, device)
     for message in first.unread_weights():
         logger.warning("signature: %s", message)
     if failure is not None:
@@ -156,6 +156,35 @@ def _observe(
         if before == [facts.num_features or 1 for facts in known.values()]:
             return result, failure
     return None, RuntimeError(f"it asked for more features in each of {MOST_ROUNDS} samples")
+
+
+def _observe_or_guess(
+    batching: Mapping[str, BatchingMetadata],
+    module: torch.nn.Module,
+    known: Mapping[str, _Facts],
+    collections: Collections,
+    device: torch.device,
+) -> tuple[Any, Exception | None]:
+    """As `_observe`; of a model that takes lengths apart before it shows how many there have to be.
+
+    A sparse input that has not shown its features is tried with as many as the tables have.
+    """
+    result, failure = _observe(batching, module, known, device)
+    unknown = [
+        facts
+        for name, facts in known.items()
+        if "sparse" in batching[name].type and facts.num_features is None
+    ]
+    if failure is None or len(unknown) != 1:
+        return result, failure
+    (facts,) = unknown
+    facts.num_features = number = len(collections.rows)
+    guessed, fault = _observe(batching, module, known, device)
+    if fault is None and facts.num_features == number == len(facts.keys):
+        return guessed, None
+    facts.num_features = None
+    facts.keys.clear()
+    return result, failure
 
 
 def _sample(

@@ -98,6 +98,7 @@ def _decode(
     arrays: dict[str, npt.NDArray[Any]] = {}
     shared_features: dict[str, Mask] = {}
     known: set[str] = set()
+    twice: set[str] = set()
     for entry in signature.inputs:
         features = entry.features or (entry.name,)
         if entry.type == "embedding":
@@ -112,7 +113,15 @@ def _decode(
             arrays[entry.name] = _vectors(entry.name, rows, shared, vectors, given)
         else:
             arrays[entry.name] = _numbers(features, rows, shared)
+        twice |= known.intersection(features)
         known.update(features)
+    for name in twice & (given | shared.keys()):
+        owners = [entry.name for entry in signature.inputs if name in entry.features]
+        message = (
+            f"{shortened(name)}: a feature of {' and of '.join(owners)}, which rows cannot tell "
+            "apart; send columns"
+        )
+        raise InvalidRequest(message)
     if unknown := sorted((given | shared.keys()) - known):
         message = f"{shortened(unknown[0])}: unknown feature, expected {', '.join(sorted(known))}"
         raise InvalidRequest(message)
