@@ -156,7 +156,7 @@ def test_a_row_that_one_method_s_table_lacks_harms_nobody_else(tmp_path: Path) -
     bodies = [{"item.lengths": [1], "item.values": [item]} for item in (4, 5)]
     (good, bad) = ask(served, *bodies, qualname="few")
     assert good[0] == 200
-    assert bad[0] == 500
+    assert bad[0] == 400
     assert "the model made the row 5 of its ids, its table has 5 rows" in bad[1]["message"]
 
 

@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
 
-from torchrec_archiver.samples import BATCHES, FEW_IDS, draw_requests
+from torchrec_archiver.samples import BATCHES, DrawnIds, draw_requests
 from torchrec_handler.archive import Signature
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.draw import STYLES, draw_inputs, open_inputs
@@ -83,8 +84,8 @@ def record_drawn(module: torch.nn.Module, output: FactoryOutput, signature: Sign
     will not do, few are tried.
     """
     best: Recorded | None = None
-    for most_ids, style in itertools.product((None, FEW_IDS), STYLES):
-        recorded = record(module, output, draw_requests(signature, style, most_ids=most_ids))
+    for ids, style in itertools.product(get_args(DrawnIds), STYLES):
+        recorded = record(module, output, draw_requests(signature, style, ids))
         if best is None or len(recorded.failures) < len(best.failures):
             best = recorded
         if not recorded.failures:

@@ -5,6 +5,7 @@ Shapes: B rows, F features, D width, N ids.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,25 +54,35 @@ def read_requests(path: Path, signature: Signature, options: Options) -> list[Va
 FEW_IDS = 2
 """What nearly every table has."""
 
+DrawnIds = Literal["any", "few of open ones", "few"]
+"""Those that a table has and, of a feature that no table limits, any; or few of the latter, which
+may come to a table that nobody knows; or few of all, which methods may look up elsewhere."""
+
 
 def draw_requests(
-    signature: Signature, style: Style = STYLES[0], *, most_ids: int | None = None
+    signature: Signature, style: Style = STYLES[0], ids: DrawnIds = "any"
 ) -> list[ValidRequest]:
     """Draw requests of `BATCHES` rows with ids inside the tables.
 
     Args:
         signature: what the model takes.
         style: how long lists of ids are.
-        most_ids: ids are below it; None for any that a table has.
+        ids: which.
 
     Returns:
         None of them when the signature leaves an input's features open.
     """
     if open_inputs(signature):
         return []
-    if most_ids is not None:
+    if ids != "any":
         inputs = tuple(
-            replace(entry, rows=tuple(min(rows or most_ids, most_ids) for rows in entry.rows))
+            replace(
+                entry,
+                rows=tuple(
+                    FEW_IDS if rows is None or (ids == "few" and rows > FEW_IDS) else rows
+                    for rows in entry.rows
+                ),
+            )
             for entry in signature.inputs
         )
         signature = replace(signature, inputs=inputs)

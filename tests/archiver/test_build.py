@@ -362,10 +362,12 @@ WRONG = [
         message="config file: {folder}/nowhere.yaml cannot be read: No such file or directory",
     ),
     Wrong(
-        name="config file empty",
+        name="config file with asynchronous workers",
         arguments={"config_file": "{folder}/my.yaml"},
-        files={"my.yaml": b""},
-        message="config file: {folder}/my.yaml holds a NoneType, expected a mapping",
+        files={"my.yaml": b"asyncCommunication: true"},
+        message="config file: {folder}/my.yaml: asyncCommunication: received True, expected false: "
+        "TorchServe 0.12 then lets one error answer every request in flight, and none has a time "
+        "limit",
     ),
     Wrong(
         name="config file not YAML",

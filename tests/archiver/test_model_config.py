@@ -7,6 +7,7 @@ import yaml
 
 from torchrec_archiver.model_config import DEFAULT_MODEL_CONFIG, read_model_config
 from torchrec_handler.errors import BuildError
+from torchrec_handler.options import Options
 
 ADDED = "# What is not said above, by torchrec-archiver.\n"
 
@@ -96,3 +97,12 @@ def test_what_torchserve_would_pass_over_is_refused(
     with pytest.raises(BuildError) as caught:
         read(tmp_path, content)
     assert str(caught.value) == f"config file: {tmp_path}/my.yaml: {message}"
+
+
+@pytest.mark.parametrize("content", ["", "# nothing yet\n", "---\n"])
+def test_a_file_that_says_nothing_leaves_all_to_the_defaults(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "model-config.yaml"
+    path.write_text(content)
+    written, options = read_model_config(path)
+    assert yaml.safe_load(written) == DEFAULT_MODEL_CONFIG
+    assert options == Options()

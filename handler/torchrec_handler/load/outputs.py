@@ -23,7 +23,7 @@ from torchrec_handler.load.told import read_told
 
 logger = logging.getLogger(__name__)
 
-LONG, LONG_ROWS = 130, 6
+LONG, LONG_ROWS = 130, 5
 """Ids of a long list, and rows of the batch that has some: models that pad their lists do it to 8,
 32 or 128."""
 

@@ -17,7 +17,7 @@ from torchrec.quant.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive import InputSignature, Signature
-from torchrec_handler.errors import FactoryError
+from torchrec_handler.errors import FactoryError, InvalidRequest
 
 MOST_ROWS = 2**31 - 1
 """Of a table: FBGEMM and the requests' formats count them in 32 bits."""
@@ -279,7 +279,10 @@ def lets_rows_pass(signature: Signature) -> bool:
 
 
 def guard(module: torch.nn.Module, collections: Collections) -> None:
-    """Let collections refuse rows that they do not have: native lookups read past their tables."""
+    """Let collections refuse rows that they do not have: native lookups read past their tables.
+
+    It is the request's fault, whose ids the model made these rows of.
+    """
 
     def check(features: Mapping[str, int]) -> Any:
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -309,7 +312,7 @@ def _check(given: KeyedJaggedTensor, features: Mapping[str, int]) -> None:
             f"feature {key!r}: the model made the row {int(values[position])} of its ids, "
             f"its table has {features[key]} rows"
         )
-        raise IndexError(message)
+        raise InvalidRequest(message)
 
 
 def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:

@@ -27,7 +27,14 @@ from tests.factories.packagers import ForgetfulPackager, HousePackager, OwnPacka
 from tests.factories.ranking import MetaRankingPredictFactory, RankingPredictFactory, seeded
 from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_handler.archive import DENSE, INDEX, MANIFEST, MODEL_CONFIG, SAMPLES, TABLES
-from torchrec_handler.errors import ArchiveError, FactoryError, LoadError, OptionError, WeightsError
+from torchrec_handler.errors import (
+    ArchiveError,
+    FactoryError,
+    InvalidRequest,
+    LoadError,
+    OptionError,
+    WeightsError,
+)
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.self_test import read_samples, save_samples
 from torchrec_handler.options import Options, read_options
@@ -196,7 +203,7 @@ def test_a_signature_that_takes_any_id_has_its_lookups_guarded(tmp_path: Path) -
     predictor = good.load_folder(with_rows(tmp_path, [None, 40, 10]))
     inputs = good.batch()
     inputs["id_list_features.values"][0] = 50
-    with pytest.raises(IndexError, match="'user'"):
+    with pytest.raises(InvalidRequest, match="'user'"):
         predictor.module(inputs)
 
 

@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.factories.kinds_base import KindFactory
 from torchrec_handler.archive import Signature
-from torchrec_handler.errors import FactoryError
+from torchrec_handler.errors import FactoryError, InvalidRequest
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.reach import find_collections, guard, lets_rows_pass
 from torchrec_handler.load.signature import observe_signature
@@ -115,7 +115,7 @@ def test_a_row_that_a_model_made_beyond_its_table_is_refused() -> None:
     """A native lookup would read what lies behind it."""
     _, module = observed(factory(lambda ids: ids * 3))
     given = {"ids.values": torch.tensor([2, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
-    with pytest.raises(IndexError) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         module(given)
     assert str(caught.value) == (
         "feature 'item': the model made the row 9 of its ids, its table has 8 rows"
@@ -151,7 +151,7 @@ def test_what_a_model_makes_beside_ids_as_they_were_sent_is_checked_too() -> Non
     assert signature.inputs[0].rows == (100, 100)
     assert signature.changes_ids
     given = {"ids.values": torch.tensor([3, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
-    with pytest.raises(IndexError):
+    with pytest.raises(InvalidRequest):
         module(given)
 
 
@@ -178,11 +178,11 @@ def with_similar(*, need_preproc: bool) -> tuple[Signature, Any]:
 
 def test_what_another_method_makes_of_ids_is_checked() -> None:
     signature, module = with_similar(need_preproc=True)
-    assert signature.inputs[0].rows == (ROWS, ROWS)
+    assert signature.inputs[0].rows == (None, None)  # its own rows are others
     assert signature.changes_ids
     given = {"ids.values": torch.tensor([2, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
     module(given)
-    with pytest.raises(IndexError, match="feature 'item': the model made the row 9 of its ids"):
+    with pytest.raises(InvalidRequest, match="feature 'item': the model made the row 9 of its ids"):
         module.similar(given)
 
 

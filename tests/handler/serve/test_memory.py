@@ -130,3 +130,39 @@ def test_as_many_rows_as_a_request_may_have(engine: Engine, ids: str) -> None:
     response, grown, _ = ask(engine, body, "forward")
     assert response.status in (200, 400)
     assert grown < 7 * len(body) + 64 * MB
+
+
+SHAPES = (b"1000", b"[1000000]", b'{"abcd":1000}', b'"abcde"')
+
+
+@pytest.mark.parametrize("element", SHAPES)
+def test_of_a_long_shape(engine: Engine, element: bytes) -> None:
+    start = b'{"inputs":[{"name":"float_features","datatype":"FP32","data":[1],"shape":[['
+    count = SIZE // (len(element) + 1)
+    body = bytearray(start + (element + b",") * (count - 1) + element + b"]]}]}")
+    response, grown, seconds = ask(engine, body, "forward")
+    assert response.status in (400, 413)
+    assert grown < 7 * len(body) + 64 * MB
+    assert seconds < SECONDS
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "has_own"),
+    [(16_384, 25_000, False), (512, 200_000, True), (16_384, 200_000, True), (255, 200_000, True)],
+)
+def test_of_a_long_list_that_rows_share(
+    engine: Engine,
+    rows: int,
+    width: int,
+    has_own: bool,  # noqa: FBT001
+) -> None:
+    """Each row getting its own would take a thousand times the body."""
+    own = b'{"image":[1,2,3,4]},' if has_own else b""
+    shared = b'{"age":1,"price":1,"hour":1,"title":[1,2,3,4],"image":[' + b"0," * width + b"1]}"
+    body = bytearray(
+        b'{"instances":[' + own + b"{}," * (rows - 1) + b'{}],"shared":' + shared + b"}"
+    )
+    response, grown, seconds = ask(engine, body, "forward")
+    assert response.status in (400, 413)
+    assert grown < 7 * len(body) + 64 * MB
+    assert seconds < SECONDS

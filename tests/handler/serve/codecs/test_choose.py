@@ -448,3 +448,40 @@ def mutated(body: bytes, chance: random.Random) -> bytes:
         else:
             del content[max(at, 1) :]
     return bytes(content)
+
+
+NESTED = (
+    ("id_list_features.values", [7, [8, 3], [], 4, [1, [2]], 3, []]),
+    ("id_list_features.lengths", [1, [1], 2, 0, 0, 3]),
+    ("float_features", [[31, [9.5], 23], [42, 8, 7]]),
+    ("embedding_features", [[[1, 2, 3, [4]], [5, 6, 7, 8]], [[0.5, 0, 0, 0], [0, 0, 0, 1]]]),
+)
+
+
+@pytest.mark.parametrize(("name", "nested"), NESTED)
+@pytest.mark.parametrize("is_tensor", [False, True])
+def test_a_list_where_others_hold_a_number_is_refused(
+    name: str,
+    nested: Any,
+    is_tensor: bool,  # noqa: FBT001
+) -> None:
+    """simdjson reads through it, and finds as many numbers as there should be."""
+    where = name
+    document: dict[str, Any] = {**COLUMNS, name: nested}
+    if is_tensor:
+        document = open_inference()
+        position = [tensor["name"] for tensor in document["inputs"]].index(name)
+        document["inputs"][position]["data"] = nested
+        where = f"inputs[{position}] ({name}).data"
+    with pytest.raises(InvalidRequest) as caught:
+        codecs().decode(raw(json.dumps(document).encode()))
+    assert str(caught.value) == (
+        f"{where}: its lists have different lengths, expected rows of one length"
+    )
+
+
+def test_brackets_elsewhere_are_no_lists() -> None:
+    document = {**open_inference(), "id": "[[[", "outputs": [{"name": "default"}], "more": [[]]}
+    columns, reply = codecs().decode(raw(json.dumps(document).encode()))
+    assert reply.id == "[[["
+    assert columns.arrays["float_features"].tolist() == COLUMNS["float_features"]
