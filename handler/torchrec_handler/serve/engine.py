@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -38,8 +38,7 @@ NO_REPLY = Reply(format="json")
 Arguments = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Read:
+class _Read(NamedTuple):
     """A request that was read, and no more."""
 
     content: Columns | Measured | Arguments

@@ -70,6 +70,14 @@ class Reply:
     qualname: str = ""
 
 
+OWN: Mapping[Format, Reply] = {
+    "json": Reply(format="json"),
+    "open_inference": Reply(format="open_inference"),
+    "protobuf": Reply(format="protobuf"),
+}
+"""What most requests want."""
+
+
 class Codecs:
     """Reads requests for one model, writes its answers."""
 
@@ -104,7 +112,9 @@ class Codecs:
             read = open_inference.decode(document, raw.body, given, self._columns)
             reply = _reply(raw, "open_inference", read.id)
             return read, replace(reply, outputs=read.outputs) if read.outputs else reply
-        return json_columns.decode(document, raw.body, self._columns), _reply(raw, "json", None)
+        return json_columns.decode(document, raw.body, given, self._columns), _reply(
+            raw, "json", None
+        )
 
     def decode_arguments(self, raw: RawRequest) -> tuple[dict[str, Any], Reply]:
         """Read the keyword arguments of a method without `need_preproc`.
@@ -194,7 +204,7 @@ def _body_format(raw: RawRequest) -> Literal["json", "protobuf"]:
 def _reply(raw: RawRequest, own: Format, identifier: str | None) -> Reply:
     """The format that `Accept` names, else the request's own."""
     if not raw.accept:
-        return Reply(format=own, id=identifier)
+        return Reply(format=own, id=identifier) if identifier is not None else OWN[own]
     accepted = [part.partition(";")[0].strip().lower() for part in raw.accept.split(",")]
     for name in accepted:
         kind = CONTENT_TYPES.get(name) if name else None

@@ -4,7 +4,7 @@
  "id_list_features.lengths": [...F*B...], "id_list_features.values": [...N...]}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,30 @@ import simdjson
 
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.columns import Column
-from torchrec_handler.serve.codecs.json_document import ArrayReader, shortened, shown
+from torchrec_handler.serve.codecs.json_document import (
+    count_lists,
+    read_array,
+    refuse_nested,
+    shortened,
+    shown,
+)
 from torchrec_handler.serve.request import Columns
 
 BATCH_SIZE = "batch_size"
 
 
 def decode(
-    document: simdjson.Object, body: bytes | bytearray, columns: Mapping[str, Column]
+    document: simdjson.Object,
+    body: bytes | bytearray,
+    given: Sequence[str],
+    columns: Mapping[str, Column],
 ) -> Columns:
     """Read a body.
 
     Args:
         document: the body, parsed.
         body: the same.
+        given: its names.
         columns: what it may hold.
 
     Raises:
@@ -35,12 +45,11 @@ def decode(
         RequestTooLarge: an array holds more than the limits allow.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
-    reader = ArrayReader()
     batch_size: int | None = None
-    for name in document:
+    for name in given:
         column = columns.get(name)
         if column is not None:
-            arrays[name] = reader.read(name, document[name], column)
+            arrays[name] = read_array(name, document[name], column)
         elif name == BATCH_SIZE:
             batch_size = _batch_size(document[name])
         else:
@@ -49,7 +58,10 @@ def decode(
                 "(or instances, or inputs)"
             )
             raise InvalidRequest(message)
-    reader.check(body)
+    if body.count(b"[") != sum(count_lists(array.shape) for array in arrays.values()):
+        refuse_nested(
+            (name, document[name], columns[name], array.shape) for name, array in arrays.items()
+        )
     return Columns(arrays=arrays, batch_size=batch_size)
 
 

@@ -6,7 +6,7 @@ simdjson parses; nothing becomes a Python object before a codec asks for it.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
 
@@ -109,43 +109,6 @@ class JsonParser:
             raise InvalidRequest(message) from None
 
 
-class ArrayReader:
-    """Reads the arrays of one body, and sees that none holds a list where others hold a number.
-
-    simdjson reads numbers of a list in a list as if they were the outer one's.
-    """
-
-    def __init__(self) -> None:
-        self._read: list[tuple[str, simdjson.Array, Column, int]] = []
-        """Name, array, what it is, and how many lists its shape has."""
-
-    def read(self, name: str, value: Any, column: Column) -> npt.NDArray[Any]:
-        """One array, see `read_array`."""
-        array = read_array(name, value, column)
-        lists, level = 1, 1
-        for size in array.shape[:-1]:
-            level *= size
-            lists += level
-        self._read.append((name, value, column, lists))
-        return array
-
-    def check(self, body: bytes | bytearray, others: int = 0) -> None:
-        """See that there are as many lists as all shapes have.
-
-        Args:
-            body: the whole body.
-            others: how many more it is expected to hold.
-
-        Raises:
-            InvalidRequest: an array holds more.
-        """
-        if body.count(b"[") == others + sum(lists for *_, lists in self._read):
-            return
-        for name, value, column, lists in self._read:
-            if cast("bytes", value.mini).count(b"[") != lists:
-                raise InvalidRequest(_explain(name, value, column))
-
-
 def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     """One array, as int64 or float64, with the shape its lists have.
 
@@ -159,15 +122,42 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     shape = _shape(name, value, column)
     if shape is None:
         raise InvalidRequest(_explain(name, value, column))
-    check_size(name, shape, column)
+    size = math.prod(shape)
+    check_size(name, size, column)
     try:
         buffer = value.as_buffer(of_type="i" if column.is_integer else "d")
     except (TypeError, ValueError):
         raise InvalidRequest(_explain(name, value, column)) from None
     flat = np.frombuffer(buffer, dtype=np.int64 if column.is_integer else np.float64)
-    if flat.size != math.prod(shape):
+    if flat.size != size:
         raise InvalidRequest(_explain(name, value, column))
     return flat if len(shape) == 1 else flat.reshape(shape)
+
+
+def count_lists(shape: Sequence[int]) -> int:
+    """How many lists an array of a shape is written with."""
+    lists = level = 1
+    for size in shape[:-1]:
+        level *= size
+        lists += level
+    return lists
+
+
+def refuse_nested(read: Iterable[tuple[str, Any, Column, Sequence[int]]]) -> None:
+    """Refuse an array that holds a list where others hold a number.
+
+    simdjson reads through it as if its numbers were the outer list's. It costs as much as reading,
+    so it is for bodies that hold more lists than the shapes of all that was read.
+
+    Args:
+        read: arrays, as name, value, column and the shape that `read_array` found.
+
+    Raises:
+        InvalidRequest: names the array.
+    """
+    for name, value, column, shape in read:
+        if cast("bytes", value.mini).count(b"[") != count_lists(shape):
+            raise InvalidRequest(_explain(name, value, column))
 
 
 class Memory:
@@ -283,13 +273,12 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         raise InvalidRequest(message)
 
 
-def check_size(name: str, shape: Sequence[int], column: Column) -> None:
+def check_size(name: str, size: int, column: Column) -> None:
     """Compare with the limits before anything is allocated.
 
     Raises:
         RequestTooLarge: more elements than the column may hold.
     """
-    size = math.prod(shape)
     if column.most is not None and size > column.most:
         message = (
             f"{name}: received {size} elements, expected at most {column.most} ({column.limit})"
@@ -322,7 +311,7 @@ def _shape(name: str, array: simdjson.Array, column: Column) -> tuple[int, ...] 
             message = f"{name}: its lists are nested deeper than {MOST_AXES} levels"
             raise InvalidRequest(message)
         lists = len(level) * shape[-1]
-        check_size(name, [lists], column)
+        check_size(name, lists, column)
         most = MOST_LISTS_OF_INTEGERS if column.is_integer else MOST_LISTS
         if lists > most:
             message = f"{name}: received {lists} lists, expected at most {most}"

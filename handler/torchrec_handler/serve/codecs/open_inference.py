@@ -17,9 +17,11 @@ from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.serve.codecs.columns import Column
 from torchrec_handler.serve.codecs.json_document import (
     MOST_AXES,
-    ArrayReader,
     check_size,
+    count_lists,
     names,
+    read_array,
+    refuse_nested,
     shortened,
     shown,
 )
@@ -49,6 +51,9 @@ MOST_NAMES = 64
 """Of a tensor and of what is beside `inputs`: the protocol knows four, and clients add some."""
 
 MOST_OUTPUTS = 4_096
+
+Read = tuple[str, Any, Column, Sequence[int]]
+"""An array's place, itself, what it is, and the shape that its lists have."""
 
 BINARY = "binary_data"
 """How the parameters of the protocol's binary extension begin."""
@@ -92,7 +97,7 @@ def decode(
         message = f"{INPUTS}: received {shown(tensors)}, expected an array of tensors"
         raise InvalidRequest(message)
     arrays: dict[str, npt.NDArray[Any]] = {}
-    reader = ArrayReader()
+    read: list[Read] = []
     for position, tensor in enumerate(tensors):
         where = f"{INPUTS}[{position}]"
         if not isinstance(tensor, simdjson.Object):
@@ -107,9 +112,11 @@ def decode(
         if name in arrays:
             message = f"{where}.name: {name} is given twice"
             raise InvalidRequest(message)
-        arrays[name] = _tensor(f"{where} ({name})", tensor, keys, column, reader)
+        arrays[name] = _tensor(f"{where} ({name})", tensor, keys, column, read)
     # Of lists there are `inputs`, a shape of each, and often `outputs`.
-    reader.check(body, 1 + len(arrays) + (OUTPUTS in given))
+    lists = 1 + len(arrays) + (OUTPUTS in given)
+    if body.count(b"[") != lists + sum(count_lists(shape) for *_, shape in read):
+        refuse_nested(read)
     if PARAMETERS in given:
         _check_parameters(PARAMETERS, document[PARAMETERS])
     identifier = document["id"] if "id" in given else None
@@ -225,7 +232,7 @@ def _tensor(
     tensor: simdjson.Object,
     keys: Sequence[str],
     column: Column,
-    reader: ArrayReader,
+    read: list[Read],
 ) -> npt.NDArray[Any]:
     datatype = _get(where, tensor, "datatype", keys)
     known = INTEGERS if column.is_integer else DATATYPES
@@ -235,9 +242,11 @@ def _tensor(
     if PARAMETERS in keys:
         _check_parameters(f"{where}.{PARAMETERS}", tensor[PARAMETERS])
     shape = _shape(where, _get(where, tensor, "shape", keys))
-    check_size(where, shape, column)
+    check_size(where, math.prod(shape), column)
     # The data may be nested or flat, and flat it is as long as the whole tensor.
-    data = reader.read(f"{where}.data", _get(where, tensor, "data", keys), column)
+    value = _get(where, tensor, "data", keys)
+    data = read_array(f"{where}.data", value, column)
+    read.append((f"{where}.data", value, column, data.shape))
     if data.shape not in (shape, (math.prod(shape),)):
         received = " x ".join(map(str, data.shape))
         expected = " x ".join(map(str, shape))
