@@ -6,6 +6,7 @@ Letters in shapes: R requests, F features, N the length of a first axis.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
@@ -119,7 +120,9 @@ class _Measured:
 
     def __init__(self, requests: Sequence[ValidRequest], inputs: Collection[str]) -> None:
         self.requests = len(requests)
-        self._rows = np.array([request.rows for request in requests])
+        self.ends = list(accumulate(request.rows for request in requests))
+        """Of each request's rows."""
+        self._requests = requests
         self._ids = {
             name: np.stack([_ids(request, name) for request in requests]) for name in inputs
         }
@@ -127,7 +130,8 @@ class _Measured:
     def of(self, count: Count) -> Sizes:
         """[R, F]: values of each request in each feature; one column where rows are counted."""
         if count.input is None:
-            return self._rows[:, None] * count.factor
+            rows = np.array([request.rows for request in self._requests])
+            return rows[:, None] * count.factor
         ids = self._ids[count.input]
         taken: Sizes = ids[:, list(count.features)] if count.features else ids
         return taken * count.factor
@@ -141,6 +145,13 @@ def _ids(request: ValidRequest, name: str) -> Sizes:
 
 
 def _cut(where: str, tensor: HostArray, known: OutputSplit, measured: _Measured) -> list[HostArray]:
+    count, *others = known.counts
+    rows = measured.ends[-1]
+    is_of_rows = not others and count.input is None
+    if is_of_rows and tensor.shape == (rows * count.factor, *known.shape):
+        # Most outputs of most models, for which all below is too long a way.
+        ends = [end * count.factor for end in measured.ends]
+        return [tensor[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     if tensor.ndim == len(known.shape):
         tensor = tensor[None]  # a model that squeezes what it gives takes a batch's one row for it
     sizes = _fitting(where, tensor, known, measured)
