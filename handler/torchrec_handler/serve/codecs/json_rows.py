@@ -163,10 +163,10 @@ def _blocks(array: simdjson.Array, memory: Memory | None) -> Iterator[Rows]:
     left = iter(array)
     first = 0
     while found := list(islice(left, BLOCK_ROWS)):
-        for position, row in enumerate(found, first):
-            if not isinstance(row, simdjson.Object):
-                message = f"{INSTANCES}[{position}]: received {shown(row)}, expected an object"
-                raise InvalidRequest(message)
+        if set(map(type, found)) != {simdjson.Object}:
+            at = next(at for at, row in enumerate(found) if type(row) is not simdjson.Object)
+            message = f"{INSTANCES}[{first + at}]: received {shown(found[at])}, expected an object"
+            raise InvalidRequest(message)
         objects = cast("list[simdjson.Object]", found)
         if memory is not None:
             memory.check_part(b"".join(map(_text, objects)))
