@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from examples.movielens import train
-from tests.torchserve import TorchServe
+from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
+from torchrec_archiver.server import TorchServe
 
 # Tests run beside a server and each other on two cores.
 torch.set_num_threads(1)
@@ -19,7 +20,9 @@ os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """A running TorchServe without models; what a test registers, it unregisters."""
-    with TorchServe(tmp_path_factory.mktemp("torchserve")) as running:
+    with TorchServe(
+        tmp_path_factory.mktemp("torchserve"), environment={"PYTHONPATH": str(ROOT)}
+    ) as running:
         yield running
 
 

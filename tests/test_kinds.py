@@ -33,7 +33,7 @@ from tests.kinds import (
     signature,
     torchrecs_float16,
 )
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 from torchrec_handler.client import PROTOBUF, encode
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.load.self_test import read_samples

@@ -16,8 +16,8 @@ import pytest
 
 from tests.factories.needing import MODULE, NeedingFactory
 from tests.factories.typed import TypedFactory
-from tests.torchserve import CONFIG, TorchServe
 from torchrec_archiver import build_archive
+from torchrec_archiver.server import CONFIG, TorchServe
 
 VMARGS = next(
     line.partition("=")[2]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.torchserve import ROOT, TorchServe
+from tests.support.paths import ROOT
+from torchrec_archiver.server import TorchServe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.archives import good
-from tests.torchserve import ROOT, TorchServe
+from tests.support.paths import ROOT
+from torchrec_archiver.server import TorchServe
 
 OTHER_PYTHON = os.environ.get("OTHER_PYTHON")
 """The interpreter of the other environment."""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.factories.dmp import DmpPredictFactory, build, sample
+from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
 from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_handler.errors import BuildError
@@ -21,7 +22,6 @@ from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.options import Options
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 

@@ -16,12 +16,12 @@ import torch
 from tests.archives import good
 from tests.factories.packaged import Scale
 from tests.factories.ranking import RankingPredictFactory, seeded
+from tests.support.paths import ROOT
 from torchrec_archiver import DefaultPackager
 from torchrec_archiver import __main__ as command_line
 from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG, PACKAGE, REQUIREMENTS, Index
 from torchrec_handler.load.package import open_package
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = {
     "float_features": [[0.5, 1.0, 1.5]],
     "id_list_features.lengths": [1, 1, 2],

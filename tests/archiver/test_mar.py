@@ -17,6 +17,7 @@ import pytest
 from model_archiver.model_archiver_config import ModelArchiverConfig
 
 from tests.archives import good
+from tests.support.paths import ROOT
 from torchrec_archiver.mar import (
     STAGING_PREFIX,
     staging,
@@ -26,7 +27,6 @@ from torchrec_archiver.store import ArchiveFormat, Place
 from torchrec_handler.archive import HANDLER, MANIFEST, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
 
-ROOT = Path(__file__).parents[2]
 FORMATS: list[tuple[ArchiveFormat, str]] = [
     ("default", "ranking.mar"),
     ("zip-store", "ranking.mar"),

@@ -15,6 +15,7 @@ from tests.factories.dmp import DmpPredictFactory, build
 from tests.factories.packaged import QuantizedPredictFactory
 from tests.factories.ranking import seeded
 from tests.kinds import KINDS
+from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive import SAMPLES, Index
@@ -23,8 +24,6 @@ from torchrec_handler.load.self_test import read_samples
 
 TABLE = re.compile(r"\bembedding(_bag)?s\.")
 """What a checkpoint's names of tables hold."""
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from tests.archives import good
 from tests.factories.packaged import ConfiguredPredictFactory, HousePredictFactory, Scale
 from tests.factories.packagers import LOADER, HousePackager, LoaderCodePackager, MockingPackager
 from tests.factories.ranking import RankingPredictFactory
-from tests.torchserve import TorchServe
 from torchrec_archiver import DefaultPackager
 from torchrec_archiver.package import read_config, save_package
+from torchrec_archiver.server import TorchServe
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.package import open_package
 

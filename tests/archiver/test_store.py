@@ -11,7 +11,7 @@ import pytest
 
 from tests.archives import good
 from tests.factories.ranking import seeded
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 from torchrec_archiver.store import SUFFIXES, ArchiveFormat, check_arguments, find_place
 from torchrec_handler.archive import MANIFEST
 from torchrec_handler.errors import BuildError

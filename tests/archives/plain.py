@@ -9,9 +9,8 @@ from typing import Any
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
 
+from tests.support.paths import ROOT
 from torchrec_archiver import DefaultPackager
-
-ROOT = Path(__file__).parents[2]
 
 
 def build_plain(  # noqa: PLR0913  what the two tools take

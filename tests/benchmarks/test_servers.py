@@ -49,7 +49,7 @@ from benchmarks.servers import (
     measure,
 )
 from benchmarks.servers import merge as merge_results
-from tests.torchserve import ROOT
+from tests.support.paths import ROOT
 from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from examples.movielens.data import Dataset, load
 from tests.examples.readme import Readme
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.torchserve import ROOT
+from tests.support.paths import ROOT
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 

@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from examples.movielens.data import SPARSE_FEATURES, load
 from examples.movielens.rows import Rows
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 from torchrec_handler.client import Client, encode
 from torchrec_handler.errors import AnswerError
 

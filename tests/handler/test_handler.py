@@ -31,8 +31,9 @@ from examples.movielens.train import logits, model_config
 from tests.factories.ranking import RankingPredictFactory
 from tests.factories.typed import TypedFactory
 from tests.grpc_client import GrpcClient
-from tests.torchserve import ROOT, TorchServe
+from tests.support.paths import ROOT
 from torchrec_archiver import DefaultPackager, build_archive
+from torchrec_archiver.server import TorchServe
 from torchrec_handler.errors import OptionError
 from torchrec_handler.handler import TorchRecHandler, _raw, _wait_until_read
 from torchrec_handler.serve.codecs.predictor_pb2 import (

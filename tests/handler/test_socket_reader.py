@@ -26,7 +26,7 @@ from ts.protocol import otf_message_handler
 from ts.service import Service
 
 from examples.movielens.data import load
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 from torchrec_handler import socket_reader
 from torchrec_handler.socket_reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
 

@@ -13,7 +13,7 @@ import pytest
 
 from examples.movielens.data import Dataset
 from examples.movielens.rank import CANDIDATES, RankError, candidates, curl_command, main, rank
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 
 
 def address(server: TorchServe) -> str:

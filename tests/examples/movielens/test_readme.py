@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from tests.examples.readme import DEFAULT_SERVER, Readme
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 
 
 def test_the_readme_trains_archives_and_asks(movielens: TorchServe, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from examples.movielens.auc import auc
 from examples.movielens.data import Dataset
-from tests.torchserve import TorchServe
+from torchrec_archiver.server import TorchServe
 
 ROWS_PER_REQUEST = 1000
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tests.archives import good
-
-ROOT = Path(__file__).parents[3]
+from tests.support.paths import ROOT
 
 BEGIN = """
 import json, logging, os, signal, sys, threading

