@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 
-from tests.factories.kinds_base import KindFactory, keyed, trained
-from tests.factories.kinds_meta import (
+from tests.support.factories.kinds_base import KindFactory, keyed, trained
+from tests.support.factories.kinds_meta import (
     META,
     MetaOwnTypeFactory,
     MetaPrunedFactory,
     MetaQuantizedFactory,
 )
-from tests.factories.kinds_own import (
+from tests.support.factories.kinds_own import (
     OwnMappingFactory,
     OwnTypeFactory,
     PartFactory,
@@ -23,8 +23,8 @@ from tests.factories.kinds_own import (
     QuantizedFactory,
     ShardedFactory,
 )
-from tests.factories.kinds_ranking import FEATURES
-from tests.kinds import (
+from tests.support.factories.kinds_ranking import FEATURES
+from tests.support.kinds import (
     KINDS,
     batch,
     build,

@@ -14,8 +14,8 @@ from typing import Literal
 import httpx
 import pytest
 
-from tests.factories.needing import MODULE, NeedingFactory
-from tests.factories.typed import TypedFactory
+from tests.support.factories.needing import MODULE, NeedingFactory
+from tests.support.factories.typed import TypedFactory
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import CONFIG, TorchServe
 

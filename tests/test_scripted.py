@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factories.kinds_base import trained
-from tests.factories.kinds_scripted import (
+from tests.support.factories.kinds_base import trained
+from tests.support.factories.kinds_scripted import (
     MetaScriptedFactory,
     QuantizedScriptedFactory,
     ScriptedFactory,
     TorchRecsDlrmFactory,
     TracedFactory,
 )
-from tests.kinds import batch, build, load_archive
+from tests.support.kinds import batch, build, load_archive
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.predict import predict

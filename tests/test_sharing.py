@@ -12,13 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories.kinds_base import Batch, KindFactory, keyed
-from tests.factories.kinds_own import PartFactory, PrunedFactory
-from tests.factories.kinds_pooled import SEEN_IDS, PooledPredictModule, SumFactory, WidthsFactory
-from tests.factories.ranking import RankingPredictFactory
-from tests.handler.serve.codecs.one_request import JSON, PROTOBUF, floats, ints
-from tests.handler.serve.exact import CPU, THOUSAND
-from tests.kinds import KINDS, prepare
+from tests.support.exact import CPU, THOUSAND
+from tests.support.factories.kinds_base import Batch, KindFactory, keyed
+from tests.support.factories.kinds_own import PartFactory, PrunedFactory
+from tests.support.factories.kinds_pooled import (
+    SEEN_IDS,
+    PooledPredictModule,
+    SumFactory,
+    WidthsFactory,
+)
+from tests.support.factories.ranking import RankingPredictFactory
+from tests.support.kinds import KINDS, prepare
+from tests.support.one_request import JSON, PROTOBUF, floats, ints
 from torchrec_handler.archive import InputSignature
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factories import uncommon
-from tests.factories.kinds_base import KindFactory, trained
-from tests.kinds import batch, build, load_archive
+from tests.support.factories import uncommon
+from tests.support.factories.kinds_base import KindFactory, trained
+from tests.support.kinds import batch, build, load_archive
 from torchrec_handler.errors import BuildError, FactoryError, LoadError
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine

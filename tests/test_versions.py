@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.archives import good
+from tests.support.archives import good
 from tests.support.paths import ROOT
 from torchrec_archiver.server import TorchServe
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(not OTHER_PYTHON, reason="only one list of versi
 
 
 def run_other(*arguments: str) -> Any:
-    """What the other environment prints of `tests.archives.exchanged`."""
+    """What the other environment prints of `tests.support.archives.exchanged`."""
     assert OTHER_PYTHON
-    command = [OTHER_PYTHON, "-W", "ignore", "-m", "tests.archives.exchanged", *arguments]
+    command = [OTHER_PYTHON, "-W", "ignore", "-m", "tests.support.archives.exchanged", *arguments]
     paths = os.pathsep.join(str(ROOT / name) for name in ("", "handler", "archiver"))
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)

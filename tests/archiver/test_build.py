@@ -18,10 +18,10 @@ from torch.package.importer import sys_importer
 from torch.package.package_importer import PackageImporter
 from torchrec.inference.modules import quantize_inference_model
 
-from tests.archives import good
-from tests.factories.kinds_own import ShardedFactory
-from tests.factories.large import LargePredictFactory
-from tests.factories.packaged import (
+from tests.support.archives import good
+from tests.support.factories.kinds_own import ShardedFactory
+from tests.support.factories.large import LargePredictFactory
+from tests.support.factories.packaged import (
     ConfiguredPredictFactory,
     EmptyPredictFactory,
     HousePredictFactory,
@@ -29,8 +29,8 @@ from tests.factories.packaged import (
     RenamingPredictFactory,
     Scale,
 )
-from tests.factories.packagers import LOADER, HousePackager
-from tests.factories.ranking import (
+from tests.support.factories.packagers import LOADER, HousePackager
+from tests.support.factories.ranking import (
     MetaRankingPredictFactory,
     RankingPredictFactory,
     RankingPredictModule,
@@ -182,10 +182,10 @@ def test_configs_and_extra_files_are_objects_texts_bytes_or_paths(
 def test_factory_and_packager_may_be_named(store: Path) -> None:
     folder = build(
         store,
-        factory="tests.factories.packaged:HousePredictFactory",
-        packager="tests.factories.packagers:HousePackager",
+        factory="tests.support.factories.packaged:HousePredictFactory",
+        packager="tests.support.factories.packagers:HousePackager",
     )
-    assert "tests.factories.house" in open_package(folder / PACKAGE).importer.extern_modules
+    assert "tests.support.factories.house" in open_package(folder / PACKAGE).importer.extern_modules
     torch.testing.assert_close(scores(folder), good.expected_scores() * 3)
 
 
@@ -193,10 +193,10 @@ def test_a_packager_of_one_s_own_is_obeyed(store: Path) -> None:
     folder = build(store, factory=HousePredictFactory, packager=HousePackager)
     package = open_package(folder / PACKAGE)
     assert (
-        package.importer.import_module("tests.factories.house")
-        is sys.modules["tests.factories.house"]
+        package.importer.import_module("tests.support.factories.house")
+        is sys.modules["tests.support.factories.house"]
     )
-    mocked = package.importer.import_module("tests.factories.telemetry").send
+    mocked = package.importer.import_module("tests.support.factories.telemetry").send
     with pytest.raises(NotImplementedError, match="was mocked out during packaging"):
         mocked("event")
 
@@ -213,7 +213,7 @@ def test_a_factory_out_of_another_package_is_packed_again(
     first = tmp_path / "first.pt"
     DefaultPackager.save_predict_factory(MetaRankingPredictFactory, {}, first, {})
     importer = PackageImporter(str(first))
-    factory = importer.import_module("tests.factories.ranking").MetaRankingPredictFactory
+    factory = importer.import_module("tests.support.factories.ranking").MetaRankingPredictFactory
     folder = build(
         store,
         factory=factory,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from tests.factories.dmp import DmpPredictFactory, build, sample
+from tests.support.factories.dmp import DmpPredictFactory, build, sample
 from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
 from torchrec_archiver.checkpoint import read_checkpoint
@@ -31,7 +31,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
     command = [str(Path(sys.executable).with_name("torchrun"))]
     command += ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
-    command += ["-m", "tests.archiver.train_two_ranks", str(folder)]
+    command += ["-m", "tests.support.train_two_ranks", str(folder)]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     return folder
 

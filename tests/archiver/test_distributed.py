@@ -10,7 +10,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from tests.factories.dmp import DmpPredictModule, build
+from tests.support.factories.dmp import DmpPredictModule, build
 from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_handler.errors import BuildError

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.factories.packagers import HousePackager
-from tests.factories.ranking import RankingPredictFactory
+from tests.support.factories.packagers import HousePackager
+from tests.support.factories.ranking import RankingPredictFactory
 from torchrec_archiver.factory import find_factory, find_packager
 from torchrec_handler.errors import BuildError
 
-RANKING = "tests.factories.ranking"
+RANKING = "tests.support.factories.ranking"
 
 
 def error_of(call: Callable[[], object]) -> str:
@@ -33,7 +33,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_name_is_imported() -> None:
     assert find_factory(f"{RANKING}:RankingPredictFactory") is RankingPredictFactory
-    assert find_packager("tests.factories.packagers:HousePackager") is HousePackager
+    assert find_packager("tests.support.factories.packagers:HousePackager") is HousePackager
 
 
 def test_a_class_is_taken_as_it_is() -> None:

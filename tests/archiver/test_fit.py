@@ -14,8 +14,8 @@ from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 
-from tests.factories.packaged import QuantizedPredictFactory
-from tests.factories.ranking import RankingPredictModule, seeded
+from tests.support.factories.packaged import QuantizedPredictFactory
+from tests.support.factories.ranking import RankingPredictModule, seeded
 from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_archiver.entries import Checkpoint
 from torchrec_archiver.fit import fit

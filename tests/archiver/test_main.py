@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.archives import good
-from tests.factories.packaged import Scale
-from tests.factories.ranking import RankingPredictFactory, seeded
+from tests.support.archives import good
+from tests.support.factories.packaged import Scale
+from tests.support.factories.ranking import RankingPredictFactory, seeded
 from tests.support.paths import ROOT
 from torchrec_archiver import DefaultPackager
 from torchrec_archiver import __main__ as command_line
@@ -32,7 +32,7 @@ SAMPLE = {
 }
 """A request of the ranking model."""
 
-FACTORY = "tests.factories.ranking:RankingPredictFactory"
+FACTORY = "tests.support.factories.ranking:RankingPredictFactory"
 
 
 @pytest.fixture(autouse=True)
@@ -135,14 +135,14 @@ def test_every_option_in_one_real_command(tmp_path: Path, store: Path, workspace
         [
             *(str(Path(sys.executable).with_name("torchrec-archiver")), "build"),
             *("--model-name", "shop", "--version", "2.0"),
-            *("--factory", "tests.factories.packaged:ConfiguredPredictFactory"),
+            *("--factory", "tests.support.factories.packaged:ConfiguredPredictFactory"),
             *("--config", f"scale.pkl={tmp_path}/scale.pkl"),
             *("--config", f"scale.txt={tmp_path}/five.txt"),
             *("--weights", str(tmp_path / "weights.pt"), "--weights-map", "module.="),
             *("--weights-key", "ema", "--ignore-weights", "criterion.*"),
             *("--samples", str(tmp_path / "samples.jsonl"), "--max-output-error", "1e6"),
             *("--extra-files", f"{tmp_path}/scale.txt, {tmp_path}/scale.bin"),
-            *("--packager", "tests.factories.packagers:LoaderCodePackager"),
+            *("--packager", "tests.support.factories.packagers:LoaderCodePackager"),
             *("--export-path", str(store)),
             *("--config-file", str(tmp_path / "model-config.yaml")),
             *("--requirements-file", str(tmp_path / "needs.txt")),
@@ -216,7 +216,7 @@ def test_a_factory_out_of_another_package_is_packed_again(
         "from torch.package import PackageImporter, sys_importer\n"
         "from torchrec_archiver import DefaultPackager\n"
         "importer = PackageImporter('first.pt')\n"
-        "module = importer.import_module('tests.factories.ranking')\n"
+        "module = importer.import_module('tests.support.factories.ranking')\n"
         "RepackedPredictFactory = module.RankingPredictFactory\n"
         "class RepackingPackager(DefaultPackager):\n"
         "    @classmethod\n"
@@ -243,13 +243,13 @@ def test_a_factory_out_of_another_package_is_packed_again(
             "factory: received 'shop', expected MODULE:CLASS",
         ),
         (
-            ("--factory", "tests.factories.ranking:Shop"),
-            "factory: module 'tests.factories.ranking' has no class 'Shop'",
+            ("--factory", "tests.support.factories.ranking:Shop"),
+            "factory: module 'tests.support.factories.ranking' has no class 'Shop'",
         ),
         (
-            ("--factory", "tests.factories.ranking:RankingPredictModule"),
+            ("--factory", "tests.support.factories.ranking:RankingPredictModule"),
             (
-                "factory: tests.factories.ranking:RankingPredictModule is not a "
+                "factory: tests.support.factories.ranking:RankingPredictModule is not a "
                 "torchrec.inference.modules.PredictFactory"
             ),
         ),
@@ -446,15 +446,15 @@ def test_a_factory_that_fails_is_one_error_line(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The build runs the code that will serve, so its errors are the worker's."""
-    name = "tests.factories.packaged:TelemetryPredictFactory"
-    packager = "tests.factories.packagers:HousePackager"
+    name = "tests.support.factories.packaged:TelemetryPredictFactory"
+    packager = "tests.support.factories.packagers:HousePackager"
     assert build(store, "--factory", name, "--packager", packager) == 1
     out, error = capsys.readouterr()
     assert not out
     assert good.unmangled(error) == (
         "ERROR: TelemetryPredictFactory.create_predict_module raised NotImplementedError: Object "
-        "'<torch_package>.tests.factories.telemetry.send' was mocked out during packaging but it "
-        "is being used in __call__\n"
+        "'<torch_package>.tests.support.factories.telemetry.send' was mocked out during packaging "
+        "but it is being used in __call__\n"
     )
     assert not list(store.iterdir())
 

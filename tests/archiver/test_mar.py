@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from model_archiver.model_archiver_config import ModelArchiverConfig
 
-from tests.archives import good
+from tests.support.archives import good
 from tests.support.paths import ROOT
 from torchrec_archiver.mar import (
     STAGING_PREFIX,
@@ -335,7 +335,7 @@ def kill(workspace: Path, store: Path, number: signal.Signals) -> tuple[int, str
     command = [
         *(str(Path(sys.executable).with_name("torchrec-archiver")), "build"),
         *("--model-name", "large", "--version", "1.0"),
-        *("--factory", "tests.factories.large:LargePredictFactory"),
+        *("--factory", "tests.support.factories.large:LargePredictFactory"),
         *("--export-path", str(store), "--force", "--archive-format", "default"),
     ]
     process = subprocess.Popen(

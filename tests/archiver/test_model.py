@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factories.dmp import DmpPredictFactory, build
-from tests.factories.packaged import QuantizedPredictFactory
-from tests.factories.ranking import seeded
-from tests.kinds import KINDS
+from tests.support.factories.dmp import DmpPredictFactory, build
+from tests.support.factories.packaged import QuantizedPredictFactory
+from tests.support.factories.ranking import seeded
+from tests.support.kinds import KINDS
 from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index

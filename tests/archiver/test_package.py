@@ -15,10 +15,15 @@ from torch.package.package_exporter import PackageExporter
 from torch.package.package_importer import PackageImporter
 from torchrec.inference.model_packager import PredictFactoryPackager
 
-from tests.archives import good
-from tests.factories.packaged import ConfiguredPredictFactory, HousePredictFactory, Scale
-from tests.factories.packagers import LOADER, HousePackager, LoaderCodePackager, MockingPackager
-from tests.factories.ranking import RankingPredictFactory
+from tests.support.archives import good
+from tests.support.factories.packaged import ConfiguredPredictFactory, HousePredictFactory, Scale
+from tests.support.factories.packagers import (
+    LOADER,
+    HousePackager,
+    LoaderCodePackager,
+    MockingPackager,
+)
+from tests.support.factories.ranking import RankingPredictFactory
 from torchrec_archiver import DefaultPackager
 from torchrec_archiver.package import read_config, save_package
 from torchrec_archiver.server import TorchServe
@@ -117,20 +122,20 @@ def test_a_package_holds_the_user_s_code_and_no_library(tmp_path: Path) -> None:
         "__module_loader.py",
         "extra_files/index.bin",
         "extra_files/movies.json",
-        "tests/factories/house.py",
-        "tests/factories/packaged.py",
-        "tests/factories/ranking.py",
-        "tests/factories/telemetry.py",
+        "tests/support/factories/house.py",
+        "tests/support/factories/packaged.py",
+        "tests/support/factories/ranking.py",
+        "tests/support/factories/telemetry.py",
         "torchrec/inference/model_packager.py",
     ]
 
 
 def test_a_packager_s_externs_and_mocks_are_obeyed(tmp_path: Path) -> None:
     package = save(tmp_path, factory=HousePredictFactory, packager=HousePackager)
-    assert "tests/factories/house.py" not in records(package)
+    assert "tests/support/factories/house.py" not in records(package)
     importer = PackageImporter(str(package))
-    assert "tests.factories.house" in importer.extern_modules
-    source = importer.zip_reader.get_record("tests/factories/telemetry.py").decode()
+    assert "tests.support.factories.house" in importer.extern_modules
+    source = importer.zip_reader.get_record("tests/support/factories/telemetry.py").decode()
     assert source.startswith("from _mock import MockedObject")
 
 
@@ -201,7 +206,7 @@ def test_the_loader_code_may_be_given_or_be_the_packager_s(tmp_path: Path) -> No
 
 def test_a_factory_that_came_out_of_a_package_is_packed_again(tmp_path: Path) -> None:
     first = PackageImporter(str(save(tmp_path)))
-    factory = first.import_module("tests.factories.ranking").RankingPredictFactory
+    factory = first.import_module("tests.support.factories.ranking").RankingPredictFactory
     assert factory.__module__.startswith("<torch_package_")
     (tmp_path / "again").mkdir()
     package = save(tmp_path / "again", factory=factory, package_importer=[first, sys_importer])
@@ -211,7 +216,7 @@ def test_a_factory_that_came_out_of_a_package_is_packed_again(tmp_path: Path) ->
 
 def test_a_factory_that_came_out_of_a_package_needs_its_importer(tmp_path: Path) -> None:
     first = PackageImporter(str(save(tmp_path)))
-    factory = first.import_module("tests.factories.ranking").RankingPredictFactory
+    factory = first.import_module("tests.support.factories.ranking").RankingPredictFactory
     module = factory.__module__
     (tmp_path / "again").mkdir()
     assert error_of(lambda: save(tmp_path / "again", factory=factory)) == (
@@ -231,7 +236,7 @@ def test_a_module_that_cannot_be_packed_is_reported(
     """torch.package's own report names it; ours says what to do."""
     (tmp_path / "shop_factory.py").write_text(
         "import orjson\n"
-        "from tests.factories.ranking import RankingPredictFactory\n"
+        "from tests.support.factories.ranking import RankingPredictFactory\n"
         "class ShopPredictFactory(RankingPredictFactory): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -326,7 +331,7 @@ def test_a_factory_that_was_packed_again_is_served(server: TorchServe, tmp_path:
     archive = good.build(
         tmp_path,
         model_name="repacked",
-        factory=first.import_module("tests.factories.ranking").RankingPredictFactory,
+        factory=first.import_module("tests.support.factories.ranking").RankingPredictFactory,
         package_importer=[first, sys_importer],
         archive_format="no-archive",
     )
@@ -349,7 +354,7 @@ def test_an_extern_module_that_a_worker_lacks_is_named_in_its_log(
     (tmp_path / "house_library.py").write_text("FACTOR = 3\n")
     (tmp_path / "extern_factory.py").write_text(
         "import house_library\n"
-        "from tests.factories.ranking import RankingPredictFactory\n"
+        "from tests.support.factories.ranking import RankingPredictFactory\n"
         "class ShopPredictFactory(RankingPredictFactory): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

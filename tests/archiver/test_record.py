@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from torchrec.inference.modules import PredictFactory
 
-from tests.archives import good
-from tests.factories import outputs
+from tests.support.archives import good
+from tests.support.factories import outputs
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index, show
 from torchrec_archiver.record import Failure, Recorded, output_change

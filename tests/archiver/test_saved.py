@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from tests.factories.dmp import build
+from tests.support.factories.dmp import build
 from torchrec_archiver.checkpoint import read_checkpoint
 from torchrec_archiver.saved import Record, load_saved
 from torchrec_handler.errors import BuildError

@@ -9,8 +9,8 @@ from typing import get_args
 
 import pytest
 
-from tests.archives import good
-from tests.factories.ranking import seeded
+from tests.support.archives import good
+from tests.support.factories.ranking import seeded
 from torchrec_archiver.server import TorchServe
 from torchrec_archiver.store import SUFFIXES, ArchiveFormat, check_arguments, find_place
 from torchrec_handler.archive import MANIFEST

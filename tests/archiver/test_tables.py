@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factories.kinds_own import ShardedFactory
+from tests.support.factories.kinds_own import ShardedFactory
 from torchrec_archiver import tables
 from torchrec_archiver.tables import check_sharded, write_tables
 from torchrec_handler.archive import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, align

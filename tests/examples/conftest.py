@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from examples.movielens.data import Dataset, load
-from tests.examples.readme import Readme
+from tests.support.readme import Readme
 from torchrec_archiver.server import TorchServe
 
 

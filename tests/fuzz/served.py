@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tests.factories.fuzzed import FuzzedPredictFactory
 from tests.fuzz.requests import PROTOBUF, Call, bad_call, good_calls, hostile_calls
+from tests.support.factories.fuzzed import FuzzedPredictFactory
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
 from torchrec_handler.serve.codecs.predictor_pb2 import PredictionResponse

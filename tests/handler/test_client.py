@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from examples.movielens.data import SPARSE_FEATURES, load
 from examples.movielens.rows import Rows
+from tests.support.paths import ROOT
 from torchrec_archiver.server import TorchServe
 from torchrec_handler.client import Client, encode
 from torchrec_handler.errors import AnswerError
@@ -95,5 +95,4 @@ def test_it_needs_no_serving_dependency() -> None:
         "import torchrec_handler.client, sys;"
         "assert not {'torch', 'torchrec', 'ts', 'simdjson'} & set(sys.modules)"
     )
-    folder = Path(__file__).parents[2] / "handler"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "handler")

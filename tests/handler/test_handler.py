@@ -28,9 +28,9 @@ from examples.movielens.data import DENSE_FEATURES, SPARSE_FEATURES, load
 from examples.movielens.model import build_model
 from examples.movielens.rows import Rows
 from examples.movielens.train import logits, model_config
-from tests.factories.ranking import RankingPredictFactory
-from tests.factories.typed import TypedFactory
-from tests.grpc_client import GrpcClient
+from tests.support.factories.ranking import RankingPredictFactory
+from tests.support.factories.typed import TypedFactory
+from tests.support.grpc_client import GrpcClient
 from tests.support.paths import ROOT
 from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_archiver.server import TorchServe

@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.factories.typed import TypedFactory
-from tests.grpc_client import GrpcClient, OpenInferenceClient
+from tests.support.factories.typed import TypedFactory
+from tests.support.grpc_client import GrpcClient, OpenInferenceClient
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
 from torchrec_handler import model_infer

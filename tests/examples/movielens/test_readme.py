@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.examples.readme import DEFAULT_SERVER, Readme
+from tests.support.readme import DEFAULT_SERVER, Readme
 from torchrec_archiver.server import TorchServe
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.examples.readme import DEFAULT_SERVER, Readme
+from tests.support.readme import DEFAULT_SERVER, Readme
 
 
 def test_the_readme_trains_archives_and_asks(sequence: str, sequence_readme: Readme) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from examples.two_tower.factory import TwoTowerPredictFactory
-from tests.examples.packaged import interned_examples
+from tests.support.packaged import interned_examples
 
 
 def test_the_package_holds_the_factory_and_the_model_alone(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torchrec.distributed.quant_embeddingbag import ShardedQuantEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from tests.factories.kinds_base import KindFactory
-from tests.factories.kinds_own import PrunedFactory, ShardedFactory
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_own import PrunedFactory, ShardedFactory
+from tests.support.factories.kinds_pooled import (
     MeanFactory,
     PositionWeightedFactory,
     SharedFactory,
@@ -19,8 +19,8 @@ from tests.factories.kinds_pooled import (
     WeightedFactory,
     WidthsFactory,
 )
-from tests.factories.kinds_ranking import DlrmFactory
-from tests.kinds import prepare, random_batch
+from tests.support.factories.kinds_ranking import DlrmFactory
+from tests.support.kinds import prepare, random_batch
 from torchrec_handler.load.direct import allows_it, call_directly, lookup, parts
 from torchrec_handler.load.sharded import ShardedBags
 

@@ -9,9 +9,9 @@ from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import KindFactory, seeded, table
-from tests.factories.kinds_ranking import DlrmFactory
-from tests.kinds import prepare, random_batch
+from tests.support.factories.kinds_base import KindFactory, seeded, table
+from tests.support.factories.kinds_ranking import DlrmFactory
+from tests.support.kinds import prepare, random_batch
 from torchrec_handler.load.dlrm import Dlrm
 from torchrec_handler.load.fuse import fuse
 from torchrec_handler.load.layers import BLOCK_ROWS, FEW_ROWS, INT8_ROWS, LayersDtype

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from tests.factories.ranking import RankingPredictFactory, RankingPredictModule
+from tests.support.factories.ranking import RankingPredictFactory, RankingPredictModule
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 

@@ -15,9 +15,9 @@ from torchrec.modules.mlp import MLP, Perceptron
 
 from examples.movielens.auc import auc
 from examples.movielens.data import load as load_movielens
-from tests.factories.kinds_base import KindFactory, seeded
-from tests.factories.kinds_ranking import DENSE, DeepFmFactory, DlrmDcnFactory, DlrmFactory
-from tests.kinds import CPU, KINDS, prepare, random_batch
+from tests.support.factories.kinds_base import KindFactory, seeded
+from tests.support.factories.kinds_ranking import DENSE, DeepFmFactory, DlrmDcnFactory, DlrmFactory
+from tests.support.kinds import CPU, KINDS, prepare, random_batch
 from torchrec_handler.load import layers
 from torchrec_handler.load.direct import allows_it
 from torchrec_handler.load.dlrm import Dlrm

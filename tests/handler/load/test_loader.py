@@ -11,10 +11,10 @@ import torch
 import yaml
 from torchrec.inference.model_packager import PredictFactoryPackager
 
-from tests.archives import good
-from tests.archives.plain import build_plain
-from tests.factories import house
-from tests.factories.packaged import (
+from tests.support.archives import good
+from tests.support.archives.plain import build_plain
+from tests.support.factories import house
+from tests.support.factories.packaged import (
     ConfiguredPredictFactory,
     HousePredictFactory,
     NamesakePredictFactory,
@@ -23,8 +23,8 @@ from tests.factories.packaged import (
     Scale,
     TelemetryPredictFactory,
 )
-from tests.factories.packagers import ForgetfulPackager, HousePackager, OwnPackager
-from tests.factories.ranking import MetaRankingPredictFactory, RankingPredictFactory, seeded
+from tests.support.factories.packagers import ForgetfulPackager, HousePackager, OwnPackager
+from tests.support.factories.ranking import MetaRankingPredictFactory, RankingPredictFactory, seeded
 from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_handler.archive import DENSE, INDEX, MANIFEST, MODEL_CONFIG, SAMPLES, TABLES
 from torchrec_handler.errors import (
@@ -309,7 +309,7 @@ def test_configs_and_extra_files_reach_the_factory_of_a_built_archive(tmp_path: 
             EXTRA_FILES,
             (
                 "raised AssertionError: The loaded config <class 'dict'> is not of type "
-                "<class '<torch_package>.tests.factories.packaged.Scale'>"
+                "<class '<torch_package>.tests.support.factories.packaged.Scale'>"
             ),
         ),
         (
@@ -385,10 +385,10 @@ def test_a_mocked_module_stays_mocked(tmp_path: Path) -> None:
     """The factory's module imports it, and is served; the worker has it, and does not use it."""
     predictor = load_plain(tmp_path, HousePredictFactory, packager=HousePackager)
     torch.testing.assert_close(good.scores(predictor.module), good.expected_scores() * 3)
-    assert "tests.factories.telemetry" in sys.modules
+    assert "tests.support.factories.telemetry" in sys.modules
     said = error_of(tmp_path, TelemetryPredictFactory, packager=HousePackager)
     assert good.unmangled(said) == (
         "TelemetryPredictFactory.create_predict_module raised NotImplementedError: Object "
-        "'<torch_package>.tests.factories.telemetry.send' was mocked out during packaging but it "
-        "is being used in __call__"
+        "'<torch_package>.tests.support.factories.telemetry.send' was mocked out during packaging "
+        "but it is being used in __call__"
     )

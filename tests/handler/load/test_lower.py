@@ -9,18 +9,18 @@ import pytest
 import torch
 from torchrec.inference.modules import PredictModule, quantize_feature
 
-from tests.factories.kinds_base import Batch, KindFactory
-from tests.factories.kinds_own import OwnTypeFactory
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_base import Batch, KindFactory
+from tests.support.factories.kinds_own import OwnTypeFactory
+from tests.support.factories.kinds_pooled import (
     ManagedFactory,
     PositionWeightedFactory,
     SumFactory,
     WeightedFactory,
 )
-from tests.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
-from tests.factories.kinds_sequence import SequenceFactory
-from tests.factories.kinds_two_tower import TwoTowerFactory
-from tests.kinds import CPU, prepare, random_batch, torchrecs_float16
+from tests.support.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
+from tests.support.factories.kinds_sequence import SequenceFactory
+from tests.support.factories.kinds_two_tower import TwoTowerFactory
+from tests.support.kinds import CPU, prepare, random_batch, torchrecs_float16
 from torchrec_handler.errors import OptionError
 from torchrec_handler.load.lower import lower
 from torchrec_handler.options import Options

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchrec.inference.modules import PredictModule, QualNameMetadata
 
-from tests.factories.kinds_base import Batch, KindFactory
-from tests.kinds import CPU, KINDS, prepare, signature
+from tests.support.factories.kinds_base import Batch, KindFactory
+from tests.support.kinds import CPU, KINDS, prepare, signature
 from torchrec_handler.archive import Count, InputSignature, OutputSplit, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.counts import sizes

@@ -12,9 +12,9 @@ import torch
 from torch.package.package_exporter import PackageExporter
 from torchrec.inference.model_packager import LOADER_CODE
 
-from tests.factories.packaged import ConfiguredPredictFactory, Scale
-from tests.factories.packagers import LOADER
-from tests.factories.ranking import RankingPredictFactory
+from tests.support.factories.packaged import ConfiguredPredictFactory, Scale
+from tests.support.factories.packagers import LOADER
+from tests.support.factories.ranking import RankingPredictFactory
 from torchrec_archiver import DefaultPackager
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.package import open_package

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.archives import good
+from tests.support.archives import good
 from tests.support.paths import ROOT
 
 BEGIN = """
@@ -25,7 +25,7 @@ from torchrec_handler.load.process import become_worker
 from torchrec_handler.options import Options
 
 folder = Path(sys.argv[1])
-factory = "tests.factories.ranking:RankingPredictFactory"
+factory = "tests.support.factories.ranking:RankingPredictFactory"
 cpu = torch.device("cpu")
 
 def state():
@@ -116,7 +116,7 @@ def test_a_loaded_model_answers_after_the_process_is_as_it_was(
     good.build(tmp_path, archive_format="no-archive").rename(tmp_path / "there")
     options = {"self_test": False, "sharding": {"type": sharding}}
     code = (
-        "from tests.archives import good\n"
+        "from tests.support.archives import good\n"
         f"predictor = load(folder / 'there', Options.model_validate({options}), cpu)\n"
         "scores = good.scores(predictor.module)\n"
         "before = {'received': scores.tolist(), 'expected': good.expected_scores().tolist()}\n"

@@ -17,8 +17,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import KindFactory
-from tests.factories.kinds_own import (
+from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_own import (
     OwnMappingFactory,
     OwnTypeFactory,
     PartFactory,
@@ -26,23 +26,23 @@ from tests.factories.kinds_own import (
     QuantizedAtOnceFactory,
     QuantizedFactory,
 )
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_pooled import (
     ManagedFactory,
     OddFactory,
     PositionWeightedEachFactory,
     PositionWeightedFactory,
     SumFactory,
 )
-from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
-from tests.factories.kinds_two_tower import TwoTowerFactory
-from tests.kinds import build, load_archive, prepare, random_batch
+from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
+from tests.support.factories.kinds_two_tower import TwoTowerFactory
+from tests.support.kinds import build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
 from torchrec_handler.load.tables import lookups
 from torchrec_handler.options import Tables
 
-OWN_TYPE = "tests.factories.kinds_own.OwnCollection"
+OWN_TYPE = "tests.support.factories.kinds_own.OwnCollection"
 QUANTIZED = "torchrec.quant.embedding_modules"
 MANAGED = "torchrec.modules.mc_embedding_modules.ManagedCollision"
 

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_base import KindFactory
 from torchrec_handler.archive import Signature
 from torchrec_handler.errors import FactoryError, InvalidRequest
 from torchrec_handler.load.factory import run_factory

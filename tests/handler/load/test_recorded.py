@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.archives import good
-from tests.archives.plain import build_plain
-from tests.factories.outputs import (
+from tests.support.archives import good
+from tests.support.archives.plain import build_plain
+from tests.support.factories.outputs import (
     CandidatesFactory,
     FixedSlateFactory,
     HiddenFactory,

@@ -14,9 +14,9 @@ from torchrec.inference.modules import PredictModule, quantize_inference_model
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from tests.factories.kinds_base import KindFactory
-from tests.factories.kinds_own import PartShardedFactory, PrunedFactory, ShardedFactory
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_own import PartShardedFactory, PrunedFactory, ShardedFactory
+from tests.support.factories.kinds_pooled import (
     ByPositionFactory,
     MeanFactory,
     PositionWeightedFactory,
@@ -24,8 +24,8 @@ from tests.factories.kinds_pooled import (
     SumFactory,
     WidthsFactory,
 )
-from tests.factories.kinds_sequence import SequenceFactory
-from tests.kinds import CPU, KINDS, build, load_archive, prepare, random_batch
+from tests.support.factories.kinds_sequence import SequenceFactory
+from tests.support.kinds import CPU, KINDS, build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard

@@ -10,19 +10,19 @@ from torchrec.inference.modules import PredictModule, quantize_inference_model, 
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import Batch, KindFactory, keyed
-from tests.factories.kinds_own import PrunedFactory, QuantizedAtOnceFactory, ShardedFactory
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_base import Batch, KindFactory, keyed
+from tests.support.factories.kinds_own import PrunedFactory, QuantizedAtOnceFactory, ShardedFactory
+from tests.support.factories.kinds_pooled import (
     ManagedFactory,
     PositionWeightedFactory,
     SumFactory,
     WeightedFactory,
     WidthsFactory,
 )
-from tests.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
-from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
-from tests.factories.kinds_two_tower import TwoTowerFactory
-from tests.kinds import CPU, KINDS, prepare
+from tests.support.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
+from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
+from tests.support.factories.kinds_two_tower import TwoTowerFactory
+from tests.support.kinds import CPU, KINDS, prepare
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import run_factory

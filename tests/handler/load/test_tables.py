@@ -7,16 +7,16 @@ import pytest
 import torch
 from torchrec.inference.modules import quantize_inference_model
 
-from tests.factories.kinds_base import KindFactory
-from tests.factories.kinds_own import PartFactory, QuantizedAtOnceFactory
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_own import PartFactory, QuantizedAtOnceFactory
+from tests.support.factories.kinds_pooled import (
     ManagedFactory,
     PositionWeightedFactory,
     SumFactory,
     WidthsFactory,
 )
-from tests.factories.kinds_sequence import SequenceFactory
-from tests.kinds import CPU, prepare, random_batch
+from tests.support.factories.kinds_sequence import SequenceFactory
+from tests.support.kinds import CPU, prepare, random_batch
 from torchrec_handler.archive import TableEntry
 from torchrec_handler.errors import ArchiveError, WeightsError
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta

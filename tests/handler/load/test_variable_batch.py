@@ -9,8 +9,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_ranking import FEATURES
-from tests.kinds import KINDS, prepare, random_batch
+from tests.support.factories.kinds_ranking import FEATURES
+from tests.support.kinds import KINDS, prepare, random_batch
 from torchrec_handler.load.fuse import fuse
 
 KEYS = ("user", "item", "genre", "place")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import good
-from tests.archives.broken import BROKEN, BROKEN_WHERE_NO_CODE_IS
+from tests.support.archives import good
+from tests.support.archives.broken import BROKEN, BROKEN_WHERE_NO_CODE_IS
 from torchrec_handler.archive import DENSE, INDEX, MANIFEST, PACKAGE, REQUIREMENTS, SAMPLES, TABLES
 from torchrec_handler.errors import ArchiveError
 from torchrec_handler.load.verify import verify

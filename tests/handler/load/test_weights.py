@@ -15,7 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.feature_processor_ import PositionWeightedModule
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 
-from tests.factories.ranking import RankingPredictModule, seeded
+from tests.support.factories.ranking import RankingPredictModule, seeded
 from torchrec_handler.errors import WeightsError
 from torchrec_handler.load.weights import checkpoint_root, dense_state, load_dense
 

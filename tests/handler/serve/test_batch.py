@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec.inference.modules import BatchingMetadata
 
-from tests.handler.serve.exact import (
+from tests.support.exact import (
     CPU,
     DENSE,
     EMBEDDING,

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.handler.serve.exact import (
+from tests.support.exact import (
     CPU,
     DENSE,
     INPUTS,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.handler.serve.codecs.one_request import JSON
-from tests.handler.serve.exact import INPUTS, Exact, predictor
+from tests.support.exact import INPUTS, Exact, predictor
+from tests.support.one_request import JSON
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest, Response

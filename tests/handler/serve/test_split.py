@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.handler.serve.exact import (
+from tests.support.exact import (
     CPU,
     DENSE,
     SPARSE,

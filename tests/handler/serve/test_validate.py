@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tests.handler.serve.exact import CPU, DENSE, EMBEDDING, SPARSE, WEIGHTED, batching
+from tests.support.exact import CPU, DENSE, EMBEDDING, SPARSE, WEIGHTED, batching
 from torchrec_handler.archive import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Limits, Options

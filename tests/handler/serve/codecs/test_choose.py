@@ -11,7 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.handler.serve.codecs.one_request import (
+from tests.support.exact import (
+    CPU,
+    DENSE,
+    INPUTS,
+    SPARSE,
+    THOUSAND,
+    Exact,
+    batching,
+    predictor,
+)
+from tests.support.one_request import (
     BODIES,
     COLUMNS,
     INSTANCES,
@@ -26,16 +36,6 @@ from tests.handler.serve.codecs.one_request import (
     open_inference,
     raw,
     signature,
-)
-from tests.handler.serve.exact import (
-    CPU,
-    DENSE,
-    INPUTS,
-    SPARSE,
-    THOUSAND,
-    Exact,
-    batching,
-    predictor,
 )
 from torchrec_handler.errors import InvalidRequest, PredictError, UnsupportedMediaType
 from torchrec_handler.options import Options

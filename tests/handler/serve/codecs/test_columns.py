@@ -1,7 +1,7 @@
 """Which arrays a body may hold, and how much of each."""
 
-from tests.handler.serve.codecs.one_request import signature
-from tests.handler.serve.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
+from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
+from tests.support.one_request import signature
 from torchrec_handler.archive import InputSignature
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.columns import Column, columns

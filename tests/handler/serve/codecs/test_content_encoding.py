@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from tests.handler.serve.codecs.one_request import BODIES, COLUMNS, codecs, content_type
+from tests.support.one_request import BODIES, COLUMNS, codecs, content_type
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge, UnsupportedMediaType
 from torchrec_handler.serve.codecs.content_encoding import MOST_BYTES, decode
 from torchrec_handler.serve.request import RawRequest

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.handler.serve.codecs.one_request import COLUMNS, codecs, raw
+from tests.support.one_request import COLUMNS, codecs, raw
 from torchrec_handler.errors import InvalidRequest, PredictError, RequestError, RequestTooLarge
 from torchrec_handler.serve.codecs import json_columns
 

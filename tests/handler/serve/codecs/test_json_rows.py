@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.handler.serve.codecs.one_request import codecs, raw, signature
-from tests.handler.serve.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
+from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
+from tests.support.one_request import codecs, raw, signature
 from torchrec_handler.archive import InputSignature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.serve.request import Columns

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.handler.serve.codecs.one_request import codecs, open_inference, raw, signature
-from tests.handler.serve.exact import DENSE, SPARSE
+from tests.support.exact import DENSE, SPARSE
+from tests.support.one_request import codecs, open_inference, raw, signature
 from torchrec_handler.archive import InputSignature
 from torchrec_handler.errors import InvalidRequest, PredictError, RequestError, RequestTooLarge
 from torchrec_handler.serve.codecs import open_inference as codec

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.handler.serve.codecs.one_request import INSTANCES, raw
-from tests.handler.serve.exact import FLAT, INPUTS, PAIR, ROWS, Exact, predictor
+from tests.support.exact import FLAT, INPUTS, PAIR, ROWS, Exact, predictor
+from tests.support.one_request import INSTANCES, raw
 from torchrec_handler.archive import Count, OutputSplit
 from torchrec_handler.options import Options
 from torchrec_handler.serve.codecs.predictions import add

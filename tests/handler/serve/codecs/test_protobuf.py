@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from grpc_tools import protoc
 
-from tests.handler.serve.codecs.one_request import (
+from tests.support.exact import DENSE, EMBEDDING, INPUTS, SPARSE, WEIGHTED, Exact, predictor
+from tests.support.one_request import (
     BODIES,
     PROTOBUF,
     floats,
@@ -20,7 +21,6 @@ from tests.handler.serve.codecs.one_request import (
     raw,
     signature,
 )
-from tests.handler.serve.exact import DENSE, EMBEDDING, INPUTS, SPARSE, WEIGHTED, Exact, predictor
 from torchrec_handler.archive import InputSignature
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.options import Options

@@ -21,7 +21,7 @@ from torchrec.modules.mc_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import Batch, KindFactory, keyed, table
+from tests.support.factories.kinds_base import Batch, KindFactory, keyed, table
 
 MAX_LENGTH = 6
 """Positions that position-weighted features have weights for."""

@@ -4,7 +4,7 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from tests.factories.ranking import RankingPredictFactory, RankingPredictModule, seeded
+from tests.support.factories.ranking import RankingPredictFactory, RankingPredictModule, seeded
 
 ROWS = 400_000
 WIDTH = 64

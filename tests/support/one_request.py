@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.handler.serve.exact import INPUTS
+from tests.support.exact import INPUTS
 from torchrec_handler.archive import Signature
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.choose import Codecs

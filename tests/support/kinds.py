@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torchrec.inference.modules import quantize_dense
 
-from tests.factories.kinds_base import KindFactory
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_pooled import (
     SEEN_IDS,
     ByPositionFactory,
     ManagedFactory,
@@ -20,9 +20,9 @@ from tests.factories.kinds_pooled import (
     WeightedFactory,
     WidthsFactory,
 )
-from tests.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
-from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
-from tests.factories.kinds_two_tower import TwoTowerFactory
+from tests.support.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory, DlrmFactory
+from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
+from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from torchrec_archiver import build_archive
 from torchrec_handler.archive import Signature
 from torchrec_handler.load.factory import run_factory

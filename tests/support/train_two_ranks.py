@@ -1,4 +1,4 @@
-"""Trains `tests.factories.dmp` on two ranks, as torchrun starts it, and saves it sharded.
+"""Trains `tests.support.factories.dmp` on two ranks, as torchrun starts it, and saves it sharded.
 
 Table-wise, row-wise, column-wise and table-row-wise tables, with the optimizer fused into the
 backward pass. Writes into the folder named first:
@@ -30,7 +30,7 @@ from torchrec.distributed.sharding_plan import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from tests.factories.dmp import build, jagged, sample
+from tests.support.factories.dmp import build, jagged, sample
 
 COLLECTION = "sparse_arch.embedding_bag_collection"
 

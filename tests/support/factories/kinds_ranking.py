@@ -9,7 +9,7 @@ from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from tests.factories.kinds_base import WIDTH, Batch, KindFactory, keyed, table
+from tests.support.factories.kinds_base import WIDTH, Batch, KindFactory, keyed, table
 
 DENSE = 5
 TABLES = (table("user", 50), table("movie", 40), table("genre", 10))

@@ -11,8 +11,8 @@ from torchrec.inference.modules import (
     quantize_inference_model,
 )
 
-from tests.factories import house, telemetry
-from tests.factories.ranking import (
+from tests.support.factories import house, telemetry
+from tests.support.factories.ranking import (
     DENSE,
     RankingPredictFactory,
     RankingPredictModule,

@@ -26,7 +26,7 @@ class MockingPackager(DefaultPackager):
     @classmethod
     def set_mocked_modules(cls, pe: PackageExporter) -> None:
         """The worker must not have it."""
-        pe.mock("tests.factories.telemetry")
+        pe.mock("tests.support.factories.telemetry")
 
 
 class HousePackager(MockingPackager):
@@ -36,7 +36,7 @@ class HousePackager(MockingPackager):
     def set_extern_modules(cls, pe: PackageExporter) -> None:
         """The worker has it."""
         super().set_extern_modules(pe)
-        pe.extern("tests.factories.house")
+        pe.extern("tests.support.factories.house")
 
 
 class OwnPackager(PredictFactoryPackager):

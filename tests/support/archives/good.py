@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torchrec.inference.modules import quantize_inference_model
 
-from tests.factories.ranking import (
+from tests.support.factories.ranking import (
     DENSE,
     SPARSE,
     WEIGHTED,

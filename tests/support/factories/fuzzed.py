@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from tests.factories.ranking import RankingPredictFactory, RankingPredictModule, seeded
+from tests.support.factories.ranking import RankingPredictFactory, RankingPredictModule, seeded
 
 EMBEDDED = ("image", "title")
 WIDTH = 4

@@ -10,7 +10,7 @@ from torchrec.inference.modules import PredictModule, quantize_inference_model
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import Batch, KindFactory, table
+from tests.support.factories.kinds_base import Batch, KindFactory, table
 
 KEYS = ["user", "movie"]
 

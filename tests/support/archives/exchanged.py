@@ -1,7 +1,7 @@
 """An archive of the ranking model for another environment: `python -m` this builds and scores it.
 
-python -m tests.archives.exchanged build FOLDER    # prints its path
-python -m tests.archives.exchanged score ARCHIVE   # prints its scores, and what loading warned of
+python -m tests.support.archives.exchanged build FOLDER   # prints its path
+python -m tests.support.archives.exchanged score ARCHIVE  # prints its scores and loading's warnings
 """
 
 import json
@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-from tests.archives import good
+from tests.support.archives import good
 
 
 def main(action: str, path: str) -> None:

@@ -17,9 +17,9 @@ from torchrec.inference.modules import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 
-from tests.factories.kinds_base import Batch, KindFactory, keyed
-from tests.factories.kinds_pooled import SumFactory
-from tests.factories.kinds_sequence import SequenceFactory
+from tests.support.factories.kinds_base import Batch, KindFactory, keyed
+from tests.support.factories.kinds_pooled import SumFactory
+from tests.support.factories.kinds_sequence import SequenceFactory
 
 PRUNED_ROWS = {"t_user": 30, "t_movie": 25}
 

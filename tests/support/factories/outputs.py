@@ -8,7 +8,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import WIDTH, Batch, KindFactory, keyed
+from tests.support.factories.kinds_base import WIDTH, Batch, KindFactory, keyed
 
 CANDIDATES = ("movie", "genre")
 

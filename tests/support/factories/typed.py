@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torchrec.inference.modules import PredictModule, QualNameMetadata
 
-from tests.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_base import KindFactory
 
 
 class TypedPredictModule(PredictModule):

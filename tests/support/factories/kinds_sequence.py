@@ -11,8 +11,8 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from tests.factories.kinds_base import WIDTH, Batch, KindFactory, keyed
-from tests.factories.kinds_pooled import MANAGED_ROWS, managed
+from tests.support.factories.kinds_base import WIDTH, Batch, KindFactory, keyed
+from tests.support.factories.kinds_pooled import MANAGED_ROWS, managed
 
 STEPS = 5
 """Ids of a history that count, the first ones."""

@@ -8,7 +8,7 @@ from torchrec.inference.modules import PredictModule, QualNameMetadata
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import WIDTH, Batch, KindFactory, table
+from tests.support.factories.kinds_base import WIDTH, Batch, KindFactory, table
 
 
 class Bags(torch.nn.Module):

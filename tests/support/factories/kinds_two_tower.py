@@ -10,7 +10,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.factories.kinds_base import WIDTH, Batch, KindFactory, keyed, table
+from tests.support.factories.kinds_base import WIDTH, Batch, KindFactory, keyed, table
 
 USER = (table("user", 50), table("city", 20))
 ITEM = (table("movie", 40), table("genre", 10))

@@ -1,16 +1,16 @@
 """Kinds whose tables have no rows until an archive brings them."""
 
-from tests.factories.kinds_own import OwnTypeFactory, PrunedFactory, QuantizedFactory
-from tests.factories.kinds_pooled import (
+from tests.support.factories.kinds_own import OwnTypeFactory, PrunedFactory, QuantizedFactory
+from tests.support.factories.kinds_pooled import (
     ManagedFactory,
     PositionWeightedEachFactory,
     PositionWeightedFactory,
     SumFactory,
     WidthsFactory,
 )
-from tests.factories.kinds_ranking import DeepFmFactory, DlrmFactory
-from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
-from tests.factories.kinds_two_tower import TwoTowerFactory
+from tests.support.factories.kinds_ranking import DeepFmFactory, DlrmFactory
+from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
+from tests.support.factories.kinds_two_tower import TwoTowerFactory
 
 
 class MetaSumFactory(SumFactory):

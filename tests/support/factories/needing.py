@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torchrec.inference.modules import PredictModule
 
-from tests.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_base import KindFactory
 
 MODULE = "needed_by_a_test"
 
