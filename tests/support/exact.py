@@ -4,6 +4,7 @@ All arithmetic is on small whole numbers in float64, so equal means equal, bit f
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,14 +51,22 @@ RESULT_TYPES = ("dict_of_tensor", "dict_of_tensors", "dict_with_mask_tensor")
 
 PRIMES = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0], dtype=torch.float64)
 
-# The same examples on every run, so that a red run is a change's own.
-THOUSAND = settings(
-    max_examples=1_000,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
+"""How many examples a property is tried on; `make test` tries ten times as many once more."""
+
+
+def examples(share: float = 1.0) -> settings:
+    """The same examples on every run, so that a red run is a change's own.
+
+    `share` of them where one takes long.
+    """
+    return settings(
+        max_examples=int(EXAMPLES * share),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 class Exact(torch.nn.Module):

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchrec.inference.modules import quantize_dense
+import yaml
+from torchrec.distributed.types import ShardingPlan
+from torchrec.inference.modules import quantize_dense, quantize_inference_model
 
 from tests.support.factories.kinds_base import KindFactory
 from tests.support.factories.kinds_pooled import (
@@ -28,12 +30,12 @@ from torchrec_handler.archive import Signature
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.lower import is_collection
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta, widen
+from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta, widen
 from torchrec_handler.load.reach import find_collections
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature import observe_signature
-from torchrec_handler.load.tables import TableStore, attach, layout, quantized_rows
-from torchrec_handler.options import Options
+from torchrec_handler.load.tables import TableStore, attach, layout, lookups, quantized_rows
+from torchrec_handler.options import Options, Sharding, Tables
 
 CPU = torch.device("cpu")
 KINDS: dict[str, type[KindFactory]] = {
@@ -151,3 +153,64 @@ def torchrecs_float16(kind: type[KindFactory]) -> torch.nn.Module:
     collections = list({type(found) for found in module.modules() if is_collection(found)})
     quantize_dense(module, torch.half, additional_embedding_module_type=collections)
     return module
+
+
+def archived(
+    kind: type[KindFactory], folder: Path, name: str = "kind", **arguments: Any
+) -> tuple[Path, Predictor]:
+    """An archive, built with options, and what it loads as in this process."""
+    options = arguments.pop("options", {})
+    (folder / "config.yaml").write_text(yaml.safe_dump({"torchrec": options}))
+    archive = build(kind, folder, name, config_file=folder / "config.yaml", **arguments)
+    return archive, load_archive(archive, **options)
+
+
+def stored(module: torch.nn.Module) -> dict[str, str]:
+    """Table -> FBGEMM's name of the data type it is looked up in."""
+    return {
+        spec[0]: spec[3].value
+        for lookup in lookups(module)
+        for spec in lookup.operator.embedding_specs
+    }
+
+
+def torchrec_quantized(kind: type[KindFactory], dtype: str = "int8") -> torch.nn.Module:
+    """What `quantize_inference_model` makes of a kind, unsharded."""
+    module: torch.nn.Module = quantize_inference_model(
+        kind().create_predict_module(),
+        fp_weight_dtype=TORCH_DTYPES[dtype],
+        quantization_dtype=TORCH_DTYPES[dtype],
+    )
+    return module
+
+
+def assert_equal(module: torch.nn.Module, expected: torch.nn.Module, inputs: Any) -> None:
+    """Bit for bit, and of rows that differ."""
+    received, wanted = module(inputs), expected(inputs)
+    assert wanted["default"].unique().numel() > 1
+    for name, value in wanted.items():
+        assert torch.equal(received[name], value), name
+
+
+def assert_close(module: torch.nn.Module, expected: torch.nn.Module, inputs: Any) -> None:
+    """To the rounding of a sum that was made in parts."""
+    received, wanted = module(inputs), expected(inputs)
+    assert wanted["default"].unique().numel() > 1
+    for name, value in wanted.items():
+        torch.testing.assert_close(received[name], value, atol=1e-6, rtol=0)
+
+
+def quantized(kind: type[KindFactory]) -> torch.nn.Module:
+    """A kind with quantized collections that have no rows yet."""
+    module: torch.nn.Module = kind().create_predict_module()
+    tables = float_tables(module)
+    to_meta(tables)
+    quantize(module, tables, Tables(), {})
+    return module
+
+
+def plan_of(kind: type[KindFactory], **options: Any) -> ShardingPlan:
+    """The plan that TorchRec's planner finds."""
+    _, plan = shard(quantized(kind), Sharding(**options), None, CPU)
+    assert plan is not None
+    return plan
