@@ -1,4 +1,4 @@
-"""What the README shows runs: its requests against the model of `make demo`."""
+"""What the README names is there, and its lines can be read."""
 
 import re
 from pathlib import Path

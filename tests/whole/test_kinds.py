@@ -1,4 +1,4 @@
-"""Every kind of model is archived, loaded and asked through a real TorchServe."""
+"""Every kind of model is archived, loaded and asked in process."""
 
 from dataclasses import replace
 from pathlib import Path

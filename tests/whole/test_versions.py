@@ -1,4 +1,4 @@
-"""Archives that one list of versions built and the other serves; `make test-versions` has both."""
+"""Archives that one list of versions built and the other loads; `make test-versions` has both."""
 
 import importlib.metadata
 from pathlib import Path

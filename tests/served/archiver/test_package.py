@@ -1,14 +1,12 @@
-"""Packing with TorchRec's own packager: what is obeyed, and what is said when it fails."""
+"""What TorchRec's own packager packs, through a real TorchServe."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.package.importer import sys_importer
 from torch.package.package_exporter import PackageExporter
 from torch.package.package_importer import PackageImporter
-from torchrec.inference.model_packager import PredictFactoryPackager
 
 from tests.support.archives import good
 from tests.support.factories.packaged import ConfiguredPredictFactory, Scale
@@ -18,25 +16,7 @@ from tests.support.factories.packagers import (
 )
 from tests.support.factories.ranking import RankingPredictFactory
 from torchrec_archiver import DefaultPackager
-from torchrec_archiver.package import save_package
 from torchrec_archiver.server import TorchServe
-
-
-def save(
-    folder: Path,
-    *,
-    packager: type[PredictFactoryPackager] = DefaultPackager,
-    factory: type[RankingPredictFactory] = RankingPredictFactory,
-    configs: dict[str, Any] | None = None,
-    extra_files: dict[str, Any] | None = None,
-    **arguments: Any,
-) -> Path:
-    path = folder / "predict_factory.pt"
-    save_package(packager, factory, configs or {}, extra_files or {}, path, **arguments)
-    return path
-
-
-# Through a real TorchServe.
 
 
 def test_what_a_package_may_hold_is_served(server: TorchServe, tmp_path: Path) -> None:
@@ -61,7 +41,9 @@ def test_what_a_package_may_hold_is_served(server: TorchServe, tmp_path: Path) -
 
 def test_a_factory_that_was_packed_again_is_served(server: TorchServe, tmp_path: Path) -> None:
     """As a folder, which TorchServe serves in place."""
-    first = PackageImporter(str(save(tmp_path)))
+    package = tmp_path / "predict_factory.pt"
+    DefaultPackager.save_predict_factory(RankingPredictFactory, {}, package, {})
+    first = PackageImporter(str(package))
     archive = good.build(
         tmp_path,
         model_name="repacked",

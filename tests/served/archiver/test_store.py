@@ -1,4 +1,4 @@
-"""Where archives go: a model's first version by its name, others beside it, none of them twice."""
+"""Every version of a model store is served."""
 
 from pathlib import Path
 
@@ -7,8 +7,6 @@ import pytest
 from tests.support.archives import good
 from tests.support.factories.ranking import seeded
 from torchrec_archiver.server import TorchServe
-
-# What is served.
 
 
 def test_every_version_of_a_store_is_served(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The servers' benchmark in short, with wrk."""
+"""`make bench` in short form: this project's server under two small loads, by wrk."""
 
 from pathlib import Path
 

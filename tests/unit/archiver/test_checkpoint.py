@@ -1,4 +1,4 @@
-"""Checkpoints of every usual format, one written by a real two-rank training among them."""
+"""Checkpoints of every usual format, and what is none."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What `inspect` shows."""
+"""What `inspect` says of what is no archive."""
 
 from pathlib import Path
 

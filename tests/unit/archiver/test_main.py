@@ -1,4 +1,4 @@
-"""The command line: its options, what it prints, and one ERROR line for whatever is wrong."""
+"""The command line: its options, and one ERROR line for whatever is wrong."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the build asks a model: it has to answer, and what it gives has to be told apart."""
+"""What quantizing changes."""
 
 import pytest
 import torch
@@ -6,8 +6,6 @@ import torch
 from torchrec_archiver.record import Failure, Recorded, output_change
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.self_test import Sample
-
-# What quantizing changes.
 
 
 def calls(*scores: tuple[str, int, list[float]]) -> Recorded:

@@ -1,4 +1,4 @@
-"""`make bench` in short form: its parts, and one server under two small loads."""
+"""The parts of `make bench`, against a server of one answer."""
 
 import json
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""The client, against a real server."""
+"""What the client encodes and what it refuses, without a server."""
 
 import re
 import subprocess

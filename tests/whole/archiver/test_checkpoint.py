@@ -1,4 +1,4 @@
-"""Checkpoints of every usual format, one written by a real two-rank training among them."""
+"""A checkpoint of a real two-rank training."""
 
 import subprocess
 import sys

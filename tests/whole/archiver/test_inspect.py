@@ -1,4 +1,4 @@
-"""What `inspect` shows."""
+"""What `inspect` shows of an archive."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""The command line: its options, what it prints, and one ERROR line for whatever is wrong."""
+"""The command line: what it builds and prints, and one ERROR line where a build fails."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""The archive file: its work hidden, its place taken at once."""
+"""A build that is killed half way."""
 
 import signal
 import subprocess
@@ -10,8 +10,6 @@ import pytest
 
 from tests.support.archives import good
 from tests.support.paths import ROOT
-
-# A build that is killed half way.
 
 
 def kill(workspace: Path, store: Path, number: signal.Signals) -> tuple[int, str]:

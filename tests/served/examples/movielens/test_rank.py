@@ -1,4 +1,4 @@
-"""A question to the real server by real curl, and all the ways to ask it wrongly."""
+"""A question to the real server by real curl."""
 
 import json
 import re

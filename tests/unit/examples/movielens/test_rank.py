@@ -1,4 +1,4 @@
-"""A question to the real server by real curl, and all the ways to ask it wrongly."""
+"""All the ways to ask a question wrongly."""
 
 import re
 from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -1,4 +1,4 @@
-"""The hit rate over the whole test part, from served answers."""
+"""The hit rate's command line."""
 
 import pytest
 

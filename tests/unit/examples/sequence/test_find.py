@@ -1,4 +1,4 @@
-"""Next movies from the real server, through the client."""
+"""What is said where no server answers."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Embeddings from the real server, by requests that hold one tower's features alone."""
+"""What is said where no server answers."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The measure for all users, by served embeddings."""
+"""The measure's command line."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The question for one user."""
+"""The command line of the question for one user."""
 
 import pytest
 

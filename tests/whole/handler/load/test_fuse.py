@@ -1,4 +1,4 @@
-"""What is known is computed in fewer calls, and gives what it gave; all else stays as it is."""
+"""What is computed in fewer calls scores as well as what was trained."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Packed layers give what torch.nn.Linear and ReLU give, to the rounding of their data type."""
+"""What packed layers need of torch."""
 
 import subprocess
 import sys

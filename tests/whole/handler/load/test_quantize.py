@@ -1,4 +1,4 @@
-"""Every float collection gives way to a quantized one, and what a factory did stays."""
+"""What a factory quantized, and what is quantized for it, is what its archive answers with."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sharding changes where tables lie, never an answer."""
+"""A factory's own sharding, and a plan of the package, in an archive."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bytes to bytes: batches of requests, each answered on its own."""
+"""What serving imports."""
 
 import subprocess
 import sys
