@@ -34,9 +34,9 @@ from benchmarks.criteo import (
 from benchmarks.ordinary import TABLES, WEIGHTS, beside
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
-from torchrec_handler.archive import MANIFEST
-from torchrec_handler.archive import TABLES as MAPPED
-from torchrec_handler.serve.codecs.predictor_pb2 import (
+from torchrec_handler.archive.format import MANIFEST
+from torchrec_handler.archive.format import TABLES as MAPPED
+from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
     SparseFeatures,

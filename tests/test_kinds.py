@@ -34,10 +34,10 @@ from tests.kinds import (
     torchrecs_float16,
 )
 from tests.torchserve import TorchServe
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.client import PROTOBUF, encode
 from torchrec_handler.load.loader import Predictor
-from torchrec_handler.load.self_test import read_samples
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionResponse
+from torchrec_handler.message.predictor_pb2 import PredictionResponse
 
 QUANTIZED = "torchrec.quant.embedding_modules"
 SERVED: dict[str, type[KindFactory]] = {

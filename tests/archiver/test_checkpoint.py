@@ -15,11 +15,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.factories.dmp import DmpPredictFactory, build, sample
 from torchrec_archiver import build_archive
-from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.loader import Predictor, load
-from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.options import Options
+from torchrec_handler.ranks import init_process_group
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from torchrec_archiver.__main__ import main
 from torchrec_archiver.inspect import as_json, read_index, show
-from torchrec_handler.archive import Index
+from torchrec_handler.archive.format import Index
 from torchrec_handler.errors import BuildError
 
 

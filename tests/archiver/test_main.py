@@ -18,7 +18,14 @@ from tests.factories.packaged import Scale
 from tests.factories.ranking import RankingPredictFactory, seeded
 from torchrec_archiver import DefaultPackager
 from torchrec_archiver import __main__ as command_line
-from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG, PACKAGE, REQUIREMENTS, Index
+from torchrec_handler.archive.format import (
+    INDEX,
+    MANIFEST,
+    MODEL_CONFIG,
+    PACKAGE,
+    REQUIREMENTS,
+    Index,
+)
 from torchrec_handler.load.package import open_package
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from tests.archives import good
 from tests.factories.ranking import seeded
 from tests.torchserve import TorchServe
 from torchrec_archiver.store import SUFFIXES, ArchiveFormat, check_arguments, find_place
-from torchrec_handler.archive import MANIFEST
+from torchrec_handler.archive.format import MANIFEST
 from torchrec_handler.errors import BuildError
 
 FORMATS: tuple[ArchiveFormat, ...] = get_args(ArchiveFormat)

@@ -50,7 +50,7 @@ from benchmarks.servers import (
 )
 from benchmarks.servers import merge as merge_results
 from tests.torchserve import ROOT
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest
+from torchrec_handler.message.predictor_pb2 import PredictionRequest
 
 
 def some_inputs(rows: int) -> Inputs:

@@ -31,7 +31,7 @@ from tests.factories.fuzzed import FuzzedPredictFactory
 from tests.fuzz.requests import PROTOBUF, Call, bad_call, good_calls, hostile_calls
 from tests.torchserve import TorchServe
 from torchrec_archiver import build_archive
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionResponse
+from torchrec_handler.message.predictor_pb2 import PredictionResponse
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from tests.grpc_client import GrpcClient
 from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_handler.errors import OptionError
-from torchrec_handler.handler import TorchRecHandler, _raw, _wait_until_read
-from torchrec_handler.serve.codecs.predictor_pb2 import (
+from torchrec_handler.front.torchserve.worker import TorchRecHandler, _raw, _wait_until_read
+from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
     PredictionResponse,

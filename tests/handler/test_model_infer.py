@@ -15,7 +15,7 @@ from tests.factories.typed import TypedFactory
 from tests.grpc_client import GrpcClient, OpenInferenceClient
 from tests.torchserve import TorchServe
 from torchrec_archiver import build_archive
-from torchrec_handler import model_infer
+from torchrec_handler.front.torchserve import model_infer
 from torchrec_handler.serve.request import Response
 
 NAME = "typed"

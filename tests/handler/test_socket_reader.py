@@ -27,8 +27,8 @@ from ts.service import Service
 
 from examples.movielens.data import load
 from tests.torchserve import TorchServe
-from torchrec_handler import socket_reader
-from torchrec_handler.socket_reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
+from torchrec_handler.front.torchserve import reader as socket_reader
+from torchrec_handler.front.torchserve.reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
 
 Field = bytes
 Request = tuple[Field, list[tuple[Field, Field]], list[tuple[Field, Field, Field]]]
@@ -383,8 +383,8 @@ def test_another_version_of_torchserve_keeps_its_own_reader(
 ) -> None:
     monkeypatch.setattr(ts, "__version__", "0.12.1")
     said = (
-        "Requests are read by TorchServe 0.12.1 itself: torchrec_handler.socket_reader was checked "
-        "with 0.12.0 only"
+        "Requests are read by TorchServe 0.12.1 itself: torchrec_handler.front.torchserve.reader "
+        "was checked with 0.12.0 only"
     )
     assert said_and_read_by(monkeypatch, caplog) == ([said], "TorchServe")
 
@@ -409,7 +409,7 @@ def test_bodies_are_not_decoded_whatever_the_setting(
 def test_it_says_that_it_is_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = ["Requests are read by torchrec_handler.socket_reader"]
+    said = ["Requests are read by torchrec_handler.front.torchserve.reader"]
     assert said_and_read_by(monkeypatch, caplog) == (said, "ours")
 
 
@@ -439,7 +439,7 @@ def test_a_worker_uses_it_for_small_and_large_requests_at_once(
 ) -> None:
     """Bodies from 300 bytes to 2 MB share batches, and each gets the scores of its own rows."""
     assert movielens is server
-    assert server.logs_soon("Requests are read by torchrec_handler.socket_reader")
+    assert server.logs_soon("Requests are read by torchrec_handler.front.torchserve.reader")
     rows = load().test()
     counts = [1, 1, 40, 1, 400, 1, 1, 4000, 1, 1, 150, 1] * 4
     starts = [(at * 37) % 1000 for at in range(len(counts))]

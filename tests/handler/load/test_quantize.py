@@ -39,8 +39,8 @@ from tests.kinds import build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
-from torchrec_handler.load.tables import lookups
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.store import lookups
 
 OWN_TYPE = "tests.factories.kinds_own.OwnCollection"
 QUANTIZED = "torchrec.quant.embedding_modules"

@@ -29,8 +29,8 @@ from tests.kinds import CPU, KINDS, build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.tables import lookups
 from torchrec_handler.options import Options, Sharding, Tables
+from torchrec_handler.tables.store import lookups
 
 # TorchRec's own quantized form of these reads its inputs, or gives its values, in an order that
 # is not the float model's; the other kind has the same weights and does not depend on it.

@@ -2,7 +2,7 @@
 
 from tests.handler.serve.codecs.one_request import signature
 from tests.handler.serve.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.columns import Column, columns
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.handler.serve.codecs.one_request import INSTANCES, raw
 from tests.handler.serve.exact import FLAT, INPUTS, PAIR, ROWS, Exact, predictor
-from torchrec_handler.archive import Count, OutputSplit
+from torchrec_handler.archive.format import Count, OutputSplit
 from torchrec_handler.options import Options
 from torchrec_handler.serve.codecs.predictions import add
 from torchrec_handler.serve.engine import Engine
