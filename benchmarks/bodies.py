@@ -11,7 +11,7 @@ import numpy.typing as npt
 import orjson
 
 from benchmarks.peers.stock import FEATURES, Inputs
-from torchrec_handler.serve.codecs.predictor_pb2 import (
+from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
     PredictionResponse,

@@ -20,7 +20,6 @@ from benchmarks.criteo import CriteoConfig, CriteoPredictModule
 from benchmarks.peers.stock import Inputs
 from torchrec_handler.load.loader import load
 from torchrec_handler.load.process import become_worker
-from torchrec_handler.load.sharing import look_up_once
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.codecs.choose import Codecs
@@ -29,6 +28,7 @@ from torchrec_handler.serve.request import Columns, RawRequest, ValidRequest
 from torchrec_handler.serve.single_rows import SingleRows
 from torchrec_handler.serve.split import Splitter, answer
 from torchrec_handler.serve.validate import Validator
+from torchrec_handler.tables.once import look_up_once
 
 T = TypeVar("T")
 

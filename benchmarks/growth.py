@@ -23,11 +23,11 @@ from benchmarks import ROOT
 from benchmarks.criteo import kjt
 from benchmarks.scale import build
 from torchrec_archiver.inspect import read_index
-from torchrec_handler.archive import TABLES as MAPPED
+from torchrec_handler.archive.format import TABLES as MAPPED
 from torchrec_handler.load.loader import load
 from torchrec_handler.load.process import become_worker
-from torchrec_handler.load.tables import TableStore
 from torchrec_handler.options import Options
+from torchrec_handler.tables.store import TableStore
 
 FEATURES = 26
 ROWS = 1000

@@ -7,8 +7,8 @@ import torch
 from torchrec.inference.modules import quantize_inference_model
 
 from benchmarks.criteo import CriteoConfig, CriteoPredictModule
-from torchrec_handler.archive import TableEntry
-from torchrec_handler.load.tables import TableStore
+from torchrec_handler.archive.format import TableEntry
+from torchrec_handler.tables.store import TableStore
 
 WEIGHTS = "weights.pt"
 """A float32 checkpoint."""

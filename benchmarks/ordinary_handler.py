@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.ordinary import hold_tables
-from torchrec_handler.handler import TorchRecHandler
+from torchrec_handler.front.torchserve.worker import TorchRecHandler
 
 
 class OrdinaryHandler(TorchRecHandler):

@@ -35,9 +35,9 @@ from benchmarks.criteo import (
 from benchmarks.ordinary import TABLES, WEIGHTS, beside
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
-from torchrec_handler.archive import MANIFEST
-from torchrec_handler.archive import TABLES as MAPPED
-from torchrec_handler.serve.codecs.predictor_pb2 import (
+from torchrec_handler.archive.format import MANIFEST
+from torchrec_handler.archive.format import TABLES as MAPPED
+from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
     SparseFeatures,

@@ -3,7 +3,7 @@
 torch-model-archiver --serialized-file predict_factory.pt --handler predict_factory_handler.py …
 """
 
-from torchrec_handler.handler import TorchRecHandler
+from torchrec_handler.front.torchserve.worker import TorchRecHandler
 
 
 class PredictFactoryHandler(TorchRecHandler):

@@ -20,7 +20,7 @@ from torchrec_archiver.model import Model, write_model
 from torchrec_archiver.model_config import read_model_config
 from torchrec_archiver.package import DefaultPackager, read_bytes, read_config, save_package
 from torchrec_archiver.store import ArchiveFormat, check_arguments, find_place
-from torchrec_handler.archive import (
+from torchrec_handler.archive.format import (
     FORMAT_VERSION,
     INDEX,
     MODEL_CONFIG,

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from torchrec_archiver.entries import Checkpoint
-from torchrec_archiver.names import Found, beside_model, find
+from torchrec_archiver.checkpoint.entries import Checkpoint
+from torchrec_archiver.checkpoint.names import Found, beside_model, find
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.quantize import float_tables
-from torchrec_handler.load.tables import layout
 from torchrec_handler.load.weights import checkpoint_root, dense_state
+from torchrec_handler.tables.store import layout
 
 logger = logging.getLogger(__name__)
 

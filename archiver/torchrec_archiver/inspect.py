@@ -8,7 +8,7 @@ from typing import IO
 from rich.console import Console
 from rich.table import Table
 
-from torchrec_handler.archive import INDEX, Index, Signature, TableEntry
+from torchrec_handler.archive.format import INDEX, Index, Signature, TableEntry
 from torchrec_handler.errors import BuildError
 
 

@@ -14,7 +14,7 @@ from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_packaging_utils import ModelExportUtils
 
 from torchrec_archiver.store import SUFFIXES, ArchiveFormat, Place
-from torchrec_handler.archive import HANDLER, MODEL_CONFIG, PACKAGE
+from torchrec_handler.archive.format import HANDLER, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
 
 LARGE_BYTES = 2**30

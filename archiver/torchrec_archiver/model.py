@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save
 
-from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.checkpoint.entries import Checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_archiver.dense import check_dense
-from torchrec_archiver.entries import Checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_archiver.lookup import can_look_up, looked_up
 from torchrec_archiver.record import (
@@ -28,7 +28,7 @@ from torchrec_archiver.record import (
 )
 from torchrec_archiver.samples import read_requests
 from torchrec_archiver.tables import check_sharded, write_tables
-from torchrec_handler.archive import (
+from torchrec_handler.archive.format import (
     DENSE,
     PACKAGE,
     SAMPLES,
@@ -37,7 +37,9 @@ from torchrec_handler.archive import (
     Signature,
     TableEntry,
 )
+from torchrec_handler.archive.samples import save_samples
 from torchrec_handler.errors import BuildError
+from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import FactoryOutput, run_factory
 from torchrec_handler.load.loader import (
     Loaded,
@@ -46,16 +48,14 @@ from torchrec_handler.load.loader import (
     make_ready,
     quantize_tables,
 )
-from torchrec_handler.load.lower import lower
-from torchrec_handler.load.outputs import observe_outputs
 from torchrec_handler.load.package import Package, open_package
-from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import widen
-from torchrec_handler.load.self_test import save_samples
-from torchrec_handler.load.signature import observe_signature
-from torchrec_handler.load.tables import TableStore, check_kind, is_sharded, layout, lookups
+from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.signature.outputs import observe_outputs
 from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import Options
+from torchrec_handler.ranks import init_process_group
+from torchrec_handler.tables.store import TableStore, check_kind, is_sharded, layout, lookups
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from torchrec_archiver.samples import BATCHES, DrawnIds, draw_requests
-from torchrec_handler.archive import Signature
+from torchrec_handler.archive.format import Signature
+from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.draw import STYLES, draw_inputs, open_inputs
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
-from torchrec_handler.load.self_test import Sample, call, largest_change, said
+from torchrec_handler.load.self_test import call, largest_change, said
+from torchrec_handler.load.signature.draw import STYLES, draw_inputs, open_inputs
 from torchrec_handler.serve.batch import combine, take_rows
 from torchrec_handler.serve.request import ValidRequest
 

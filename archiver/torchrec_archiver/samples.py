@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import BuildError, RequestError
-from torchrec_handler.load.draw import STYLES, Style, draw_lengths, open_inputs
+from torchrec_handler.load.signature.draw import STYLES, Style, draw_lengths, open_inputs
 from torchrec_handler.options import Options
 from torchrec_handler.serve.codecs.choose import Codecs
 from torchrec_handler.serve.request import Floats, Ids, RawRequest, Sparse, ValidRequest

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from model_archiver.model_archiver_error import ModelArchiverError
 from model_archiver.model_packaging_utils import ModelExportUtils
 
-from torchrec_handler.archive import MANIFEST
+from torchrec_handler.archive.format import MANIFEST
 from torchrec_handler.errors import BuildError
 
 ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from torchrec_archiver.pieces import BLOCK_BYTES, page_out
-from torchrec_handler.archive import TableEntry
+from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
+from torchrec_handler.archive.format import TableEntry
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.rows import InvalidRow, find_invalid
-from torchrec_handler.load.tables import (
+from torchrec_handler.tables.rows import InvalidRow, find_invalid
+from torchrec_handler.tables.store import (
     check_kind,
     decode_rows,
     encode_rows,

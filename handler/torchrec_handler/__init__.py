@@ -1,7 +1,8 @@
 """Serves TorchRec predict modules.
 
-The data goes: archive (`archive`, `options`) → `load` (folder to predictor) → `serve` (bytes to
-bytes) → `handler`, the class that TorchServe sees. Errors are in `errors`.
+Rooms from the ground up: `errors`, `options`, `message`, `ranks`; `archive` (files), `tables`
+(embedding collections), `kernels` (faster forwards), `load` (folder to predictor), `serve` (bytes
+to bytes), `front` (a server around it). `handler` is the door that TorchServe opens.
 """
 
 __all__ = ["__version__"]

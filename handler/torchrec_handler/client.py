@@ -12,7 +12,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from torchrec_handler.errors import AnswerError
-from torchrec_handler.serve.codecs.predictor_pb2 import (
+from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
     PredictionResponse,

@@ -17,7 +17,7 @@ import torch
 
 from tests.support.factories.fuzzed import EMBEDDED, WIDTH, FuzzedPredictModule
 from tests.support.factories.ranking import DENSE, SPARSE, WEIGHTED, seeded
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest
+from torchrec_handler.message.predictor_pb2 import PredictionRequest
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"

@@ -29,7 +29,7 @@ from tests.fuzz.requests import PROTOBUF, Call, bad_call, good_calls, hostile_ca
 from tests.support.factories.fuzzed import FuzzedPredictFactory
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionResponse
+from torchrec_handler.message.predictor_pb2 import PredictionResponse
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from tests.support.kinds import (
 )
 from torchrec_archiver.server import TorchServe
 from torchrec_handler.client import PROTOBUF, encode
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionResponse
+from torchrec_handler.message.predictor_pb2 import PredictionResponse
 
 SERVED: dict[str, type[KindFactory]] = {
     **KINDS,

@@ -80,7 +80,7 @@ def test_a_form_of_parts_is_read_by_the_parts_type(elsewhere: TorchServe, name: 
 
 def test_logging_is_ours(elsewhere: TorchServe) -> None:
     """TorchServe's own writes an access log, and where no file is found there is none at all."""
-    assert elsewhere.logs_soon("Requests are read by torchrec_handler.socket_reader")
+    assert elsewhere.logs_soon("Requests are read by torchrec_handler.front.torchserve.reader")
     assert (elsewhere.logs / "access_log.log").read_bytes() == b""
 
 

@@ -26,16 +26,16 @@ from tests.support.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory,
 from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
 from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from torchrec_archiver import build_archive
-from torchrec_handler.archive import Signature
+from torchrec_handler.archive.format import Signature
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
-from torchrec_handler.load.lower import is_collection
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta, widen
-from torchrec_handler.load.reach import find_collections
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.signature import observe_signature
-from torchrec_handler.load.tables import TableStore, attach, layout, lookups, quantized_rows
+from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.signature.reach import find_collections
 from torchrec_handler.options import Options, Sharding, Tables
+from torchrec_handler.tables.find import is_collection
+from torchrec_handler.tables.store import TableStore, attach, layout, lookups, quantized_rows
 
 CPU = torch.device("cpu")
 KINDS: dict[str, type[KindFactory]] = {

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from tests.support.exact import INPUTS
-from torchrec_handler.archive import Signature
+from torchrec_handler.archive.format import Signature
+from torchrec_handler.message.predictor_pb2 import PredictionRequest
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.choose import Codecs
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest
 from torchrec_handler.serve.request import RawRequest
 
 JSON = "application/json"

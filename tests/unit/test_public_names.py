@@ -7,7 +7,8 @@ import pytest
 
 import torchrec_archiver
 import torchrec_handler
-from torchrec_handler import archive, errors
+from torchrec_handler import errors
+from torchrec_handler.archive import format as archive
 
 
 @pytest.mark.parametrize(

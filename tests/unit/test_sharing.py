@@ -24,17 +24,17 @@ from tests.support.factories.kinds_pooled import (
 from tests.support.factories.ranking import RankingPredictFactory
 from tests.support.kinds import KINDS, prepare
 from tests.support.one_request import JSON, PROTOBUF, floats, ints
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor
-from torchrec_handler.load.reach import find_collections
-from torchrec_handler.load.signature import observe_signature
-from torchrec_handler.load.tables import lookups
+from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.signature.reach import find_collections
+from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
 from torchrec_handler.serve import batch
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest, Response
+from torchrec_handler.tables.store import lookups
 
 Columns = dict[str, npt.NDArray[Any]]
 

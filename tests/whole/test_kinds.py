@@ -26,8 +26,8 @@ from tests.support.kinds import (
     signature,
     torchrecs_float16,
 )
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.load.loader import Predictor
-from torchrec_handler.load.self_test import read_samples
 
 QUANTIZED = "torchrec.quant.embedding_modules"
 ROWS = 9

@@ -1,5 +1,5 @@
 """Archive folder to predictor, one file a step.
 
-verify → process_group → package → factory → weights → quantize → shard → tables → lower →
-signature → fuse → self_test; loader runs them in order.
+requirements → process → package → factory → weights → quantize → shard → dense → signature →
+self_test; loader runs them in order.
 """

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torchrec.inference.modules import BatchingMetadata, PredictFactory, QualNameMetadata
 
-from torchrec_handler.archive import BATCHING_TYPES, RESULT_TYPES
+from torchrec_handler.archive.format import BATCHING_TYPES, RESULT_TYPES
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.package import describe
 

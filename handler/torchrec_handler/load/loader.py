@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive import DENSE, INDEX, SAMPLES, TABLES, Index, Signature
+from torchrec_handler.archive.format import DENSE, INDEX, SAMPLES, TABLES, Index, Signature
+from torchrec_handler.archive.samples import read_samples
+from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError, FactoryError
+from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
-from torchrec_handler.load.fuse import fuse
-from torchrec_handler.load.lower import lower
-from torchrec_handler.load.outputs import observe_outputs
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process import unchanged_process
-from torchrec_handler.load.process_group import init_process_group
 from torchrec_handler.load.quantize import (
     FloatTable,
     float_tables,
@@ -27,17 +27,23 @@ from torchrec_handler.load.quantize import (
     unpackable,
     widen,
 )
-from torchrec_handler.load.reach import Collections, find_collections, guard, lets_rows_pass
-from torchrec_handler.load.recorded import check_metadata, check_model, check_rows
 from torchrec_handler.load.requirements import check_requirements
-from torchrec_handler.load.self_test import read_samples, self_test
+from torchrec_handler.load.self_test import self_test
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.signature import observe_signature
-from torchrec_handler.load.tables import TableStore, attach, is_sharded, layout, quantized_rows
-from torchrec_handler.load.verify import verify
+from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.signature.outputs import observe_outputs
+from torchrec_handler.load.signature.reach import (
+    Collections,
+    find_collections,
+    guard,
+    lets_rows_pass,
+)
+from torchrec_handler.load.signature.recorded import check_metadata, check_model, check_rows
 from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
+from torchrec_handler.ranks import init_process_group
+from torchrec_handler.tables.store import TableStore, attach, is_sharded, layout, quantized_rows
 
 logger = logging.getLogger(__name__)
 

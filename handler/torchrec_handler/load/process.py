@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.global_settings import get_propogate_device, set_propogate_device
 
-from torchrec_handler.load.process_group import GLOO_INTERFACE, init_process_group
 from torchrec_handler.options import Options
+from torchrec_handler.ranks import GLOO_INTERFACE, init_process_group
 
 NOISY = ("torchrec.distributed.planner", "MethodLogger-NullHandler")
 """Of one call of `shard_quant_model` these log some 200 lines of statistics, every argument's whole

@@ -19,8 +19,8 @@ from torchrec.inference.modules import (
 from torchrec.modules.fp_embedding_modules import FeatureProcessorDictWrapper
 
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.rows import find_invalid
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.rows import find_invalid
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from torchrec_handler.archive import MANIFEST
+from torchrec_handler.archive.format import MANIFEST
 from torchrec_handler.errors import ArchiveError
 
 logger = logging.getLogger(__name__)

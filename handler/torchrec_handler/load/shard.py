@@ -13,8 +13,8 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.quant.embedding_modules import FeatureProcessedEmbeddingBagCollection
 
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.sharded import SHARDERS, compute_device_everywhere
 from torchrec_handler.options import Sharding
+from torchrec_handler.tables.modules import SHARDERS, compute_device_everywhere
 
 UNBOUNDED_BYTES = 2**50
 """Host memory given to the planner: tables are mapped from a file, so their size is no limit."""

@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 from collections.abc import Iterator, Mapping
 
-from torchrec_handler.archive import INDEX
+from torchrec_handler.archive.format import INDEX
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 
 from torchrec_handler.errors import WeightsError
 from torchrec_handler.load.quantize import FloatTable, float_tables
-from torchrec_handler.load.tables import lookups
+from torchrec_handler.tables.store import lookups
 
 TABLE_PARTS = frozenset({"embedding_bags", "embeddings", "tbes"})
 """Children of embedding collections, float or quantized, that hold rows of tables."""

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torchrec.inference.modules import BatchingMetadata
 
-from torchrec_handler.load.sharing import SharedInput
 from torchrec_handler.serve.request import Ids, Mask, Sparse, ValidRequest
+from torchrec_handler.tables.once import SharedInput
 
 # Looking shared ids up once has costs of its own, here in lookups of an id that it must save.
 CALL_COST = 50_000

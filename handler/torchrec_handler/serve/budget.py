@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torchrec_handler.archive import Signature
+from torchrec_handler.archive.format import Signature
 from torchrec_handler.errors import Overloaded
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.validate import SPARSE

@@ -10,7 +10,6 @@ import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
 from torchrec_handler.load.loader import Predictor
-from torchrec_handler.load.sharing import look_up_once
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
@@ -23,6 +22,7 @@ from torchrec_handler.serve.route import route
 from torchrec_handler.serve.single_rows import SingleRows
 from torchrec_handler.serve.split import Answer, Splitter, answer
 from torchrec_handler.serve.validate import Measured, Validator
+from torchrec_handler.tables.once import look_up_once
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_handler.archive import Count, OutputSplit
+from torchrec_handler.archive.format import Count, OutputSplit
 from torchrec_handler.errors import PredictError
 from torchrec_handler.serve.predict import HostArray, HostResult
 from torchrec_handler.serve.request import Sparse, ValidRequest

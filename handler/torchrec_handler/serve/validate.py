@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Options
 from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest

@@ -27,7 +27,7 @@ from tests.support.grpc_client import GrpcClient
 from tests.support.paths import ROOT
 from torchrec_archiver import DefaultPackager
 from torchrec_archiver.server import TorchServe
-from torchrec_handler.serve.codecs.predictor_pb2 import (
+from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
     PredictionResponse,

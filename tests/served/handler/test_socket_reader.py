@@ -13,7 +13,7 @@ def test_a_worker_uses_it_for_small_and_large_requests_at_once(
 ) -> None:
     """Bodies from 300 bytes to 2 MB share batches, and each gets the scores of its own rows."""
     assert movielens is server
-    assert server.logs_soon("Requests are read by torchrec_handler.socket_reader")
+    assert server.logs_soon("Requests are read by torchrec_handler.front.torchserve.reader")
     rows = load().test()
     counts = [1, 1, 40, 1, 400, 1, 1, 4000, 1, 1, 150, 1] * 4
     starts = [(at * 37) % 1000 for at in range(len(counts))]

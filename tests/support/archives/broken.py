@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torchrec_handler.archive import (
+from torchrec_handler.archive.format import (
     DENSE,
     INDEX,
     MANIFEST,

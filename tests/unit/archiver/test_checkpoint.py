@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.support.factories.dmp import build
-from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.process_group import init_process_group
+from torchrec_handler.ranks import init_process_group
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.support.factories.dmp import DmpPredictModule, build
-from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.process_group import init_process_group
+from torchrec_handler.ranks import init_process_group
 
 
 class Harmful:

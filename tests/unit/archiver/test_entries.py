@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrec_archiver.checkpoint import read_checkpoint
-from torchrec_archiver.entries import Checkpoint
+from torchrec_archiver.checkpoint.entries import Checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
 
 ZERO = torch.zeros(1)

@@ -16,8 +16,8 @@ from torchrec.modules.mc_modules import ManagedCollisionCollection
 
 from tests.support.factories.packaged import QuantizedPredictFactory
 from tests.support.factories.ranking import RankingPredictModule, seeded
-from torchrec_archiver.checkpoint import read_checkpoint
-from torchrec_archiver.entries import Checkpoint
+from torchrec_archiver.checkpoint.entries import Checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.weights import load_dense

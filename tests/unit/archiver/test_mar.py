@@ -19,7 +19,7 @@ from torchrec_archiver.mar import (
     write_archive,
 )
 from torchrec_archiver.store import ArchiveFormat, Place
-from torchrec_handler.archive import HANDLER, MANIFEST, MODEL_CONFIG, PACKAGE
+from torchrec_handler.archive.format import HANDLER, MANIFEST, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
 
 FORMATS: list[tuple[ArchiveFormat, str]] = [

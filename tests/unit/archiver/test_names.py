@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from torchrec_archiver.checkpoint import read_checkpoint
-from torchrec_archiver.names import Found, beside_model, find
+from torchrec_archiver.checkpoint.names import Found, beside_model, find
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
 
 EXPECTED = ["dense.0.weight", "dense.0.bias", "sparse.embedding_bags.t.weight"]

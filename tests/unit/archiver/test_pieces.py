@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrec_archiver.pieces import Box, Piece, join
+from torchrec_archiver.checkpoint.pieces import Box, Piece, join
 from torchrec_handler.errors import BuildError
 
 ROWS = torch.arange(40.0).view(10, 4)

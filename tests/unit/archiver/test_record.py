@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from torchrec_archiver.record import Failure, Recorded, output_change
+from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.self_test import Sample
 
 
 def calls(*scores: tuple[str, int, list[float]]) -> Recorded:

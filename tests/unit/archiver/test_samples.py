@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from torchrec_archiver.samples import BATCHES, draw_requests, read_requests
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import BuildError
 from torchrec_handler.options import Options
 from torchrec_handler.serve.request import Sparse

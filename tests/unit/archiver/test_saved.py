@@ -13,8 +13,8 @@ import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from tests.support.factories.dmp import build
-from torchrec_archiver.checkpoint import read_checkpoint
-from torchrec_archiver.saved import Record, load_saved
+from torchrec_archiver.checkpoint.read import read_checkpoint
+from torchrec_archiver.checkpoint.saved import Record, load_saved
 from torchrec_handler.errors import BuildError
 
 

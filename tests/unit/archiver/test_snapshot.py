@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
 
 ROWS = torch.arange(24.0).view(6, 4)

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from torchrec_archiver.store import SUFFIXES, ArchiveFormat, check_arguments, find_place
-from torchrec_handler.archive import MANIFEST
+from torchrec_handler.archive.format import MANIFEST
 from torchrec_handler.errors import BuildError
 
 FORMATS: tuple[ArchiveFormat, ...] = get_args(ArchiveFormat)

@@ -10,9 +10,9 @@ import torch
 from tests.support.factories.kinds_own import ShardedFactory
 from torchrec_archiver import tables
 from torchrec_archiver.tables import check_sharded, write_tables
-from torchrec_handler.archive import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, align
+from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, align
 from torchrec_handler.errors import BuildError, WeightsError
-from torchrec_handler.load.tables import TableStore, decode_rows, encode_rows, lookups
+from torchrec_handler.tables.store import TableStore, decode_rows, encode_rows, lookups
 
 WIDTH = 16
 Rows = dict[tuple[str, str], torch.Tensor]

@@ -45,7 +45,7 @@ from benchmarks.servers import (
 from benchmarks.servers import merge as merge_results
 from tests.support.answering import answering, some_inputs
 from tests.support.paths import ROOT
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest
+from torchrec_handler.message.predictor_pb2 import PredictionRequest
 
 
 @pytest.mark.parametrize("format_", [COLUMNS, PROTOBUF, KSERVE_JSON, KSERVE_BINARY, TABLE])

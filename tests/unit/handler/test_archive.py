@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 
-from torchrec_handler import archive
-from torchrec_handler.archive import Index, InputSignature, Signature, TableEntry, align, sha256
+from torchrec_handler.archive import format as archive
+from torchrec_handler.archive.format import (
+    Index,
+    InputSignature,
+    Signature,
+    TableEntry,
+    align,
+    sha256,
+)
 from torchrec_handler.errors import ArchiveError
 
 INDEX = Index(

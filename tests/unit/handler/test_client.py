@@ -44,7 +44,7 @@ def test_encode_names_what_disagrees(rows: Rows) -> None:
 
 
 def test_weights_choose_the_input(rows: Rows) -> None:
-    from torchrec_handler.serve.codecs.predictor_pb2 import (  # noqa: PLC0415
+    from torchrec_handler.message.predictor_pb2 import (  # noqa: PLC0415
         PredictionRequest,
     )
 

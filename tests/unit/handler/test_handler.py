@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from torchrec_handler.errors import OptionError
-from torchrec_handler.handler import TorchRecHandler, _raw, _wait_until_read
+from torchrec_handler.front.torchserve.worker import TorchRecHandler, _raw, _wait_until_read
 
 
 def test_a_body_that_torchserve_parsed_is_read_as_it_was_sent() -> None:

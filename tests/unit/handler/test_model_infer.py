@@ -2,7 +2,7 @@
 
 import json
 
-from torchrec_handler import model_infer
+from torchrec_handler.front.torchserve import model_infer
 from torchrec_handler.serve.request import Response
 
 NAME = "typed"

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from ts.protocol import otf_message_handler
 from ts.service import Service
 
-from torchrec_handler import socket_reader
-from torchrec_handler.socket_reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
+from torchrec_handler.front.torchserve import reader as socket_reader
+from torchrec_handler.front.torchserve.reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
 
 Field = bytes
 Request = tuple[Field, list[tuple[Field, Field]], list[tuple[Field, Field, Field]]]
@@ -377,8 +377,8 @@ def test_another_version_of_torchserve_keeps_its_own_reader(
 ) -> None:
     monkeypatch.setattr(ts, "__version__", "0.12.1")
     said = (
-        "Requests are read by TorchServe 0.12.1 itself: torchrec_handler.socket_reader was checked "
-        "with 0.12.0 only"
+        "Requests are read by TorchServe 0.12.1 itself: torchrec_handler.front.torchserve.reader "
+        "was checked with 0.12.0 only"
     )
     assert said_and_read_by(monkeypatch, caplog) == ([said], "TorchServe")
 
@@ -403,7 +403,7 @@ def test_bodies_are_not_decoded_whatever_the_setting(
 def test_it_says_that_it_is_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = ["Requests are read by torchrec_handler.socket_reader"]
+    said = ["Requests are read by torchrec_handler.front.torchserve.reader"]
     assert said_and_read_by(monkeypatch, caplog) == (said, "ours")
 
 

@@ -39,7 +39,7 @@ from tests.support.factories.ranking import (
 from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_archiver.model_config import read_model_config
 from torchrec_archiver.store import ArchiveFormat
-from torchrec_handler.archive import (
+from torchrec_handler.archive.format import (
     DENSE,
     INDEX,
     MANIFEST,
@@ -53,7 +53,7 @@ from torchrec_handler.archive import (
 )
 from torchrec_handler.errors import BuildError, TorchRecServeError
 from torchrec_handler.load.package import open_package
-from torchrec_handler.load.process_group import init_process_group
+from torchrec_handler.ranks import init_process_group
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from tests.support.factories.dmp import DmpPredictFactory, sample
 from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
-from torchrec_archiver.checkpoint import read_checkpoint
+from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.options import Options

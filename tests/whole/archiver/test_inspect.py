@@ -10,7 +10,7 @@ from rich.console import Console
 
 from torchrec_archiver.__main__ import main
 from torchrec_archiver.inspect import as_json, read_index, show
-from torchrec_handler.archive import Index
+from torchrec_handler.archive.format import Index
 
 
 def test_an_archive_is_shown_as_tables(movielens_archive: Path) -> None:

@@ -16,7 +16,14 @@ from tests.support.factories.packaged import Scale
 from tests.support.factories.ranking import RankingPredictFactory, seeded
 from tests.support.paths import ROOT
 from torchrec_archiver import DefaultPackager
-from torchrec_handler.archive import INDEX, MANIFEST, MODEL_CONFIG, PACKAGE, REQUIREMENTS, Index
+from torchrec_handler.archive.format import (
+    INDEX,
+    MANIFEST,
+    MODEL_CONFIG,
+    PACKAGE,
+    REQUIREMENTS,
+    Index,
+)
 from torchrec_handler.load.package import open_package
 
 SAMPLE = {

@@ -18,9 +18,9 @@ from tests.support.kinds import KINDS
 from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index
-from torchrec_handler.archive import SAMPLES, Index
+from torchrec_handler.archive.format import SAMPLES, Index
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import BuildError, WeightsError
-from torchrec_handler.load.self_test import read_samples
 
 TABLE = re.compile(r"\bembedding(_bag)?s\.")
 """What a checkpoint's names of tables hold."""
@@ -203,7 +203,7 @@ def test_memory_does_not_grow_with_a_checkpoint(tmp_path: Path) -> None:
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
         "from torchrec_archiver.tables import write_tables\n"
-        "from torchrec_handler.archive import TableEntry\n"
+        "from torchrec_handler.archive.format import TableEntry\n"
         "folder = Path(sys.argv[1])\n"
         "state = torch.load(folder / 'weights.pt', mmap=True)\n"
         "entry = TableEntry(collection='c', name='t', rows=len(state['t']), width=64,\n"

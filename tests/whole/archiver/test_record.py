@@ -17,9 +17,9 @@ from tests.support.archives import good
 from tests.support.factories import outputs
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index, show
-from torchrec_handler.archive import SAMPLES, Count, OutputSplit
+from torchrec_handler.archive.format import SAMPLES, Count, OutputSplit
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.self_test import read_samples
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest

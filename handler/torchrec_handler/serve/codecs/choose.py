@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchrec_handler.archive import Signature
+from torchrec_handler.archive.format import Signature
 from torchrec_handler.errors import InvalidRequest, UnsupportedMediaType
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs import (

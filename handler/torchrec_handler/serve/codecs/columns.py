@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torchrec_handler.archive import Signature
+from torchrec_handler.archive.format import Signature
 from torchrec_handler.options import Limits
 
 

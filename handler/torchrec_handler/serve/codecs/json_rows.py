@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import simdjson
 
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.json_document import (

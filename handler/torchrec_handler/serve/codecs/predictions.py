@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_handler.archive import OutputSplit
+from torchrec_handler.archive.format import OutputSplit
 
 PREDICTIONS = "predictions"
 

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, PredictError
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, PredictionResponse
+from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.serve.request import Columns
 
 FIELDS: Mapping[str, str] = {

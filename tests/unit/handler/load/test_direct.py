@@ -21,8 +21,8 @@ from tests.support.factories.kinds_pooled import (
 )
 from tests.support.factories.kinds_ranking import DlrmFactory
 from tests.support.kinds import prepare, random_batch
-from torchrec_handler.load.direct import allows_it, call_directly, lookup, parts
-from torchrec_handler.load.sharded import ShardedBags
+from torchrec_handler.kernels.direct import allows_it, call_directly, lookup, parts
+from torchrec_handler.tables.modules import ShardedBags
 
 TWO_DTYPES = {"per_table": {"t_movie": "float16"}}
 TWO_DEVICES = {"world_size": 2}

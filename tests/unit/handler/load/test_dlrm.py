@@ -12,10 +12,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tests.support.factories.kinds_base import KindFactory, seeded, table
 from tests.support.factories.kinds_ranking import DlrmFactory
 from tests.support.kinds import prepare, random_batch
-from torchrec_handler.load.dlrm import Dlrm
-from torchrec_handler.load.fuse import fuse
-from torchrec_handler.load.layers import BLOCK_ROWS, FEW_ROWS, INT8_ROWS, LayersDtype
-from torchrec_handler.load.sharing import SharedInput, look_up_once
+from torchrec_handler.kernels.dlrm import Dlrm
+from torchrec_handler.kernels.linear import BLOCK_ROWS, FEW_ROWS, INT8_ROWS, LayersDtype
+from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.tables.once import SharedInput, look_up_once
 
 BOUNDS: dict[LayersDtype, float] = {
     "float32": 2e-6,

@@ -13,12 +13,12 @@ from torchrec.modules.mlp import MLP, Perceptron
 from tests.support.factories.kinds_base import KindFactory, seeded
 from tests.support.factories.kinds_ranking import DENSE, DeepFmFactory, DlrmDcnFactory, DlrmFactory
 from tests.support.kinds import CPU, KINDS, prepare, random_batch
-from torchrec_handler.load import layers
-from torchrec_handler.load.direct import allows_it
-from torchrec_handler.load.fuse import CrossNet as FusedCrossNet
-from torchrec_handler.load.fuse import fuse
-from torchrec_handler.load.layers import LayersDtype
-from torchrec_handler.load.lower import lower
+from torchrec_handler.kernels import linear as layers
+from torchrec_handler.kernels.direct import allows_it
+from torchrec_handler.kernels.linear import LayersDtype
+from torchrec_handler.kernels.registry import CrossNet as FusedCrossNet
+from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.load.dense import lower
 from torchrec_handler.options import DenseDtype, Options
 
 DTYPES: tuple[LayersDtype, ...] = ("float32", "bfloat16", "int8")

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_handler.load import layers as module
-from torchrec_handler.load.layers import (
+from torchrec_handler.kernels import linear as module
+from torchrec_handler.kernels.linear import (
     BLOCK_ROWS,
     FEW_ROWS,
     INT8_ROWS,

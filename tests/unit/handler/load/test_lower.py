@@ -22,7 +22,7 @@ from tests.support.factories.kinds_sequence import SequenceFactory
 from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from tests.support.kinds import CPU, prepare, random_batch, torchrecs_float16
 from torchrec_handler.errors import OptionError
-from torchrec_handler.load.lower import lower
+from torchrec_handler.load.dense import lower
 from torchrec_handler.options import Options
 
 KINDS = [

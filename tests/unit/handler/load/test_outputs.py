@@ -11,13 +11,13 @@ from torchrec.inference.modules import PredictModule, QualNameMetadata
 
 from tests.support.factories.kinds_base import Batch, KindFactory
 from tests.support.kinds import CPU, KINDS, prepare, signature
-from torchrec_handler.archive import Count, InputSignature, OutputSplit, Signature
+from torchrec_handler.archive.format import Count, InputSignature, OutputSplit, Signature
+from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import FactoryError
-from torchrec_handler.load.counts import sizes
-from torchrec_handler.load.draw import STYLES
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.outputs import Outputs, observe_outputs, probes
-from torchrec_handler.load.self_test import Sample
+from torchrec_handler.load.signature.counts import sizes
+from torchrec_handler.load.signature.draw import STYLES
+from torchrec_handler.load.signature.outputs import Outputs, observe_outputs, probes
 
 Forward = Callable[[Batch], Any]
 

@@ -29,8 +29,8 @@ from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from tests.support.kinds import assert_equal, prepare, random_batch, stored
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
-from torchrec_handler.load.tables import lookups
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.store import lookups
 
 OWN_TYPE = "tests.support.factories.kinds_own.OwnCollection"
 QUANTIZED = "torchrec.quant.embedding_modules"

@@ -13,11 +13,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.support.factories.kinds_base import KindFactory
-from torchrec_handler.archive import Signature
+from torchrec_handler.archive.format import Signature
 from torchrec_handler.errors import FactoryError, InvalidRequest
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.reach import find_collections, guard, lets_rows_pass
-from torchrec_handler.load.signature import observe_signature
+from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.signature.reach import find_collections, guard, lets_rows_pass
 
 CPU = torch.device("cpu")
 ROWS = 8

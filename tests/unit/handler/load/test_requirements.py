@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_handler.archive import MANIFEST
+from torchrec_handler.archive.format import MANIFEST
 from torchrec_handler.errors import ArchiveError
 from torchrec_handler.load.requirements import check_requirements
 

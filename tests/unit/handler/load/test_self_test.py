@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchrec_handler.archive.samples import Sample, read_samples, save_samples
 from torchrec_handler.errors import ArchiveError, SelfTestError
-from torchrec_handler.load.self_test import (
-    Sample,
-    largest_change,
-    read_samples,
-    save_samples,
-    self_test,
-)
+from torchrec_handler.load.self_test import largest_change, self_test
 
 CPU = torch.device("cpu")
 

@@ -34,8 +34,8 @@ from tests.support.kinds import (
 from torchrec_handler.errors import OptionError
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.tables import lookups
 from torchrec_handler.options import Options, Sharding, Tables
+from torchrec_handler.tables.store import lookups
 
 # TorchRec's own quantized form of these reads its inputs, or gives its values, in an order that
 # is not the float model's; the other kind has the same weights and does not depend on it.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_handler.load.sharing import SharedInput, find_shared, look_up_once
+from torchrec_handler.tables.once import SharedInput, find_shared, look_up_once
 
 KEYS = ["user", "movie"]
 

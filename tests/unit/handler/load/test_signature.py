@@ -23,12 +23,12 @@ from tests.support.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory,
 from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
 from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from tests.support.kinds import CPU, KINDS, prepare
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
+from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.lower import lower
-from torchrec_handler.load.reach import Collections, find_collections
-from torchrec_handler.load.signature import observe_signature
+from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.signature.reach import Collections, find_collections
 from torchrec_handler.options import Options
 
 

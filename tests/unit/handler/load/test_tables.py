@@ -17,11 +17,12 @@ from tests.support.factories.kinds_pooled import (
 )
 from tests.support.factories.kinds_sequence import SequenceFactory
 from tests.support.kinds import CPU, prepare, random_batch
-from torchrec_handler.archive import TableEntry
+from torchrec_handler.archive.format import TableEntry
 from torchrec_handler.errors import ArchiveError, WeightsError
 from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.tables import (
+from torchrec_handler.options import Sharding, Tables
+from torchrec_handler.tables.store import (
     KEPT_SHARE,
     TableStore,
     attach,
@@ -31,7 +32,6 @@ from torchrec_handler.load.tables import (
     lookups,
     quantized_rows,
 )
-from torchrec_handler.options import Sharding, Tables
 
 Rows = dict[tuple[str, str], torch.Tensor]
 
@@ -248,7 +248,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
 def test_tables_that_memory_keeps_are_read_in_huge_pages(
     memory: int, *, huge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchrec_handler.load.tables._memory_bytes", lambda: memory)
+    monkeypatch.setattr("torchrec_handler.tables.store._memory_bytes", lambda: memory)
     store, path = mapped_store(tmp_path)
     assert store.buffer.numel() > 1000 * KEPT_SHARE
     assert ("hg" in mapped_as(path)[1]) == huge

@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.support.factories.kinds_ranking import FEATURES
 from tests.support.kinds import KINDS, prepare, random_batch
-from torchrec_handler.load.fuse import fuse
+from torchrec_handler.kernels.registry import fuse
 
 KEYS = ("user", "item", "genre", "place")
 """The last one is of no table."""

@@ -22,7 +22,7 @@ from tests.support.exact import (
     examples,
     lists_of_requests,
 )
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.serve.batch import combine, cut, take_rows
 from torchrec_handler.serve.request import Sparse, ValidRequest
 

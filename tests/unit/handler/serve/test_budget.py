@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED, examples
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
 

@@ -25,11 +25,11 @@ from tests.support.exact import (
     lists_of_requests,
     predictor,
 )
-from torchrec_handler.archive import Count, InputSignature, OutputSplit
+from torchrec_handler.archive.format import Count, InputSignature, OutputSplit
 from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.message.predictor_pb2 import PredictionRequest, SparseFeatures
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.batch import combine
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, SparseFeatures
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
 

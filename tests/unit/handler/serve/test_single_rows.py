@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED, examples
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import RequestError
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.request import Columns, Sparse, ValidRequest

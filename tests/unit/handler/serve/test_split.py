@@ -21,7 +21,7 @@ from tests.support.exact import (
     examples,
     lists_of_requests,
 )
-from torchrec_handler.archive import Count, InputSignature, OutputSplit
+from torchrec_handler.archive.format import Count, InputSignature, OutputSplit
 from torchrec_handler.errors import PredictError
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.predict import HostResult, predict

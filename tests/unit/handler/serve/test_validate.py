@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.exact import CPU, DENSE, EMBEDDING, SPARSE, WEIGHTED, batching
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.batch import combine

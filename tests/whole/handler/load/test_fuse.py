@@ -10,9 +10,9 @@ import torch
 from examples.movielens.auc import auc
 from examples.movielens.data import load as load_movielens
 from tests.support.kinds import CPU
-from torchrec_handler.load import layers
-from torchrec_handler.load.dlrm import Dlrm
-from torchrec_handler.load.layers import LayersDtype
+from torchrec_handler.kernels import linear as layers
+from torchrec_handler.kernels.dlrm import Dlrm
+from torchrec_handler.kernels.linear import LayersDtype
 from torchrec_handler.load.loader import load
 from torchrec_handler.options import DenseDtype, Options
 

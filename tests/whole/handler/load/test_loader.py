@@ -26,7 +26,8 @@ from tests.support.factories.packaged import (
 from tests.support.factories.packagers import ForgetfulPackager, HousePackager, OwnPackager
 from tests.support.factories.ranking import MetaRankingPredictFactory, RankingPredictFactory, seeded
 from torchrec_archiver import DefaultPackager, build_archive
-from torchrec_handler.archive import DENSE, INDEX, MANIFEST, MODEL_CONFIG, SAMPLES, TABLES
+from torchrec_handler.archive.format import DENSE, INDEX, MANIFEST, MODEL_CONFIG, SAMPLES, TABLES
+from torchrec_handler.archive.samples import read_samples, save_samples
 from torchrec_handler.errors import (
     ArchiveError,
     FactoryError,
@@ -36,7 +37,6 @@ from torchrec_handler.errors import (
     WeightsError,
 )
 from torchrec_handler.load.loader import Predictor, load
-from torchrec_handler.load.self_test import read_samples, save_samples
 from torchrec_handler.options import Options, read_options
 
 CONFIGS: Mapping[str, Any] = {"scale.pkl": Scale(2.0), "scale.txt": "5"}

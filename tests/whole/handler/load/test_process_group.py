@@ -37,7 +37,7 @@ def alone() -> dict[str, Any]:
     """What a process without torchrun says of its group."""
     done = run(
         "import json, psutil, torch, torch.distributed as dist\n"
-        "from torchrec_handler.load.process_group import init_process_group\n"
+        "from torchrec_handler.ranks import init_process_group\n"
         "init_process_group()\n"
         "first = dist.group.WORLD\n"
         "tensor = torch.ones(3)\n"
@@ -77,7 +77,7 @@ def test_two_workers_beside_each_other_do_not_meet() -> None:
     """Each is rank 0 of 1, and the second needs nothing that the first has taken."""
     code = (
         "import sys, torch.distributed as dist\n"
-        "from torchrec_handler.load.process_group import init_process_group\n"
+        "from torchrec_handler.ranks import init_process_group\n"
         "init_process_group()\n"
         "print(dist.get_world_size(), flush=True)\n"
         "sys.stdin.read()\n"
@@ -103,7 +103,7 @@ def test_two_workers_beside_each_other_do_not_meet() -> None:
 def test_the_user_s_choice_of_interface_is_kept() -> None:
     done = run(
         "import os\n"
-        "from torchrec_handler.load.process_group import init_process_group\n"
+        "from torchrec_handler.ranks import init_process_group\n"
         "init_process_group()\n"
         "print(os.environ['GLOO_SOCKET_IFNAME'])\n",
         GLOO_SOCKET_IFNAME=next(iter(psutil.net_if_addrs())),
@@ -115,7 +115,7 @@ def test_under_torchrun_the_ranks_find_each_other(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(
         "import pathlib, torch, torch.distributed as dist\n"
-        "from torchrec_handler.load.process_group import init_process_group\n"
+        "from torchrec_handler.ranks import init_process_group\n"
         "init_process_group()\n"
         "tensor = torch.tensor([dist.get_rank() + 1])\n"
         "dist.all_reduce(tensor)\n"
@@ -147,7 +147,7 @@ def test_an_environment_that_leads_nowhere_is_a_loading_error() -> None:
     """TorchServe ends the worker without an answer on anything but a RuntimeError."""
     done = run(
         "from torchrec_handler.errors import LoadError\n"
-        "from torchrec_handler.load.process_group import init_process_group\n"
+        "from torchrec_handler.ranks import init_process_group\n"
         "try:\n"
         "    init_process_group()\n"
         "except LoadError as error:\n"

@@ -17,7 +17,7 @@ from tests.support.factories.outputs import (
     WrongInputFactory,
 )
 from torchrec_archiver import build_archive
-from torchrec_handler.archive import INDEX, SAMPLES
+from torchrec_handler.archive.format import INDEX, SAMPLES
 from torchrec_handler.errors import ArchiveError, FactoryError
 
 MEND = "the archive was altered or damaged, build or copy it again"

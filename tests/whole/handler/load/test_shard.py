@@ -24,8 +24,8 @@ from tests.support.kinds import (
 )
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.shard import shard
-from torchrec_handler.load.tables import lookups
 from torchrec_handler.options import Sharding
+from torchrec_handler.tables.store import lookups
 
 
 def test_a_module_that_its_factory_sharded_is_left_alone(tmp_path: Path) -> None:

@@ -9,9 +9,17 @@ import pytest
 
 from tests.support.archives import good
 from tests.support.archives.broken import BROKEN, BROKEN_WHERE_NO_CODE_IS
-from torchrec_handler.archive import DENSE, INDEX, MANIFEST, PACKAGE, REQUIREMENTS, SAMPLES, TABLES
+from torchrec_handler.archive.format import (
+    DENSE,
+    INDEX,
+    MANIFEST,
+    PACKAGE,
+    REQUIREMENTS,
+    SAMPLES,
+    TABLES,
+)
+from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError
-from torchrec_handler.load.verify import verify
 
 
 @pytest.fixture(scope="module")

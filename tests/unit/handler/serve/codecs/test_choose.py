@@ -38,10 +38,10 @@ from tests.support.one_request import (
     signature,
 )
 from torchrec_handler.errors import InvalidRequest, PredictError, UnsupportedMediaType
+from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.codecs.choose import Reply, flat
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest
 from torchrec_handler.serve.validate import Validator

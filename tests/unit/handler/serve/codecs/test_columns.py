@@ -2,7 +2,7 @@
 
 from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
 from tests.support.one_request import signature
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.columns import Column, columns
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
 from tests.support.one_request import codecs, raw, signature
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.serve.request import Columns
 

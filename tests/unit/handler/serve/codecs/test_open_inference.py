@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.exact import DENSE, SPARSE
 from tests.support.one_request import codecs, open_inference, raw, signature
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.errors import InvalidRequest, PredictError, RequestError, RequestTooLarge
 from torchrec_handler.serve.codecs import open_inference as codec
 from torchrec_handler.serve.codecs.choose import Reply

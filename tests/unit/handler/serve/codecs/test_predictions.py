@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.exact import FLAT, INPUTS, PAIR, ROWS, Exact, predictor
 from tests.support.one_request import INSTANCES, raw
-from torchrec_handler.archive import Count, OutputSplit
+from torchrec_handler.archive.format import Count, OutputSplit
 from torchrec_handler.options import Options
 from torchrec_handler.serve.codecs.predictions import add
 from torchrec_handler.serve.engine import Engine

@@ -21,11 +21,11 @@ from tests.support.one_request import (
     raw,
     signature,
 )
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.errors import InvalidRequest, PredictError
+from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
 from torchrec_handler.serve.codecs import protobuf
-from torchrec_handler.serve.codecs.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import Columns
 

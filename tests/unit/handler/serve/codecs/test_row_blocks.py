@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED
 from tests.support.one_request import codecs, raw, signature
-from torchrec_handler.archive import InputSignature
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.serve.codecs import json_rows
 from torchrec_handler.serve.request import Columns

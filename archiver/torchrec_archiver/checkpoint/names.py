@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from torchrec_archiver.entries import Checkpoint
+from torchrec_archiver.checkpoint.entries import Checkpoint
 from torchrec_handler.errors import BuildError
 
 WRAPPERS = frozenset(

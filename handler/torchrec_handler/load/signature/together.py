@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from torchrec_handler.archive import OutputSplit, Signature
+from torchrec_handler.archive.format import OutputSplit, Signature
 from torchrec_handler.errors import SelfTestError
-from torchrec_handler.load.counts import Seen
 from torchrec_handler.load.self_test import Tolerance, compare
+from torchrec_handler.load.signature.counts import Seen
 
 Inputs = Mapping[str, torch.Tensor]
 See = Callable[[int, Inputs], Seen]

@@ -17,11 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torchrec.inference.modules import BatchingMetadata
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
 from torchrec_handler.load.gradients import call_observed
-from torchrec_handler.load.reach import Collections, Tags, watching
+from torchrec_handler.load.signature.reach import Collections, Tags, watching
 
 logger = logging.getLogger(__name__)
 

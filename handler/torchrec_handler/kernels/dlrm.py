@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_handler.load.direct import allows_it, lookup, parts
-from torchrec_handler.load.layers import (
+from torchrec_handler.kernels.direct import allows_it, lookup, parts
+from torchrec_handler.kernels.linear import (
     BLOCK_ROWS,
     FEW_ROWS,
     Layer,
@@ -18,8 +18,8 @@ from torchrec_handler.load.layers import (
     LayersDtype,
     half_precision,
 )
-from torchrec_handler.load.sharing import find_shared
-from torchrec_handler.load.variable_batch import is_variable
+from torchrec_handler.tables.once import find_shared
+from torchrec_handler.tables.variable_batch import is_variable
 
 
 class Dlrm:

@@ -12,11 +12,11 @@ import torch
 from torchrec.inference.modules import trim_torch_package_prefix_from_typename
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_handler.load.direct import call_directly
-from torchrec_handler.load.dlrm import Dlrm
-from torchrec_handler.load.layers import Layer, Layers, LayersDtype
-from torchrec_handler.load.lower import is_collection
+from torchrec_handler.kernels.direct import call_directly
+from torchrec_handler.kernels.dlrm import Dlrm
+from torchrec_handler.kernels.linear import Layer, Layers, LayersDtype
 from torchrec_handler.options import DenseDtype
+from torchrec_handler.tables.find import is_collection
 
 Forward = Callable[..., torch.Tensor]
 

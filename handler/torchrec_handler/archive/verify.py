@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from torchrec_handler.archive import (
+from torchrec_handler.archive.format import (
     DENSE,
     FORMAT_VERSION,
     INDEX,

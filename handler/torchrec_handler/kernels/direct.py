@@ -19,7 +19,7 @@ from torchrec.distributed.quant_embeddingbag import ShardedQuantEmbeddingBagColl
 from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from torchrec_handler.load.sharded import ShardedBags
+from torchrec_handler.tables.modules import ShardedBags
 
 Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D]."""

@@ -13,13 +13,21 @@ from functools import partial
 import numpy as np
 import torch
 
-from torchrec_handler.archive import OutputSplit, Signature
-from torchrec_handler.load.counts import CannotCutError, IsPaddedError, Method, Seen, see, sizes
-from torchrec_handler.load.draw import STYLES, Style, draw_inputs, open_inputs
+from torchrec_handler.archive.format import OutputSplit, Signature
+from torchrec_handler.archive.samples import Sample
 from torchrec_handler.load.factory import FactoryOutput
-from torchrec_handler.load.self_test import TOLERANCES, Sample, call, said
-from torchrec_handler.load.together import Inputs, find_mixed
-from torchrec_handler.load.told import read_told
+from torchrec_handler.load.self_test import TOLERANCES, call, said
+from torchrec_handler.load.signature.counts import (
+    CannotCutError,
+    IsPaddedError,
+    Method,
+    Seen,
+    see,
+    sizes,
+)
+from torchrec_handler.load.signature.draw import STYLES, Style, draw_inputs, open_inputs
+from torchrec_handler.load.signature.together import Inputs, find_mixed
+from torchrec_handler.load.signature.told import read_told
 
 logger = logging.getLogger(__name__)
 

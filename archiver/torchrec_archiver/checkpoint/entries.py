@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from torchrec_archiver.pieces import Piece, check_same, join
-from torchrec_archiver.saved import Wrapper, pieces_of
+from torchrec_archiver.checkpoint.pieces import Piece, check_same, join
+from torchrec_archiver.checkpoint.saved import Wrapper, pieces_of
 from torchrec_handler.errors import BuildError
 
 RANKS_OWN = ("running_mean", "running_var", "num_batches_tracked")

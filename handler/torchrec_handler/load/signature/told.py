@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchrec_handler.archive import Count, InputSignature, Signature
+from torchrec_handler.archive.format import Count, InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.factory import FactoryOutput
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from torchrec_archiver.distributed import METADATA, read_distributed
-from torchrec_archiver.entries import Checkpoint, from_tensors
-from torchrec_archiver.saved import load_saved
-from torchrec_archiver.snapshot import MANIFEST, read_snapshot
+from torchrec_archiver.checkpoint.distributed import METADATA, read_distributed
+from torchrec_archiver.checkpoint.entries import Checkpoint, from_tensors
+from torchrec_archiver.checkpoint.saved import load_saved
+from torchrec_archiver.checkpoint.snapshot import MANIFEST, read_snapshot
 from torchrec_handler.errors import BuildError
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")

@@ -10,23 +10,17 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 from torchrec.inference.modules import quantize_dense
-from torchrec.modules.embedding_modules import (
-    EmbeddingBagCollectionInterface,
-    EmbeddingCollectionInterface,
-)
 
 from torchrec_handler.errors import OptionError
 from torchrec_handler.load.gradients import look_for_scripts
 from torchrec_handler.options import Options
+from torchrec_handler.tables.find import is_collection
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-COLLECTIONS = (EmbeddingBagCollectionInterface, EmbeddingCollectionInterface)
-COLLECTION_ATTRIBUTES = ("tbes_configs", "_emb_modules", "_managed_collision_collection")
-"""What sharded, quantized and managed-collision collections have, which share no class."""
 
 
 def lower(module: torch.nn.Module, options: Options, device: torch.device) -> None:
@@ -71,13 +65,6 @@ def _dense_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield child
         elif not is_collection(child):
             yield from _dense_parts(child)
-
-
-def is_collection(module: torch.nn.Module) -> bool:
-    """Whether a module is an embedding collection, float, quantized or sharded."""
-    return isinstance(module, COLLECTIONS) or any(
-        hasattr(module, name) for name in COLLECTION_ATTRIBUTES
-    )
 
 
 def _lower_part(part: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -21,9 +21,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
     rounded_row_size_in_bytes,
 )
 
-from torchrec_handler.archive import TableEntry, align
+from torchrec_handler.archive.format import TableEntry, align
 from torchrec_handler.errors import ArchiveError, WeightsError
-from torchrec_handler.load.rows import find_invalid
+from torchrec_handler.tables.rows import find_invalid
 
 DTYPE_NAMES: Mapping[str, str] = {
     "fp32": "float32",

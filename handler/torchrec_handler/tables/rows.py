@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torchrec_handler.archive import SCALE_BIAS_BYTES
+from torchrec_handler.archive.format import SCALE_BIAS_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

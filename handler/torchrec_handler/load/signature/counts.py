@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from torchrec_handler.archive import Count, OutputSplit, Signature
-from torchrec_handler.load.told import ROWS, Told
+from torchrec_handler.archive.format import Count, OutputSplit, Signature
+from torchrec_handler.load.signature.told import ROWS, Told
 
 Shape = tuple[int, ...]
 

@@ -36,8 +36,8 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from torchrec_handler.load.sharing import find_shared
-from torchrec_handler.load.variable_batch import (
+from torchrec_handler.tables.once import find_shared
+from torchrec_handler.tables.variable_batch import (
     is_variable,
     own_lists,
     pooled_rows,

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import torch
 import yaml
 
-from torchrec_archiver.entries import Checkpoint, Entry
-from torchrec_archiver.pieces import Box, Piece, check_same, join
-from torchrec_archiver.saved import load_saved
+from torchrec_archiver.checkpoint.entries import Checkpoint, Entry
+from torchrec_archiver.checkpoint.pieces import Box, Piece, check_same, join
+from torchrec_archiver.checkpoint.saved import load_saved
 from torchrec_handler.errors import BuildError
 
 MANIFEST = ".snapshot_metadata"

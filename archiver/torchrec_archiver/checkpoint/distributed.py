@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.serialization import _get_layout
 
-from torchrec_archiver.entries import Checkpoint, Entry
-from torchrec_archiver.pieces import Box, check_whole, scratch_tensor
+from torchrec_archiver.checkpoint.entries import Checkpoint, Entry
+from torchrec_archiver.checkpoint.pieces import Box, check_whole, scratch_tensor
 from torchrec_handler.errors import BuildError
 
 METADATA = ".metadata"

@@ -21,7 +21,7 @@ from torch.serialization import (
     get_unsafe_globals_in_checkpoint,
 )
 
-from torchrec_archiver.pieces import Box, Piece
+from torchrec_archiver.checkpoint.pieces import Box, Piece
 from torchrec_handler.errors import BuildError
 
 SHARD = "torch.distributed._shard"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchrec_handler.archive import InputSignature, Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from torchrec_handler.archive import INDEX, Signature
+from torchrec_handler.archive.format import INDEX, Signature
+from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import ArchiveError
-from torchrec_handler.load.counts import Seen
 from torchrec_handler.load.factory import FactoryOutput
-from torchrec_handler.load.outputs import try_method
-from torchrec_handler.load.self_test import Sample
+from torchrec_handler.load.signature.counts import Seen
+from torchrec_handler.load.signature.outputs import try_method
 
 MEND = "the archive was altered or damaged, build or copy it again"
 

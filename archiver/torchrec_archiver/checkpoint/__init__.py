@@ -1,0 +1,1 @@
+"""A checkpoint as a training job left it: a module a format, `names` finds the model in it."""

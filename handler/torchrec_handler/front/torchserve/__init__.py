@@ -1,0 +1,1 @@
+"""TorchServe: `worker` is the class that it loads, `reader` reads its socket."""

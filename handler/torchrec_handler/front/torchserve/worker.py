@@ -1,0 +1,198 @@
+"""The one class that TorchServe sees; only this and `socket_reader` import `ts`."""
+
+import fcntl
+import gc
+import json
+import logging
+import os
+import stat
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ts.torch_handler.base_handler import BaseHandler
+from ts.torch_handler.request_envelope.base import BaseEnvelope
+
+from torchrec_handler import options as torchrec_options
+from torchrec_handler.errors import LoadError, OptionError
+from torchrec_handler.front.torchserve import model_infer
+from torchrec_handler.front.torchserve import reader as socket_reader
+from torchrec_handler.load import loader
+from torchrec_handler.load.factory import FORWARD
+from torchrec_handler.load.process import become_worker
+from torchrec_handler.serve import engine
+from torchrec_handler.serve.request import RawRequest
+
+logger = logging.getLogger(__name__)
+
+QUALNAME = "qualname"
+QUALNAME_HEADER = "x-torchrec-qualname"
+URL_PATH = "url_path"
+"""TorchServe's own name for what follows /predictions/NAME/VERSION/."""
+EXPLAIN = "explain"
+"""TorchServe's own header of /explanations/NAME, taken as the name of the method to call."""
+LAST_OF_STREAM = ("ts_stream_next", "false")
+"""That an answer is the only one of its request. TorchServe's gRPC, which gives a handler no header
+to know `StreamPredictions` by, dies with the worker where an answer to that has no header."""
+DESCRIBE = "describe"
+"""TorchServe's own header of GET /models/NAME?customized=true, see `_is_describe`."""
+CONTENT_TYPE = "content-type"
+
+STDOUT = 1
+LONGEST_READ_SECONDS = 2.0
+"""How long a failed worker waits for the frontend to read its last lines."""
+WRITE_SECONDS = 0.2
+"""How long the frontend is given to log lines that it has read."""
+
+
+class TorchRecHandler(BaseHandler):
+    """Loads an archive once, then answers batches of requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of config.properties' service_envelope, which TorchServe makes after this. Its envelopes
+        # join the instances of a batch, or take its first request only, and make lists of what
+        # errors hold; the codecs read and write what they promise, each request by itself.
+        BaseEnvelope.handle = _handle_as_it_came
+
+    def initialize(self, context: Any) -> None:
+        """Load the archive that TorchServe extracted.
+
+        Raises:
+            LoadError: a RuntimeError, whose first line says what to do.
+        """
+        try:
+            self._load(context)
+        except LoadError as error:
+            # Once TorchServe has the answer that loading failed, it closes the worker's output and
+            # drops what it has not read, which on a busy machine can be all that it was told.
+            logger.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  TorchServe's task
+            _wait_until_read(STDOUT, LONGEST_READ_SECONDS)
+            raise
+        socket_reader.install()
+        self.initialized = True
+
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
+        """Answer a batch.
+
+        Args:
+            data: per request its body under `body` (HTTP) or `data` (gRPC and forms), and those of
+                the query's parameters that TorchServe hands on.
+            context: TorchServe's, for headers in, status and headers out.
+        """
+        given = [context.get_all_request_header(at) for at in range(len(data))]
+        if len(data) == 1 and _is_describe(data[0], given[0]):
+            return [self.engine.describe()]
+        requests = [_raw(item, headers) for item, headers in zip(data, given, strict=True)]
+        bodies: list[Any] = []
+        for at, response in enumerate(self.engine.predict(requests)):
+            if model_infer.is_call(given[at]):
+                bodies.append(model_infer.answer(response, self.engine.model_name, self.version))
+                continue
+            if not any(isinstance(value, str) for value in given[at].values()):
+                # No HTTP, which sends some headers always.
+                context.set_response_header(at, *LAST_OF_STREAM)
+            context.set_response_status(response.status, response.phrase, at)
+            context.set_response_content_type(at, response.content_type)
+            bodies.append(response.body)
+        return bodies
+
+    def _load(self, context: Any) -> None:
+        properties = context.system_properties
+        options = torchrec_options.read_options(context.model_yaml_config)
+        self.context = context
+        self.manifest = context.manifest
+        self.version = str(context.manifest["model"].get("modelVersion", ""))
+        self.device = _device(options.device, properties.get("gpu_id"))
+        become_worker(options, self.device)
+        predictor = loader.load(Path(properties["model_dir"]), options, self.device)
+        self.model = predictor.module
+        self.engine = engine.Engine(context.model_name, predictor, options)
+        # A full collection looks at every object of torch's modules, some 0.2 s in which no request
+        # is answered; what is loaded now stays.
+        gc.collect()
+        gc.freeze()
+
+
+def _wait_until_read(output: int, longest: float) -> None:
+    """Wait until the other end of a pipe has read it empty, and a moment for what it does then.
+
+    Returns at once where `output` is no pipe.
+    """
+    if not stat.S_ISFIFO(os.fstat(output).st_mode):
+        return
+    end = time.monotonic() + longest
+    while time.monotonic() < end and any(fcntl.ioctl(output, termios.FIONREAD, bytes(4))):
+        time.sleep(0.01)
+    time.sleep(WRITE_SECONDS)
+
+
+def _device(wanted: str, gpu_id: int | None) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and (gpu_id is None or not torch.cuda.is_available())):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        message = "torchrec.device: received 'cuda', but this machine has no CUDA device"
+        raise OptionError(message)
+    device = torch.device("cuda", gpu_id or 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _handle_as_it_came(envelope: Any, data: Sequence[Mapping[str, Any]], context: Any) -> Any:
+    return envelope._handle_fn(data, context)  # noqa: SLF001  what BaseEnvelope itself calls
+
+
+def _is_describe(item: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
+    """Whether the management port asks what is served.
+
+    TorchServe says so with a header, which any client can send too. It gives a client's request
+    at least one parameter, its body, unless that is a form, and a form has a content type; gRPC
+    has no headers. So what has neither parameter nor content type comes from TorchServe itself.
+    """
+    return (
+        not item
+        and headers.get(DESCRIBE) == "True"
+        and all(name.lower() != CONTENT_TYPE for name in headers)
+    )
+
+
+def _lower_case(headers: Mapping[str, Any]) -> dict[str, str]:
+    """What a client sent, less what TorchServe put beside it: the content type a parameter has."""
+    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+
+
+def _raw(item: Mapping[str, Any], given: Mapping[str, Any]) -> RawRequest:
+    headers = _lower_case(given)
+    name = "body" if "body" in item else "data"
+    # TorchServe's own entry, unless a header of that name lies over it; in a form that TorchServe
+    # took apart it is the part's.
+    own = given.get(name)
+    content_type = own[CONTENT_TYPE] if isinstance(own, Mapping) else headers.get(CONTENT_TYPE, "")
+    return RawRequest(
+        body=_bytes(item.get(name, b"")),
+        content_type=content_type.partition(";")[0].strip().lower(),
+        content_encoding=headers.get("content-encoding", ""),
+        accept=headers.get("accept", ""),
+        qualname=_qualname(item, headers),
+    )
+
+
+def _qualname(item: Mapping[str, Any], headers: Mapping[str, str]) -> str:
+    """A parameter, else a header, else the path behind /predictions/NAME/VERSION/."""
+    if headers.get(EXPLAIN) == "True":
+        return EXPLAIN
+    given = item.get(QUALNAME)
+    if given is None:
+        given = headers.get(QUALNAME_HEADER) or headers.get(URL_PATH) or FORWARD
+    return _bytes(given).decode("utf-8", "replace")
+
+
+def _bytes(value: Any) -> bytes | bytearray:
+    """A parameter's bytes, of which TorchServe's own reader may have made text or parsed JSON."""
+    if isinstance(value, bytes | bytearray):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "surrogatepass")

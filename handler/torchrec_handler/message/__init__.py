@@ -1,0 +1,1 @@
+"""TorchRec's request and answer as protobuf, generated from `predictor.proto`."""
