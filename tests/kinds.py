@@ -98,7 +98,7 @@ def random_request(signature: Signature, rows: int, seed: int = 0) -> dict[str, 
             random.integers(0, limit, count)
             if limit
             else random.choice([*SEEN_IDS, *random.integers(0, 2**31, 3)], count)
-            for limit, count in zip(entry.rows, lengths.sum(axis=1), strict=True)
+            for limit, count in zip(entry.ids_below, lengths.sum(axis=1), strict=True)
         ]
         request[f"{entry.name}.lengths"] = lengths.reshape(-1).tolist()
         request[f"{entry.name}.values"] = np.concatenate(ids).tolist()

@@ -431,7 +431,7 @@ def test_a_pruned_table_keeps_its_first_rows(tmp_path: Path) -> None:
     predictor = archived(PrunedFactory, tmp_path, tables={"dtype": "float32"})
     assert predictor.tables
     assert [entry.rows for entry in predictor.tables.entries.values()] == [30, 25]
-    assert predictor.signature.inputs[0].rows == (30, 25)
+    assert predictor.signature.inputs[0].ids_below == (30, 25)
     expected = SumFactory().create_predict_module()
     assert_equal(predictor.module, expected, random_batch(PrunedFactory))
 
