@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from torchrec_handler.errors import ArchiveError
 
@@ -108,6 +108,14 @@ class Signature:
     a request; None: nobody has looked yet."""
 
 
+class TableKey(NamedTuple):
+    """Which table of a model: two collections may each have one of the same name."""
+
+    collection: str
+    """The path of its embedding collection inside the predict module."""
+    table: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableEntry:
     """Where one quantized table lies in `tables.bin`."""
@@ -128,6 +136,11 @@ class TableEntry:
     """Largest absolute difference to the float rows; None where there were none."""
     mean_error: float | None = None
     """Mean absolute difference to the float rows."""
+
+    @property
+    def key(self) -> TableKey:
+        """Which table it is."""
+        return TableKey(self.collection, self.name)
 
     @property
     def nbytes(self) -> int:
@@ -307,14 +320,14 @@ def _check_table(entry: TableEntry, where: str) -> None:
 
 def _check_layout(entries: Collection[TableEntry]) -> None:
     """See that every table is there once, and its block behind the others' with nothing between."""
-    known: set[tuple[str, str]] = set()
+    known: set[TableKey] = set()
     end, before = 0, "from 0 on"
     for entry in sorted(entries, key=lambda entry: entry.offset):
         where = f"{INDEX}: table {entry.name!r} of {entry.collection!r}"
-        if (entry.collection, entry.name) in known:
+        if entry.key in known:
             message = f"{where}: is there twice; the archive was altered, build or copy it again"
             raise ArchiveError(message)
-        known.add((entry.collection, entry.name))
+        known.add(entry.key)
         if entry.offset != align(end):
             message = (
                 f"{where}: received offset {entry.offset}, expected {align(end)}, the next "

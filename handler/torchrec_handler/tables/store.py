@@ -21,7 +21,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
     rounded_row_size_in_bytes,
 )
 
-from torchrec_handler.archive.format import TableEntry, align
+from torchrec_handler.archive.format import TableEntry, TableKey, align
 from torchrec_handler.errors import ArchiveError, WeightsError
 from torchrec_handler.tables.rows import find_invalid
 
@@ -58,8 +58,7 @@ class Lookup:
 class TableStore:
     """Encoded tables and where each lies."""
 
-    entries: Mapping[tuple[str, str], TableEntry]
-    """(collection, table name) -> entry."""
+    entries: Mapping[TableKey, TableEntry]
     buffer: torch.Tensor
     """[bytes] uint8, on the CPU."""
 
@@ -84,14 +83,14 @@ class TableStore:
 
     @classmethod
     def encode(
-        cls, entries: Sequence[TableEntry], rows: Mapping[tuple[str, str], torch.Tensor]
+        cls, entries: Sequence[TableEntry], rows: Mapping[TableKey, torch.Tensor]
     ) -> "TableStore":
         """Encode rows into memory of this process.
 
         Args:
             entries: the tables, each with its place.
-            rows: (collection, table name) -> its rows, as `encode_rows` takes them; of a pruned
-                table the first ones are kept.
+            rows: of each table, as `encode_rows` takes them; of a pruned table the first ones are
+                kept.
 
         Raises:
             WeightsError: an entry has no rows, rows of another shape, or some that its data type
@@ -235,18 +234,17 @@ def layout(module: torch.nn.Module) -> list[TableEntry]:
     return entries
 
 
-def quantized_rows(module: torch.nn.Module) -> dict[tuple[str, str], torch.Tensor]:
+def quantized_rows(module: torch.nn.Module) -> dict[TableKey, torch.Tensor]:
     """The rows that a factory quantized itself.
 
     Args:
         module: quantized, not sharded.
 
     Returns:
-        (collection, table name) -> encoded rows, [rows, row_bytes] uint8, views. Lookups that have
-        no rows yet are left out.
+        Encoded rows, [rows, row_bytes] uint8, views. Lookups that have no rows yet are left out.
     """
     return {
-        (lookup.collection, name): rows
+        TableKey(lookup.collection, name): rows
         for lookup in lookups(module)
         for name, _, rows in encoded_rows(lookup)
     }
@@ -284,7 +282,7 @@ def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> 
         shards = []
         for spec, first_row in zip(operator.embedding_specs, lookup.first_rows, strict=True):
             name, rows, width, sparse_type, _ = spec
-            entry = store.entries.get((lookup.collection, name))
+            entry = store.entries.get(TableKey(lookup.collection, name))
             dtype = DTYPE_NAMES[sparse_type.value]
             if entry is None:
                 message = f"table {name!r} of {lookup.collection}: the archive does not hold it"
@@ -323,5 +321,5 @@ def _materialise_buffers(operator: torch.nn.Module, device: torch.device) -> Non
             setattr(operator, name, torch.zeros_like(buffer, device=device))
 
 
-def _by_key(entries: Sequence[TableEntry]) -> dict[tuple[str, str], TableEntry]:
-    return {(entry.collection, entry.name): entry for entry in entries}
+def _by_key(entries: Sequence[TableEntry]) -> dict[TableKey, TableEntry]:
+    return {entry.key: entry for entry in entries}

@@ -87,7 +87,7 @@ def assert_equal(module: torch.nn.Module, expected: torch.nn.Module, inputs: Any
 def test_tables_are_found_by_their_place_in_a_checkpoint() -> None:
     module = TwoTowerFactory().create_predict_module()
     tables = float_tables(module)
-    assert [(table.collection, table.name, table.parameter) for table in tables] == [
+    assert [(*table.key, table.parameter) for table in tables] == [
         (
             f"_module.{tower}.collection",
             f"t_{name}",
@@ -117,7 +117,7 @@ def test_a_collection_is_what_is_swapped_as_a_whole(
 ) -> None:
     """A position-weighted one with its processors; of a managed one, what is inside."""
     module = kind().create_predict_module()
-    assert {table.collection for table in float_tables(module)} == {collection}
+    assert {table.key.collection for table in float_tables(module)} == {collection}
     prepared = prepare(module)
     assert {lookup.collection for lookup in lookups(prepared)} == {collection}
 
@@ -327,7 +327,7 @@ def test_what_its_factory_left_float_is_quantized(tmp_path: Path) -> None:
     """`quantize_embeddings` swaps pooled collections only."""
     predictor = archived(PartFactory, tmp_path)
     assert [
-        (entry.collection, entry.name, entry.dtype)
+        (*entry.key, entry.dtype)
         for entry in predictor.tables.entries.values()  # type: ignore[union-attr]
     ] == [
         ("_module.pooled.collection", "t_user", "float16"),
