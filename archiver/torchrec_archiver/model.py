@@ -56,7 +56,8 @@ from torchrec_handler.load.signature.outputs import observe_outputs
 from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.store import TableStore, check_kind, is_sharded, layout, lookups
+from torchrec_handler.tables.rows import check_kind
+from torchrec_handler.tables.store import TableStore, is_sharded, layout, lookups
 
 CPU = torch.device("cpu")
 

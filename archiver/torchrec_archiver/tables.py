@@ -11,14 +11,14 @@ from tqdm import tqdm
 from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
 from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import BuildError
-from torchrec_handler.tables.rows import InvalidRow, find_invalid
-from torchrec_handler.tables.store import (
+from torchrec_handler.tables.rows import (
+    InvalidRow,
     check_kind,
     decode_rows,
     encode_rows,
-    encoded_rows,
-    lookups,
+    find_invalid,
 )
+from torchrec_handler.tables.store import encoded_rows, lookups
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from torchrec_archiver import tables
 from torchrec_archiver.tables import check_sharded, write_tables
 from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, TableKey, align
 from torchrec_handler.errors import BuildError, WeightsError
-from torchrec_handler.tables.store import TableStore, decode_rows, encode_rows, lookups
+from torchrec_handler.tables.rows import decode_rows, encode_rows
+from torchrec_handler.tables.store import TableStore, lookups
 
 WIDTH = 16
 Rows = dict[TableKey, torch.Tensor]

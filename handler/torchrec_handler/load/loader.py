@@ -23,6 +23,7 @@ from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError, FactoryError
 from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.load.attach import attach
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 from torchrec_handler.load.package import Package, open_package
@@ -51,7 +52,7 @@ from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.store import TableStore, attach, is_sharded, layout, quantized_rows
+from torchrec_handler.tables.store import TableStore, is_sharded, layout, quantized_rows
 
 logger = logging.getLogger(__name__)
 

@@ -21,21 +21,9 @@ from torchrec.modules.fp_embedding_modules import FeatureProcessorDictWrapper
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Tables
-from torchrec_handler.tables.rows import find_invalid
+from torchrec_handler.tables.rows import DATA_TYPES, find_invalid
 
 logger = logging.getLogger(__name__)
-
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "int8": torch.int8,
-    "int4": torch.quint4x2,
-    "int2": torch.quint2x4,
-}
-"""Our names of table data types -> the dtypes that TorchRec's `QuantConfig` takes."""
-
-WIDTH_MULTIPLES: Mapping[str, int] = {"int8": 2, "int4": 4, "int2": 8}
-"""FBGEMM encodes rows of whole half-precision words only; the float types take any width."""
 
 COLLECTIONS = frozenset({*DEFAULT_QUANT_MAPPING, FEATURE_PROCESSED_EBC_TYPE})
 """Type names of the float collections that `quantize_inference_model` finds by itself."""
@@ -169,20 +157,20 @@ def quantize(
         # ModuleDict does not allow.
         if isinstance(found._feature_processors, torch.nn.ModuleDict):  # noqa: SLF001
             found._feature_processors = FeatureProcessorDictWrapper(found._feature_processors)  # noqa: SLF001
-    dtype = TORCH_DTYPES[options.dtype]
+    dtype = DATA_TYPES[options.dtype].torch
     try:
         quantize_inference_model(
             module,
             quantization_mapping={**DEFAULT_QUANT_MAPPING, **mapping},
             per_table_weight_dtype={
-                table.key.table: TORCH_DTYPES[
+                table.key.table: DATA_TYPES[
                     widened.get(table.key.table) or _wanted(table, options)
-                ]
+                ].torch
                 for table in tables
             },
             fp_weight_dtype=dtype,
             quantization_dtype=dtype,
-            output_dtype=TORCH_DTYPES[options.output_dtype],
+            output_dtype=DATA_TYPES[options.output_dtype].torch,
         )
     except Exception as error:
         message = f"quantize_inference_model raised {type(error).__name__}: {error}"
@@ -228,7 +216,7 @@ def _wanted(table: FloatTable, options: Tables) -> str:
 
 
 def _multiple(dtype: str) -> int:
-    return WIDTH_MULTIPLES.get(dtype, 1)
+    return DATA_TYPES[dtype].width_multiple
 
 
 def _find_class(path: str) -> type[torch.nn.Module]:

@@ -38,8 +38,9 @@ from tests.factories.kinds_two_tower import TwoTowerFactory
 from tests.kinds import build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.load.loader import Predictor
-from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.rows import DATA_TYPES
 from torchrec_handler.tables.store import lookups
 
 OWN_TYPE = "tests.factories.kinds_own.OwnCollection"
@@ -133,13 +134,13 @@ def test_rows_are_set_aside_and_none_is_held_twice() -> None:
     assert to_meta(float_tables(module)) == {}
 
 
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 @pytest.mark.parametrize("kind", [SumFactory, SequenceFactory])
 def test_every_data_type_answers_as_torchrecs_own_quantized_model(
     kind: type[KindFactory], dtype: str
 ) -> None:
     expected = quantize_inference_model(
-        kind().create_predict_module(), quantization_dtype=TORCH_DTYPES[dtype]
+        kind().create_predict_module(), quantization_dtype=DATA_TYPES[dtype].torch
     )
     prepared = prepare(kind().create_predict_module(), tables={"dtype": dtype})
     assert set(stored(prepared).values()) == set(stored(expected).values())

@@ -19,14 +19,14 @@ from tests.factories.kinds_sequence import SequenceFactory
 from tests.kinds import CPU, prepare, random_batch
 from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import ArchiveError, WeightsError
-from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
+from torchrec_handler.load.attach import attach
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Sharding, Tables
+from torchrec_handler.tables.rows import DATA_TYPES, encode_rows
 from torchrec_handler.tables.store import (
     KEPT_SHARE,
     TableStore,
-    attach,
-    encode_rows,
     is_sharded,
     layout,
     lookups,
@@ -51,7 +51,7 @@ def sharded_without_rows(kind: type[KindFactory], **options: Any) -> torch.nn.Mo
     return sharded
 
 
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 @pytest.mark.parametrize("kind", [SumFactory, SequenceFactory, PositionWeightedFactory])
 def test_the_bytes_are_those_of_torchrecs_own_quantized_tables(
     kind: type[KindFactory], dtype: str
@@ -61,8 +61,8 @@ def test_the_bytes_are_those_of_torchrecs_own_quantized_tables(
     expected = quantized_rows(
         quantize_inference_model(
             kind().create_predict_module(),
-            fp_weight_dtype=TORCH_DTYPES[dtype],
-            quantization_dtype=TORCH_DTYPES[dtype],
+            fp_weight_dtype=DATA_TYPES[dtype].torch,
+            quantization_dtype=DATA_TYPES[dtype].torch,
         )
     )
     assert store.entries.keys() == expected.keys()
@@ -299,7 +299,7 @@ def test_sharded_modules_are_told_from_others() -> None:
     assert is_sharded(sharded_without_rows(SumFactory))
 
 
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 def test_rows_that_are_not_finite_are_named(dtype: str) -> None:
     """Where a worker encodes them itself: the factory's own."""
     module, rows = without_rows(SumFactory, dtype)
