@@ -28,8 +28,9 @@ from tests.support.factories.kinds_sequence import ManagedSequenceFactory, Seque
 from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from tests.support.kinds import assert_equal, prepare, random_batch, stored
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.rows import DATA_TYPES
 from torchrec_handler.tables.store import lookups
 
 OWN_TYPE = "tests.support.factories.kinds_own.OwnCollection"
@@ -55,7 +56,7 @@ def refused(module: torch.nn.Module, **options: Any) -> str:
 def test_tables_are_found_by_their_place_in_a_checkpoint() -> None:
     module = TwoTowerFactory().create_predict_module()
     tables = float_tables(module)
-    assert [(table.collection, table.name, table.parameter) for table in tables] == [
+    assert [(*table.key, table.parameter) for table in tables] == [
         (
             f"_module.{tower}.collection",
             f"t_{name}",
@@ -85,7 +86,7 @@ def test_a_collection_is_what_is_swapped_as_a_whole(
 ) -> None:
     """A position-weighted one with its processors; of a managed one, what is inside."""
     module = kind().create_predict_module()
-    assert {table.collection for table in float_tables(module)} == {collection}
+    assert {table.key.collection for table in float_tables(module)} == {collection}
     prepared = prepare(module)
     assert {lookup.collection for lookup in lookups(prepared)} == {collection}
 
@@ -101,13 +102,13 @@ def test_rows_are_set_aside_and_none_is_held_twice() -> None:
     assert to_meta(float_tables(module)) == {}
 
 
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 @pytest.mark.parametrize("kind", [SumFactory, SequenceFactory])
 def test_every_data_type_answers_as_torchrecs_own_quantized_model(
     kind: type[KindFactory], dtype: str
 ) -> None:
     expected = quantize_inference_model(
-        kind().create_predict_module(), quantization_dtype=TORCH_DTYPES[dtype]
+        kind().create_predict_module(), quantization_dtype=DATA_TYPES[dtype].torch
     )
     prepared = prepare(kind().create_predict_module(), tables={"dtype": dtype})
     assert set(stored(prepared).values()) == set(stored(expected).values())

@@ -32,9 +32,10 @@ from tests.support.kinds import (
     torchrec_quantized,
 )
 from torchrec_handler.errors import OptionError
-from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize
+from torchrec_handler.load.quantize import float_tables, quantize
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Options, Sharding, Tables
+from torchrec_handler.tables.rows import DATA_TYPES
 from torchrec_handler.tables.store import lookups
 
 # TorchRec's own quantized form of these reads its inputs, or gives its values, in an order that
@@ -74,7 +75,7 @@ def test_a_row_wise_sequence_answers_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("sharding_type", ["table_wise", "row_wise"])
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 @pytest.mark.parametrize("kind", [SumFactory, MeanFactory, SequenceFactory])
 def test_tables_of_every_data_type_shard(
     kind: type[KindFactory], dtype: str, sharding_type: str
@@ -101,7 +102,7 @@ def test_tables_of_one_collection_may_be_sharded_and_stored_differently(
     )
     expected = quantize_inference_model(
         WidthsFactory().create_predict_module(),
-        per_table_weight_dtype={name: TORCH_DTYPES[dtype] for name, dtype in per_table.items()},
+        per_table_weight_dtype={name: DATA_TYPES[dtype].torch for name, dtype in per_table.items()},
     )
     assert_close(sharded, expected, random_batch(kind))
 

@@ -71,7 +71,7 @@ def test_what_its_factory_left_float_is_quantized(tmp_path: Path) -> None:
     """`quantize_embeddings` swaps pooled collections only."""
     predictor = archived(PartFactory, tmp_path)
     assert [
-        (entry.collection, entry.name, entry.dtype)
+        (*entry.key, entry.dtype)
         for entry in predictor.tables.entries.values()  # type: ignore[union-attr]
     ] == [
         ("_module.pooled.collection", "t_user", "float16"),
@@ -129,6 +129,6 @@ def test_a_pruned_table_keeps_its_first_rows(tmp_path: Path) -> None:
     predictor = archived(PrunedFactory, tmp_path, tables={"dtype": "float32"})
     assert predictor.tables
     assert [entry.rows for entry in predictor.tables.entries.values()] == [30, 25]
-    assert predictor.signature.inputs[0].rows == (30, 25)
+    assert predictor.signature.inputs[0].ids_below == (30, 25)
     expected = SumFactory().create_predict_module()
     assert_equal(predictor.module, expected, random_batch(PrunedFactory))
