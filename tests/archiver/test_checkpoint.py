@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.factories.dmp import DmpPredictFactory, build, sample
 from torchrec_archiver import build_archive
+from torchrec_archiver.checkpoint import read as checkpoint
+from torchrec_archiver.checkpoint.entries import Checkpoint, from_tensors
 from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.loader import Predictor, load
@@ -145,6 +147,32 @@ def test_every_format_gives_the_same_tensors(
     assert held.keys() == state.keys()
     for name, value in state.items():
         assert torch.equal(held[name].read(), value), name
+
+
+class Arrays:
+    """A format as somebody adds it: NumPy's .npz."""
+
+    def fits(self, path: Path) -> bool:
+        return path.suffix == ".npz"
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        with np.load(path) as held:
+            return from_tensors({path: {n: torch.from_numpy(held[n]) for n in held}}, scratch)
+
+
+def test_a_format_is_one_class_and_one_entry(
+    state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in state.items()}
+    np.savez(tmp_path / "weights.npz", **arrays)
+    torch.save(state, tmp_path / "weights.pt")
+    monkeypatch.setattr(checkpoint, "FORMATS", (Arrays(), *checkpoint.FORMATS))
+    (tmp_path / "of arrays").mkdir()
+    (tmp_path / "of torch").mkdir()
+    of_arrays = scores(served(tmp_path / "weights.npz", tmp_path / "of arrays", "float32"))
+    of_torch = scores(served(tmp_path / "weights.pt", tmp_path / "of torch", "float32"))
+    assert of_arrays.std() > 0
+    assert torch.equal(of_arrays, of_torch)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from torchrec_archiver.__main__ import main
-from torchrec_archiver.inspect import as_json, read_index, show
+from torchrec_archiver.commands.inspect import show
 from torchrec_handler.archive.format import Index
-from torchrec_handler.errors import BuildError
+from torchrec_handler.archive.read import read_index
+from torchrec_handler.errors import ArchiveError
 
 
 def test_an_archive_is_shown_as_tables(movielens_archive: Path) -> None:
@@ -43,7 +44,7 @@ def test_json_is_the_whole_index(
     printed = capsys.readouterr().out
     index = read_index(movielens_archive)
     assert Index.loads(printed) == index
-    assert json.loads(printed) == json.loads(as_json(index))
+    assert json.loads(printed) == json.loads(index.dumps())
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_what_is_no_archive_is_named(content: bytes | None, message: str, tmp_pa
     path = tmp_path / "model.mar"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(ArchiveError) as caught:
         read_index(path)
     assert str(caught.value) == message.replace("PATH", str(path))
 

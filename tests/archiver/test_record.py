@@ -16,9 +16,10 @@ from torchrec.inference.modules import PredictFactory
 from tests.archives import good
 from tests.factories import outputs
 from torchrec_archiver import build_archive
-from torchrec_archiver.inspect import read_index, show
+from torchrec_archiver.commands.inspect import show
 from torchrec_archiver.record import Failure, Recorded, output_change
 from torchrec_handler.archive.format import SAMPLES, Count, OutputSplit
+from torchrec_handler.archive.read import read_index
 from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.errors import BuildError
 from torchrec_handler.options import Limits, Options
