@@ -45,8 +45,9 @@ class Input:
     outputs: Outputs = ()
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: there is no feature, or one twice."""
-        if not self.features or len(set(self.features)) != len(self.features):
+        """Raises: ValueError: there is no feature, one twice, or something else."""
+        are_names = all(isinstance(name, str) for name in self.features)
+        if not (are_names and 0 < len(self.features) == len(set(self.features))):
             message = f"{self.type}: received {self.features}, expected names, each once"
             raise ValueError(message)
 
@@ -123,9 +124,16 @@ class SimplePredictModule(PredictModule):
         return partial(getattr(self._factory, name), self.predict_module)
 
     def _call_batched(self, name: str, batch: Mapping[str, Any]) -> Any:
+        factory = type(self._factory).__name__
         method: Callable[..., Any] = getattr(self._factory, name)
-        inputs = Batch(batch, self._inputs, type(self._factory).__name__)
-        return method(self.predict_module, inputs)
+        result = method(self.predict_module, Batch(batch, self._inputs, factory))
+        if not isinstance(result, Mapping):
+            message = (
+                f"{factory}.{name}: returned a {type(result).__name__}, expected a dict of "
+                "tensors by output"
+            )
+            raise TypeError(message)
+        return result
 
 
 class SimpleFactory(PredictFactory):
@@ -176,9 +184,18 @@ class SimpleFactory(PredictFactory):
         """Build the model for TorchRec.
 
         Raises:
-            TypeError: `inputs` holds something else, or `model` returned something else.
+            TypeError: `inputs` holds something else, `model` returned something else, or a method
+                is not there or has a Module's own name.
         """
         name = type(self).__name__
+        for qualname in self.qualname_metadata():
+            if not callable(getattr(self, qualname, None)):
+                message = f"{name}: names the method {qualname!r}, but has none"
+                raise TypeError(message)
+            if qualname != "forward" and hasattr(SimplePredictModule, qualname):
+                message = f"{name}.{qualname}: a Module has a method of that name; choose another"
+                raise TypeError(message)
+        entry: Any
         for known, entry in self.inputs.items():
             if not isinstance(entry, Input):
                 message = (
@@ -188,7 +205,7 @@ class SimpleFactory(PredictFactory):
                 raise TypeError(message)
         self.world_size = world_size
         self.device = torch.device(device or _default_device())
-        model = self.model(self.device)
+        model: Any = self.model(self.device)
         if not isinstance(model, torch.nn.Module):
             message = f"{name}.model: returned a {type(model).__name__}, expected a Module"
             raise TypeError(message)
@@ -221,9 +238,7 @@ class SimpleFactory(PredictFactory):
 
     def qualname_metadata(self) -> dict[str, QualNameMetadata]:
         """Return `forward` and `methods`; those without `need_preproc` get keyword arguments."""
-        return {
-            name: QualNameMetadata(need_preproc=True) for name in ("forward", *self.methods)
-        }
+        return {name: QualNameMetadata(need_preproc=True) for name in ("forward", *self.methods)}
 
     def run_weights_independent_tranformations(
         self, predict_module: torch.nn.Module
