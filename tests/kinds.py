@@ -28,13 +28,13 @@ from torchrec_handler.archive.format import Signature
 from torchrec_handler.load.attach import attach
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta, widen
+from torchrec_handler.load.quantize import quantize, to_meta, widen
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature.inputs import observe_signature
-from torchrec_handler.load.signature.reach import find_collections
 from torchrec_handler.options import Options
-from torchrec_handler.tables.find import is_collection
-from torchrec_handler.tables.store import TableStore, layout, quantized_rows
+from torchrec_handler.tables.find import find_collections, is_collection
+from torchrec_handler.tables.rows import quantized_rows
+from torchrec_handler.tables.store import TableStore, layout
 
 CPU = torch.device("cpu")
 KINDS: dict[str, type[KindFactory]] = {
@@ -133,12 +133,13 @@ def prepare(
 ) -> torch.nn.Module:
     """Quantize and shard a module that has its rows, as loading does, and point it at them."""
     options = Options.model_validate({"tables": tables or {}, "sharding": sharding or {}})
-    found = float_tables(module, options.tables.quantization_mapping)
-    rows = to_meta(found)
-    quantize(module, found, options.tables, widen(found, options.tables, rows))
-    store = TableStore.encode(layout(module), {**rows, **quantized_rows(module)})
-    sharded, _ = shard(module, options.sharding, plan, CPU)
-    attach(sharded, store, CPU)
+    found = find_collections(module, options.tables.quantization_mapping)
+    rows = to_meta(found.float_tables)
+    quantize(module, found, options.tables, widen(found.float_tables, options.tables, rows))
+    quantized = find_collections(module)
+    store = TableStore.encode(layout(quantized), {**rows, **quantized_rows(quantized)})
+    sharded, _ = shard(module, quantized, options.sharding, plan, CPU)
+    attach(find_collections(sharded), store, CPU)
     return sharded
 
 

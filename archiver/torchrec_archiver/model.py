@@ -56,8 +56,9 @@ from torchrec_handler.load.signature.outputs import observe_outputs
 from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
+from torchrec_handler.tables.find import Collections, find_collections
 from torchrec_handler.tables.rows import check_kind
-from torchrec_handler.tables.store import TableStore, is_sharded, layout, lookups
+from torchrec_handler.tables.store import TableStore, layout
 
 CPU = torch.device("cpu")
 
@@ -165,13 +166,14 @@ def write_model(  # noqa: PLR0913
         )
     asked = _Asked(samples=samples, may_fail=allow_failing_samples, options=options)
     reference = _ask_float_model(output, loaded, rows, asked)
-    widened = widen(loaded.tables, options.tables, rows)
+    widened = widen(loaded.collections.float_tables, options.tables, rows)
     quantized = quantize_tables(loaded, options, widened)
     store = None
-    entries = [] if is_sharded(quantized.module) else layout(quantized.module)
-    _check_allowed(allow_invalid_rows, dense, quantized.module)
-    if is_sharded(quantized.module):
-        check_sharded(quantized.module, allow_invalid_rows)
+    collections = quantized.collections
+    entries = [] if collections.is_sharded else layout(collections)
+    _check_allowed(allow_invalid_rows, dense, collections)
+    if collections.is_sharded:
+        check_sharded(collections, allow_invalid_rows)
     else:
         _save_dense(dense, content / DENSE)
         if entries:
@@ -197,7 +199,8 @@ def write_model(  # noqa: PLR0913
 def _with_own_weights(package: Package, options: Options, allowed: Collection[str]) -> _Weighted:
     output = run_factory(package.factory, CPU, options.sharding.world_size)
     # Before the transformations that the worker will run on them again.
-    own = dense_state(output.module, options.tables.quantization_mapping)
+    mapped = options.tables.quantization_mapping
+    own = dense_state(output.module, find_collections(output.module, mapped))
     dense = {name: value.clone() for name, value in own.items()}
     check_dense(dense, output.module, allowed)
     loaded = load_weights(output, None, options, CPU)
@@ -212,15 +215,15 @@ def _with_weights(
     allowed: Collection[str],
 ) -> _Weighted:
     output = run_factory(package.factory, CPU, options.sharding.world_size)
-    mapped = options.tables.quantization_mapping
-    if is_sharded(output.module):
+    collections = find_collections(output.module, options.tables.quantization_mapping)
+    if collections.is_sharded:
         message = (
             "weights: the factory returns a sharded module, which keeps its own weights; "
             "leave --weights out, or let the factory return the module unsharded"
         )
         raise BuildError(message)
-    named = table_names(output.module, mapped)
-    fitted = fit(read(), output.module, mapped)
+    named = table_names(output.module, collections)
+    fitted = fit(read(), output.module, collections)
     dense, rows = dict(fitted.dense), dict(fitted.rows)
     check_dense(dense, output.module, allowed)
     loaded = load_weights(output, dense, options, CPU)
@@ -236,9 +239,9 @@ def _with_weights(
 
 
 def _check_allowed(
-    allowed: Collection[str], dense: Collection[str], module: torch.nn.Module
+    allowed: Collection[str], dense: Collection[str], collections: Collections
 ) -> None:
-    known = {spec[0] for found in lookups(module) for spec in found.operator.embedding_specs}
+    known = {spec[0] for found in collections.lookups for spec in found.operator.embedding_specs}
     if unknown := sorted(set(allowed) - known - set(dense)):
         message = (
             f"allow invalid rows: names {', '.join(unknown)}, but the tables are "
@@ -256,8 +259,9 @@ def _ask_float_model(
         None where there is no float model to ask: a module that its factory quantized, tables
         without rows, or that cannot be looked up without a copy.
     """
-    sources = {table: rows[table.key] for table in loaded.tables if table.key in rows}
-    if is_sharded(loaded.module) or not sources or len(sources) < len(loaded.tables):
+    tables = loaded.collections.float_tables
+    sources = {table: rows[table.key] for table in tables if table.key in rows}
+    if loaded.collections.is_sharded or not sources or len(sources) < len(tables):
         return None
     if not all(can_look_up(table, source) for table, source in sources.items()):
         return None

@@ -29,8 +29,6 @@ from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weight
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.quantize import (
-    FloatTable,
-    float_tables,
     quantize,
     to_meta,
     unpackable,
@@ -42,8 +40,6 @@ from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.load.signature.outputs import observe_outputs
 from torchrec_handler.load.signature.reach import (
-    Collections,
-    find_collections,
     guard,
     lets_rows_pass,
 )
@@ -52,7 +48,9 @@ from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.store import TableStore, is_sharded, layout, quantized_rows
+from torchrec_handler.tables.find import Collections, find_collections
+from torchrec_handler.tables.rows import quantized_rows
+from torchrec_handler.tables.store import TableStore, layout
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +78,10 @@ class Loaded:
     """A module that has its dense weights and whose tables are on `meta`."""
 
     module: torch.nn.Module
-    tables: list[FloatTable]
-    """Its float tables; those that the factory quantized itself are not among them."""
     own_rows: Mapping[TableKey, torch.Tensor]
     """Float rows [rows, D] that the factory itself brought."""
     collections: Collections
-    """As they were before quantizing and sharding."""
+    """As they are before quantizing, and what `hidden` was taken out of."""
     hidden: Mapping[str, torch.Tensor]
     """Checkpoint name -> rows [rows, D] of float tables that the factory's transformations took out
     of their collections, by tracing or scripting them: dense weights, which stay as they are."""
@@ -99,7 +95,8 @@ class Quantized:
     own_rows: Mapping[TableKey, torch.Tensor]
     """Rows that the factory itself brought, float or encoded."""
     collections: Collections
-    """As they were before quantizing and sharding."""
+    """As they are before sharding."""
+    loaded: Loaded
 
 
 def load(folder: Path, options: Options, device: torch.device) -> Predictor:
@@ -132,24 +129,24 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
         archived = {entry.key: entry.dtype for entry in index.tables}
         widened = {
             table.key.table: archived[table.key]
-            for table in unpackable(loaded.tables, options.tables)
+            for table in unpackable(loaded.collections.float_tables, options.tables)
             if table.key in archived
         }
     else:
-        widened = widen(loaded.tables, options.tables, loaded.own_rows)
+        widened = widen(loaded.collections.float_tables, options.tables, loaded.own_rows)
     quantized = quantize_tables(loaded, options, widened)
     if index:
-        _check_index(index, quantized.module)
+        _check_index(index, quantized.collections)
     if index and index.tables:
         store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
-    elif is_sharded(quantized.module):
+    elif quantized.collections.is_sharded:
         store = None
     else:
-        store = TableStore.encode(layout(quantized.module), quantized.own_rows)
+        store = TableStore.encode(layout(quantized.collections), quantized.own_rows)
     signature = index.signature if index else None
     if signature:
         check_metadata(signature, output)
-        check_rows(signature, quantized.collections.largest)
+        check_rows(signature, loaded.collections.largest)
     predictor = make_ready(package, output, quantized, store, signature, options, device)
     samples = read_samples(folder / SAMPLES) if index and SAMPLES in index.sha256 else []
     if index and len(samples) != index.samples:
@@ -170,11 +167,11 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     return replace(predictor, index=index)
 
 
-def _check_index(index: Index, module: torch.nn.Module) -> None:
+def _check_index(index: Index, collections: Collections) -> None:
     """See that weights and tables are the archive's own, but for what the factory shards itself."""
-    if is_sharded(module):
+    if collections.is_sharded:
         return
-    tables = layout(module)
+    tables = layout(collections)
     if tables and not index.tables:
         message = (
             f"{INDEX}: lists no tables, but the module has {len(tables)}; the archive was altered "
@@ -226,23 +223,22 @@ def load_weights(
         device: where dense weights go that the factory left on `meta`.
     """
     mapped = options.tables.quantization_mapping
-    named = table_names(output.module, mapped)
+    before = find_collections(output.module, mapped)
+    named = table_names(output.module, before)
     if dense is not None:
         to_meta([table for name, table in named.items() if name not in dense])
-        load_dense(output.module, dense, device, mapped)
+        load_dense(output.module, before, dense, device)
     given = {name: table.weight.detach() for name, table in named.items()}
-    before = find_collections(output.module) if named else None
     module = run_weights_dependent(output)
-    tables = float_tables(module, mapped)
-    collections = find_collections(module)
-    left = {table.key.table for table in tables} | {entry.name for entry in layout(module)}
+    collections = find_collections(module, mapped)
+    left = {table.key.table for table in collections.float_tables}
+    left |= {entry.name for entry in layout(collections)}
     hidden = {name: given[name] for name, table in named.items() if table.key.table not in left}
-    if hidden and before is not None:
+    if hidden:
         collections = collections.beside(before)
     return Loaded(
         module=module,
-        tables=tables,
-        own_rows=to_meta(tables),
+        own_rows=to_meta(collections.float_tables),
         collections=collections,
         hidden=hidden,
     )
@@ -256,11 +252,13 @@ def quantize_tables(loaded: Loaded, options: Options, widened: Mapping[str, str]
         options: all options.
         widened: table name -> data type, of those that are `unpackable`.
     """
-    quantize(loaded.module, loaded.tables, options.tables, widened)
+    quantize(loaded.module, loaded.collections, options.tables, widened)
+    collections = find_collections(loaded.module)
     return Quantized(
         module=loaded.module,
-        own_rows={**loaded.own_rows, **quantized_rows(loaded.module)},
-        collections=loaded.collections,
+        own_rows={**loaded.own_rows, **quantized_rows(collections)},
+        collections=collections,
+        loaded=loaded,
     )
 
 
@@ -284,16 +282,17 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
         options: all options.
         device: where to serve.
     """
+    collections = quantized.loaded.collections
     name = options.sharding.plan
     given = package.load_config(name) if name else None
-    module, plan = shard(quantized.module, options.sharding, given, device)
+    module, plan = shard(quantized.module, quantized.collections, options.sharding, given, device)
     if store is not None:
-        attach(module, store, device)
+        attach(find_collections(module), store, device)
     lower(module, options, device)
     # Before fusing, after which modules no longer meet their inputs one by one.
-    signature = signature or observe_signature(output, module, quantized.collections, device)
+    signature = signature or observe_signature(output, module, collections, device)
     if lets_rows_pass(signature):
-        guard(module, quantized.collections)
+        guard(module, collections)
     if device.type == "cpu":
         fuse(module, options.dense.dtype)
     return Predictor(

@@ -27,15 +27,21 @@ from tests.factories.kinds_pooled import (
 from tests.factories.kinds_sequence import SequenceFactory
 from tests.kinds import CPU, KINDS, build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Options, Sharding, Tables
+from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.rows import DATA_TYPES
-from torchrec_handler.tables.store import lookups
 
 # TorchRec's own quantized form of these reads its inputs, or gives its values, in an order that
 # is not the float model's; the other kind has the same weights and does not depend on it.
 SAME_WEIGHTS = {"by-position": "widths", "position-weighted-each": "position-weighted"}
+
+
+def shard_all(
+    module: torch.nn.Module, options: Sharding, plan: Any = None
+) -> tuple[torch.nn.Module, Any]:
+    return shard(module, find_collections(module), options, plan, CPU)
 
 
 def torchrec_quantized(kind: type[KindFactory], dtype: str = "int8") -> torch.nn.Module:
@@ -67,15 +73,15 @@ def assert_close(module: torch.nn.Module, expected: torch.nn.Module, inputs: Any
 def quantized(kind: type[KindFactory]) -> torch.nn.Module:
     """A kind with quantized collections that have no rows yet."""
     module: torch.nn.Module = kind().create_predict_module()
-    tables = float_tables(module)
-    to_meta(tables)
-    quantize(module, tables, Tables(), {})
+    found = find_collections(module)
+    to_meta(found.float_tables)
+    quantize(module, found, Tables(), {})
     return module
 
 
 def plan_of(kind: type[KindFactory], **options: Any) -> ShardingPlan:
     """The plan that TorchRec's planner finds."""
-    _, plan = shard(quantized(kind), Sharding(**options), None, CPU)
+    _, plan = shard_all(quantized(kind), Sharding(**options))
     assert plan is not None
     return plan
 
@@ -172,38 +178,40 @@ def test_a_pruned_table_shards_row_wise_by_the_rows_it_keeps() -> None:
 def test_no_table_is_allocated_on_the_cpu() -> None:
     """A table of 2 TiB shards in an instant: its rows are mapped afterwards."""
     config = EmbeddingBagConfig(
-        name="t", num_embeddings=2**35, embedding_dim=64, feature_names=["f"]
+        name="t", num_embeddings=2**31 - 1, embedding_dim=1024, feature_names=["f"]
     )
     module = PredictModule(
         torch.nn.ModuleList([EmbeddingBagCollection(tables=[config], device=torch.device("meta"))])
     )
-    quantize(module, float_tables(module), Tables(), {})
-    sharded, _ = shard(module, Sharding(world_size=2, type="row_wise"), None, CPU)
-    assert [lookup.operator.weights_host.is_meta for lookup in lookups(sharded)] == [True, True]
+    quantize(module, find_collections(module), Tables(), {})
+    sharded, _ = shard_all(module, Sharding(world_size=2, type="row_wise"))
+    assert [
+        lookup.operator.weights_host.is_meta for lookup in find_collections(sharded).lookups
+    ] == [True, True]
 
 
 def test_a_model_that_the_planner_cannot_place_is_refused() -> None:
     config = EmbeddingBagConfig(
-        name="t", num_embeddings=2**48, embedding_dim=64, feature_names=["f"]
+        name="t", num_embeddings=2**31 - 1, embedding_dim=2**20, feature_names=["f"]
     )
     module = PredictModule(
         torch.nn.ModuleList([EmbeddingBagCollection(tables=[config], device=torch.device("meta"))])
     )
-    quantize(module, float_tables(module), Tables(), {})
+    quantize(module, find_collections(module), Tables(), {})
     with pytest.raises(OptionError) as caught:
-        shard(module, Sharding(), None, CPU)
+        shard_all(module, Sharding())
     assert str(caught.value).startswith("torchrec.sharding: TorchRec's planner finds no plan: ")
 
 
 def test_a_module_without_tables_is_left_alone() -> None:
     module = torch.nn.Linear(1, 1)
-    assert shard(module, Sharding(), None, CPU) == (module, None)
+    assert shard_all(module, Sharding()) == (module, None)
 
 
 def test_a_module_that_its_factory_sharded_is_left_alone(tmp_path: Path) -> None:
     """The options of the archive do not touch it."""
     module = ShardedFactory().create_predict_module()
-    assert shard(module, Sharding(type="row_wise"), None, CPU) == (module, None)
+    assert shard_all(module, Sharding(type="row_wise")) == (module, None)
     predictor = load_archive(build(ShardedFactory, tmp_path))
     assert (predictor.tables, predictor.plan) == (None, None)
     assert_equal(predictor.module, torchrec_quantized(SumFactory), random_batch(SumFactory))
@@ -221,12 +229,12 @@ def test_a_module_that_its_factory_sharded_in_part_is_refused(tmp_path: Path) ->
 
 def test_constraints_of_unknown_tables_are_refused() -> None:
     with pytest.raises(OptionError) as caught:
-        shard(quantized(SumFactory), Sharding(per_table={"users": "row_wise"}), None, CPU)
+        shard_all(quantized(SumFactory), Sharding(per_table={"users": "row_wise"}))
     assert str(caught.value) == (
         "torchrec.sharding.per_table: names users, but the tables to shard are t_user, t_movie"
     )
     with pytest.raises(OptionError) as caught:
-        shard(torch.nn.Linear(1, 1), Sharding(per_table={"users": "row_wise"}), None, CPU)
+        shard_all(torch.nn.Linear(1, 1), Sharding(per_table={"users": "row_wise"}))
     assert str(caught.value) == (
         "torchrec.sharding.per_table: names users, but the tables to shard are none"
     )
@@ -239,16 +247,11 @@ def test_position_weighted_tables_cannot_be_row_wise() -> None:
         "by their position, which a shard of its rows cannot tell"
     )
     with pytest.raises(OptionError) as caught:
-        shard(
-            quantized(PositionWeightedFactory),
-            Sharding(per_table={"t_movie": "row_wise"}),
-            None,
-            CPU,
-        )
+        shard_all(quantized(PositionWeightedFactory), Sharding(per_table={"t_movie": "row_wise"}))
     assert str(caught.value) == message
     plan = plan_of(SumFactory, per_table={"t_movie": "row_wise"})
     with pytest.raises(OptionError) as caught:
-        shard(quantized(PositionWeightedFactory), Sharding(plan="plan.pkl"), plan, CPU)
+        shard_all(quantized(PositionWeightedFactory), Sharding(plan="plan.pkl"), plan)
     assert str(caught.value) == message
 
 
@@ -272,18 +275,19 @@ def test_a_plan_of_the_package_is_followed(tmp_path: Path) -> None:
     assert str(predictor.plan) == str(plan)
     on_rank = [
         sorted({spec[0] for spec in lookup.operator.embedding_specs})
-        for lookup in lookups(predictor.module)
+        for lookup in find_collections(predictor.module).lookups
     ]
     free = prepare(SharedFactory().create_predict_module(), sharding={"world_size": 2})
     assert on_rank != [
-        sorted({spec[0] for spec in lookup.operator.embedding_specs}) for lookup in lookups(free)
+        sorted({spec[0] for spec in lookup.operator.embedding_specs})
+        for lookup in find_collections(free).lookups
     ]
     assert_close(predictor.module, torchrec_quantized(SharedFactory), random_batch(SharedFactory))
 
 
 def refused(plan: Any, **options: Any) -> str:
     with pytest.raises(OptionError) as caught:
-        shard(quantized(SumFactory), Sharding(plan="plan.pkl", **options), plan, CPU)
+        shard_all(quantized(SumFactory), Sharding(plan="plan.pkl", **options), plan)
     return str(caught.value)
 
 
