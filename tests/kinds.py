@@ -27,10 +27,11 @@ from torchrec_archiver import build_archive
 from torchrec_handler.archive.format import Signature
 from torchrec_handler.load.attach import attach
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.loader import load
 from torchrec_handler.load.quantize import quantize, to_meta, widen
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.tables.find import find_collections, is_collection
 from torchrec_handler.tables.rows import quantized_rows

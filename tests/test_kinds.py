@@ -36,7 +36,7 @@ from tests.kinds import (
 from tests.torchserve import TorchServe
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.client import PROTOBUF, encode
-from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.message.predictor_pb2 import PredictionResponse
 
 QUANTIZED = "torchrec.quant.embedding_modules"

@@ -21,8 +21,8 @@ from tests.handler.serve.exact import CPU, THOUSAND
 from tests.kinds import KINDS, prepare
 from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import Predictor
 from torchrec_handler.load.signature.inputs import observe_signature
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
 from torchrec_handler.serve import batch

@@ -17,7 +17,8 @@ from tests.factories.dmp import DmpPredictFactory, build, sample
 from torchrec_archiver import build_archive
 from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.loader import load
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
 

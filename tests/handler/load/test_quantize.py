@@ -37,8 +37,8 @@ from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFacto
 from tests.factories.kinds_two_tower import TwoTowerFactory
 from tests.kinds import build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.loader import Predictor
 from torchrec_handler.load.quantize import quantize, to_meta
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Tables
 from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.rows import DATA_TYPES
