@@ -19,8 +19,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
+from torchrec_handler.load.call import call_observed
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
-from torchrec_handler.load.gradients import call_observed
 from torchrec_handler.load.signature.reach import Tags, watching
 from torchrec_handler.tables.find import Collections
 
