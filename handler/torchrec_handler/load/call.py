@@ -9,14 +9,16 @@ Letters in shapes: B rows, F features, D width.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
 
 from torchrec_handler.errors import PredictError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def call_recorded(
     """Call a method while loading, with inputs as a sample holds them: of embeddings [F, B, D].
 
     Returns:
-        As `read_result`.
+        Output name -> its tensors, as `read_result` and `to_host` give them.
 
     Raises:
         PredictError: the result is not what `result_metadata` promises. What the method itself
@@ -86,17 +88,23 @@ def call_recorded(
     batch: dict[str, Any] = {
         name: list(value.unbind(0)) if value.dim() == 3 else value for name, value in placed.items()
     }
-    return read_result(call_observed(module, qualname, batch), qualname, result_metadata)
+    return read_result(call_observed(module, qualname, batch), qualname, result_metadata, to_host)
 
 
 def read_result(
-    result: Any, qualname: str, result_metadata: str
-) -> dict[str, tuple[torch.Tensor, ...]]:
+    result: Any, qualname: str, result_metadata: str, bring: Callable[[torch.Tensor], T]
+) -> dict[str, tuple[T, ...]]:
     """Read the result of a method that takes the batched input.
 
+    Args:
+        result: what the method gave.
+        qualname: of the method.
+        result_metadata: one of TorchRec's result types.
+        bring: what each tensor goes through: `to_host`, or more.
+
     Returns:
-        Output name -> its tensors, as `to_host` gives them: one for dict_of_tensor, value and mask
-        for dict_with_mask_tensor.
+        Output name -> its tensors: one for dict_of_tensor, value and mask for
+        dict_with_mask_tensor.
 
     Raises:
         PredictError: the result is not what `result_metadata` promises.
@@ -108,7 +116,7 @@ def read_result(
         raise PredictError(message)
     return {
         str(name): tuple(
-            map(to_host, _tensors(f"{qualname}: output {name!r}", value, result_metadata))
+            map(bring, _tensors(f"{qualname}: output {name!r}", value, result_metadata))
         )
         for name, value in result.items()
     }

@@ -27,11 +27,7 @@ def predict(
         PredictError: the method's result is not what `result_metadata` promises. What the method
             itself raises passes through.
     """
-    result = call_method(module, qualname, inputs)
-    return {
-        name: tuple(map(_array, tensors))
-        for name, tensors in read_result(result, qualname, result_metadata).items()
-    }
+    return read_result(call_method(module, qualname, inputs), qualname, result_metadata, _array)
 
 
 def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -> Any:
@@ -51,7 +47,7 @@ def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -
 def _arrays(value: Any) -> Any:
     """Tensors inside any structure as arrays."""
     if isinstance(value, torch.Tensor):
-        return _array(to_host(value))
+        return _array(value)
     if isinstance(value, Mapping):
         return {str(key): _arrays(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -59,6 +55,6 @@ def _arrays(value: Any) -> Any:
     return value
 
 
-def _array(host: torch.Tensor) -> HostArray:
+def _array(tensor: torch.Tensor) -> HostArray:
     """With one axis at least: a model that squeezes gives one row no axis."""
-    return np.ascontiguousarray(host.numpy())
+    return np.ascontiguousarray(to_host(tensor).numpy())
