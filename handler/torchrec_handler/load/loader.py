@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,11 +10,20 @@ from safetensors.torch import load_file
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive.format import DENSE, INDEX, SAMPLES, TABLES, Index, Signature
+from torchrec_handler.archive.format import (
+    DENSE,
+    INDEX,
+    SAMPLES,
+    TABLES,
+    Index,
+    Report,
+    Signature,
+)
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError, FactoryError
-from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.kernels.kernel import Target
+from torchrec_handler.kernels.registry import check_names, replace_forwards
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 from torchrec_handler.load.package import Package, open_package
@@ -62,6 +71,8 @@ class Predictor:
     """None for a module that its factory sharded, and for one without tables."""
     plan: ShardingPlan | None
     """None when nothing was left to shard."""
+    report: Report = field(default_factory=Report)
+    """What kernels replaced."""
     index: Index | None = None
     """What the archive says of itself; None for a plain one."""
 
@@ -109,6 +120,7 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
 
 
 def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
+    check_names(options.kernels)
     archive = verify(folder, full=options.verify == "full")
     if archive.index:
         warn_of_versions(archive.index.versions)
@@ -151,7 +163,7 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
         raise ArchiveError(message)
     if options.self_test:
         metadata = output.result_metadata
-        self_test(predictor.module, samples, metadata, options.dense.dtype, device)
+        self_test(predictor.module, samples, metadata, options.precision, device)
     if predictor.signature.splits is None:
         predictor = _see_outputs(
             predictor, output, options, must_answer=options.self_test and not index
@@ -186,7 +198,7 @@ def _see_outputs(
     """Find out how results are cut, where the archive does not tell."""
     signature = predictor.signature
     module, device = predictor.module, predictor.device
-    seen = observe_outputs(output, signature, module, device, dense_dtype=options.dense.dtype)
+    seen = observe_outputs(output, signature, module, device, precision=options.precision)
     for qualname, fault in seen.raised.items():
         message = (
             f"{qualname} {fault}, whatever was drawn for the inputs "
@@ -281,12 +293,12 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
     if store is not None:
         attach(module, store, device)
     lower(module, options, device)
-    # Before fusing, after which modules no longer meet their inputs one by one.
+    # Before the kernels, after which modules no longer meet their inputs one by one.
     signature = signature or observe_signature(output, module, quantized.collections, device)
     if lets_rows_pass(signature):
         guard(module, quantized.collections)
-    if device.type == "cpu":
-        fuse(module, options.dense.dtype)
+    target = Target(device=device, dtype=options.kernel_dtype)
+    report = replace_forwards(module, target, options.kernels)
     return Predictor(
         module=module,
         signature=signature,
@@ -296,4 +308,5 @@ def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
         device=device,
         tables=store,
         plan=plan,
+        report=report,
     )
