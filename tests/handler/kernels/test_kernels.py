@@ -21,7 +21,7 @@ from tests.factories.kinds_base import seeded, table
 from tests.kinds import CPU, prepare
 from torchrec_handler.errors import OptionError
 from torchrec_handler.kernels import registry
-from torchrec_handler.kernels.kernel import Declined, Forward, Kernel, Replaced, Report, Target
+from torchrec_handler.kernels.kernel import Declined, Forward, Replaced, Report, Target
 from torchrec_handler.kernels.registry import check_names, replace_forwards
 from torchrec_handler.options import PRECISIONS, KernelDtype, Kernels
 
@@ -106,8 +106,11 @@ def replace(module: torch.nn.Module, dtype: KernelDtype = "float32", off: Any = 
     return replace_forwards(module, Target(device=CPU, dtype=dtype), kernels)
 
 
-def all_but(kernel: Kernel) -> list[str]:
-    return [other.name for other in registry.KERNELS if other is not kernel]
+NAMES = [kernel.name for kernel in registry.KERNELS]
+
+
+def all_but(kernel: str) -> list[str]:
+    return [name for name in NAMES if name != kernel]
 
 
 @cache
@@ -118,7 +121,7 @@ def stock(name: str, rows: int) -> torch.Tensor:
 
 
 @cache
-def alone(kernel: Kernel, dtype: KernelDtype) -> Mapping[str, tuple[Any, Report]]:
+def alone(kernel: str, dtype: KernelDtype) -> Mapping[str, tuple[Any, Report]]:
     """The models of which a kernel takes a part, with that kernel and no other."""
     found = {}
     for name in MODELS:
@@ -126,7 +129,7 @@ def alone(kernel: Kernel, dtype: KernelDtype) -> Mapping[str, tuple[Any, Report]
         report = replace(module, dtype, all_but(kernel))
         if report.replaced:
             found[name] = module, report
-    assert found, f"no model in MODELS has a part that {kernel.name} takes, add one"
+    assert found, f"no model in MODELS has a part that {kernel} takes, add one"
     return found
 
 
@@ -134,13 +137,13 @@ def with_own_forward(module: torch.nn.Module) -> set[str]:
     return {path for path, found in module.named_modules() if "forward" in vars(found)}
 
 
-each_kernel = pytest.mark.parametrize("kernel", registry.KERNELS, ids=lambda kernel: kernel.name)
+each_kernel = pytest.mark.parametrize("kernel", NAMES)
 
 
 @each_kernel
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_kernel_equals_what_it_replaces(kernel: Kernel, dtype: KernelDtype, rows: int) -> None:
+def test_a_kernel_equals_what_it_replaces(kernel: str, dtype: KernelDtype, rows: int) -> None:
     for name, (module, report) in alone(kernel, dtype).items():
         expected = stock(name, rows)
         with torch.inference_mode():
@@ -153,24 +156,24 @@ def test_a_kernel_equals_what_it_replaces(kernel: Kernel, dtype: KernelDtype, ro
 
 @each_kernel
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_kernel_is_named_in_the_report(kernel: Kernel, dtype: KernelDtype) -> None:
+def test_a_kernel_is_named_in_the_report(kernel: str, dtype: KernelDtype) -> None:
     """Beside every module with another forward, in a type that is allowed."""
     for module, report in alone(kernel, dtype).values():
         assert {found.path for found in report.replaced} == with_own_forward(module)
         for found in report.replaced:
-            assert found.kernel == kernel.name
+            assert found.kernel == kernel
             assert found.type == torch.typename(module.get_submodule(found.path))
             allowed = PRECISIONS[: PRECISIONS.index(dtype) + 1]
             assert found.dtype is None or found.dtype in allowed
 
 
 @each_kernel
-def test_a_kernel_that_is_off_is_gone(kernel: Kernel) -> None:
+def test_a_kernel_that_is_off_is_gone(kernel: str) -> None:
     """By its name, by all names, and by `all`: forwards are TorchRec's own."""
     for name in alone(kernel, "float32"):
-        without = replace(model(name), off=[kernel.name])
-        assert kernel.name not in {found.kernel for found in without.replaced + without.declined}
-        for off in ([kernel.name, *all_but(kernel)], "all"):
+        without = replace(model(name), off=[kernel])
+        assert kernel not in {found.kernel for found in without.replaced + without.declined}
+        for off in (NAMES, "all"):
             module = model(name)
             assert replace(module, off=off) == Report()
             assert with_own_forward(module) == set()
@@ -237,8 +240,9 @@ def test_a_kernel_is_added_by_one_class_and_one_entry() -> None:
 
 @pytest.mark.usefixtures("added")
 def test_what_a_kernel_declines_goes_to_the_next_ones() -> None:
-    module = torch.nn.ModuleList([Scaled()]).eval()
-    module[0].scale = 0.0
+    scaled = Scaled()
+    scaled.scale = 0.0
+    module = torch.nn.ModuleList([scaled]).eval()
     declined = Declined(path="0", kernel="scaled", why="its scale is 0")
     assert replace(module) == Report(replaced=(LINEAR,), declined=(declined,))
 
@@ -336,5 +340,5 @@ def test_elsewhere_than_on_the_cpu_nothing_is_replaced() -> None:
     report = replace_forwards(module, target, Kernels())
     assert report.replaced == ()
     assert {found.why for found in report.declined} == {"is for the CPU, not for cuda:0"}
-    assert {found.kernel for found in report.declined} == set(all_but(ScaledKernel()))
+    assert {found.kernel for found in report.declined} == set(NAMES)
     assert with_own_forward(module) == set()
