@@ -69,6 +69,10 @@ demo: model_store/movielens.mar stop  ## train, build, serve and ask a MovieLens
 stop:  ## stop the demo's server
 	@if [ -e $(SERVER_TEMP)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
 
+.PHONY: docs
+docs: $(VENV)/installed  ## write what docs/ says of options and of the command line
+	$(BIN)/python -m docs.generate
+
 .PHONY: check
 check: $(VENV)/dev  ## lint, types, architecture
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ def hold_tables() -> None:
     """Let every archive that this process loads read its tables with `torch.load`."""
 
     def read(cls: type[TableStore], path: Path, entries: Sequence[TableEntry]) -> TableStore:
-        by_key = {(entry.collection, entry.name): entry for entry in entries}
+        by_key = {entry.key: entry for entry in entries}
         return cls(entries=by_key, buffer=torch.load(beside(path.parent) / TABLES))
 
     TableStore.map = classmethod(read)  # type: ignore[method-assign,assignment]

@@ -25,6 +25,7 @@ from tests.factories.kinds_sequence import ManagedSequenceFactory, SequenceFacto
 from tests.factories.kinds_two_tower import TwoTowerFactory
 from torchrec_archiver import build_archive
 from torchrec_handler.archive.format import Signature
+from torchrec_handler.load.attach import attach
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import Predictor, load
 from torchrec_handler.load.quantize import float_tables, quantize, to_meta, widen
@@ -33,7 +34,7 @@ from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.load.signature.reach import find_collections
 from torchrec_handler.options import Options
 from torchrec_handler.tables.find import is_collection
-from torchrec_handler.tables.store import TableStore, attach, layout, quantized_rows
+from torchrec_handler.tables.store import TableStore, layout, quantized_rows
 
 CPU = torch.device("cpu")
 KINDS: dict[str, type[KindFactory]] = {
@@ -98,7 +99,7 @@ def random_request(signature: Signature, rows: int, seed: int = 0) -> dict[str, 
             random.integers(0, limit, count)
             if limit
             else random.choice([*SEEN_IDS, *random.integers(0, 2**31, 3)], count)
-            for limit, count in zip(entry.rows, lengths.sum(axis=1), strict=True)
+            for limit, count in zip(entry.ids_below, lengths.sum(axis=1), strict=True)
         ]
         request[f"{entry.name}.lengths"] = lengths.reshape(-1).tolist()
         request[f"{entry.name}.values"] = np.concatenate(ids).tolist()

@@ -1,4 +1,4 @@
-"""What the README shows runs: its requests against the model of `make demo`."""
+"""What README and docs/requests.md show runs: their requests against the model of `make demo`."""
 
 import json
 import re
@@ -9,17 +9,24 @@ import pytest
 
 from tests.torchserve import ROOT, TorchServe
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-ASKS = [block for block in BLOCKS if "curl -H" in block]
+README = ROOT / "README.md"
+REQUESTS = ROOT / "docs" / "requests.md"
 
 
-def test_the_readme_asks_in_four_formats() -> None:
-    assert len(ASKS) == 4
+def asks(page: Path) -> list[str]:
+    """The requests that a page shows."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if "curl -H" in block]
 
 
-@pytest.mark.parametrize("block", ASKS, ids=lambda block: block.splitlines()[0])
-def test_a_request_of_the_readme_is_answered(block: str, movielens: TorchServe) -> None:
+def test_there_is_a_request_and_one_in_each_of_four_formats() -> None:
+    assert len(asks(README)) == 1
+    assert len(asks(REQUESTS)) == 4
+
+
+@pytest.mark.parametrize("block", [*asks(README), *asks(REQUESTS)])
+def test_a_request_is_answered(block: str, movielens: TorchServe) -> None:
     here = str(movielens.inference.base_url).rstrip("/")
     script = block.replace("http://127.0.0.1:8080", here).replace("curl ", "curl --fail -sS ")
     done = subprocess.run(
@@ -34,38 +41,9 @@ def test_a_request_of_the_readme_is_answered(block: str, movielens: TorchServe) 
     assert all(0 < score < 1 for score in scores)
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-    anchors = {
-        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
-    }
-    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
-        assert anchor in anchors, anchor
-
-
-def test_commands_of_the_readme_are_those_of_the_makefile() -> None:
+@pytest.mark.parametrize("page", [README, *sorted(REQUESTS.parent.glob("*.md"))])
+def test_commands_are_those_of_the_makefile(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", README, flags=re.MULTILINE)):
+    text = page.read_text(encoding="utf-8")
+    for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-
-
-def test_options_of_the_readme_are_all_there_are() -> None:
-    """Every option of model-config.yaml stands in the table of options."""
-    from torchrec_handler.options import Options  # noqa: PLC0415
-
-    for name, section in Options().model_dump().items():
-        for inner in section if isinstance(section, dict) else [""]:
-            option = f"{name}.{inner}".rstrip(".")
-            assert f"`{option}`" in README or f"`.{inner}`" in README, option
-
-
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_lines_can_be_read_in_a_terminal(name: str) -> None:
-    """Tables and code apart."""
-    in_code = False
-    for line in Path(ROOT, name).read_text(encoding="utf-8").splitlines():
-        in_code ^= line.startswith("```")
-        if not in_code and not line.startswith("|"):
-            assert len(line) <= 110, line

@@ -127,7 +127,7 @@ def value(entry: InputSignature, feature: int, random: np.random.Generator) -> A
     if entry.type == "dense":
         return random.standard_normal(entry.num_features).round(3).tolist()
     count = int(random.integers(0, 5))
-    limit = entry.rows[feature]
+    limit = entry.ids_below[feature]
     ids = random.integers(0, limit, count) if limit else random.choice(SEEN_IDS, count)
     if entry.type == "weighted_sparse":
         return [[int(number), float(random.integers(1, 9))] for number in ids]

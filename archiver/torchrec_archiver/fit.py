@@ -10,6 +10,7 @@ import torch
 
 from torchrec_archiver.checkpoint.entries import Checkpoint
 from torchrec_archiver.checkpoint.names import Found, beside_model, find
+from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.quantize import float_tables
 from torchrec_handler.load.weights import checkpoint_root, dense_state
@@ -44,8 +45,8 @@ class Weights:
 
     dense: Mapping[str, torch.Tensor]
     """Checkpoint name -> tensor."""
-    rows: Mapping[tuple[str, str], torch.Tensor]
-    """(collection, table name) -> float rows [rows, D]."""
+    rows: Mapping[TableKey, torch.Tensor]
+    """Float rows [rows, D]."""
 
 
 def fit(checkpoint: Checkpoint, module: torch.nn.Module, mapped: Collection[str] = ()) -> Weights:
@@ -64,16 +65,16 @@ def fit(checkpoint: Checkpoint, module: torch.nn.Module, mapped: Collection[str]
     prefix, root = checkpoint_root(module)
     dense = dense_state(module, mapped)
     expected = {name: tuple(value.shape) for name, value in dense.items()}
-    tables: dict[str, tuple[str, str]] = {}
+    tables: dict[str, TableKey] = {}
     for table in float_tables(module, mapped):
         name = table.parameter.removeprefix(prefix)
-        tables[name] = table.collection, table.name
+        tables[name] = table.key
         expected[name] = tuple(table.weight.shape)
     for entry in layout(module):
         collection = module.get_submodule(entry.collection)
         part = "embedding_bags" if hasattr(collection, "embedding_bags") else "embeddings"
         name = f"{entry.collection}.{part}.{entry.name}.weight".removeprefix(prefix)
-        tables[name] = entry.collection, entry.name
+        tables[name] = entry.key
         expected[name] = entry.rows, entry.width
     optional = {
         name for name, own in dense.items() if _last(name) in TRAINING_ONLY and not own.is_meta
@@ -98,7 +99,7 @@ def fit(checkpoint: Checkpoint, module: torch.nn.Module, mapped: Collection[str]
         dense={
             name: read[names[name]] if name in names else own.clone() for name, own in dense.items()
         },
-        rows={table: read[names[name]] for name, table in tables.items()},
+        rows={key: read[names[name]] for name, key in tables.items()},
     )
 
 

@@ -88,7 +88,7 @@ def _inputs(signature: Signature) -> Table:
         shape = "" if entry.width is None else f" x {entry.width}"
         count = "?" if entry.num_features is None else str(entry.num_features)
         names = list(entry.features) or [f"{count}{shape}"]
-        limits = ["any" if rows is None else f"{rows:,}" for rows in entry.rows]
+        limits = ["any" if rows is None else f"{rows:,}" for rows in entry.ids_below]
         table.add_row(entry.name, entry.type, "\n".join(names), "\n".join(limits))
     return table
 

@@ -37,6 +37,7 @@ from torchrec_handler.archive.format import (
     Report,
     Signature,
     TableEntry,
+    TableKey,
 )
 from torchrec_handler.archive.samples import save_samples
 from torchrec_handler.errors import BuildError
@@ -56,14 +57,14 @@ from torchrec_handler.load.signature.outputs import observe_outputs
 from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.store import TableStore, check_kind, is_sharded, layout, lookups
+from torchrec_handler.tables.rows import check_kind
+from torchrec_handler.tables.store import TableStore, is_sharded, layout, lookups
 
 CPU = torch.device("cpu")
 
 logger = logging.getLogger(__name__)
 
-Rows = dict[tuple[str, str], torch.Tensor]
-"""(collection, table name) -> rows."""
+Rows = dict[TableKey, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +232,10 @@ def _with_weights(
         # What took them out of their collections was not given their rows.
         output = run_factory(package.factory, CPU, options.sharding.world_size)
         for name in loaded.hidden:
-            dense[name] = rows.pop((named[name].collection, named[name].name))
+            dense[name] = rows.pop(named[name].key)
         loaded = load_weights(output, dense, options, CPU)
-    for (_, name), source in rows.items():
-        check_kind(name, source, encoded=False)
+    for key, source in rows.items():
+        check_kind(key.table, source, encoded=False)
     return _Weighted(output, dense, loaded, {**loaded.own_rows, **rows})
 
 
@@ -259,11 +260,7 @@ def _ask_float_model(
         None where there is no float model to ask: a module that its factory quantized, tables
         without rows, or that cannot be looked up without a copy.
     """
-    sources = {
-        table: rows[table.collection, table.name]
-        for table in loaded.tables
-        if (table.collection, table.name) in rows
-    }
+    sources = {table: rows[table.key] for table in loaded.tables if table.key in rows}
     if is_sharded(loaded.module) or not sources or len(sources) < len(loaded.tables):
         return None
     if not all(can_look_up(table, source) for table, source in sources.items()):

@@ -9,16 +9,16 @@ import torch
 from tqdm import tqdm
 
 from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
-from torchrec_handler.archive.format import TableEntry
+from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import BuildError
-from torchrec_handler.tables.rows import InvalidRow, find_invalid
-from torchrec_handler.tables.store import (
+from torchrec_handler.tables.rows import (
+    InvalidRow,
     check_kind,
     decode_rows,
     encode_rows,
-    encoded_rows,
-    lookups,
+    find_invalid,
 )
+from torchrec_handler.tables.store import encoded_rows, lookups
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ HUGE_PAGE_BYTES = 2 * 2**20
 def write_tables(
     path: Path,
     entries: Sequence[TableEntry],
-    rows: Mapping[tuple[str, str], torch.Tensor],
+    rows: Mapping[TableKey, torch.Tensor],
     *,
     progress: bool,
     allowed: Collection[str] = (),
@@ -39,8 +39,8 @@ def write_tables(
     Args:
         path: the file to make.
         entries: where each table goes, and in which data type.
-        rows: (collection, table name) -> rows as `encode_rows` takes them, at least as many as
-            the entry holds; a pruned table keeps its first ones.
+        rows: as `encode_rows` takes them, at least as many as the entry holds; a pruned table
+            keeps its first ones.
         progress: whether to show a bar.
         allowed: names of tables that may hold rows which their data type cannot; errors are then
             those of all other values.
@@ -58,7 +58,7 @@ def write_tables(
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tables", disable=not progress)
     with path.open("wb") as file, bar:
         for entry in entries:
-            source = rows.get((entry.collection, entry.name))
+            source = rows.get(entry.key)
             if source is None:
                 message = f"table {entry.name!r}: has no rows; give a checkpoint with --weights"
                 raise BuildError(message)

@@ -33,20 +33,25 @@ ONCE = "once"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # The docstrings are the descriptions that docs/options.md is made of.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
 
 class Tables(_Section):
     """How embedding tables are stored."""
 
     dtype: TableDtype = "int8"
-    """Data type of every table that `per_table` does not name."""
+    """Data type of every table that `per_table` does not name. int8 packs widths that are multiples
+    of 2, int4 of 4, int2 of 8: a table of another width (1, 3) is stored as float16, or as float32
+    where only that holds its values, with a warning."""
     per_table: Mapping[str, TableDtype] = {}
-    """Table name -> data type."""
+    """Table name to data type."""
     output_dtype: Literal["float32", "float16"] = "float32"
     """What a lookup gives to the dense part."""
     quantization_mapping: Mapping[str, str] = {}
-    """More module types to quantize, beside TorchRec's collections: full type name -> MODULE:CLASS
+    """More module types to quantize, beside TorchRec's collections: full type name to MODULE:CLASS
     of its quantized counterpart, for `quantize_inference_model`."""
 
 
@@ -54,10 +59,10 @@ class Dense(_Section):
     """How everything that is not a table computes."""
 
     dtype: DenseDtype = "float32"
-    """Data type of the dense part's weights and results, tables apart: float32, float16 (TorchRec's
-    `quantize_dense`) or bfloat16. On the CPU bfloat16 keeps both in float32 and lets kernels
-    compute in bfloat16, as `kernels.dtype: bfloat16` does. int8 is the old name of
-    `kernels.dtype: int8`, with float32 weights and results."""
+    """Data type of the dense part's weights and results. float16 is TorchRec's `quantize_dense`, on
+    the CPU too; its largest number is 65,504. bfloat16 is for CUDA; on the CPU weights and results
+    stay float32, and it allows what `kernels.dtype: bfloat16` allows. int8 is the old name of
+    `kernels.dtype: int8`, with weights and results in float32."""
 
 
 def _names(value: Any) -> Any:
@@ -68,18 +73,16 @@ def _names(value: Any) -> Any:
 
 
 class Kernels(_Section):
-    """Which modules are computed in another way than TorchRec's own, and how precisely.
-
-    What was replaced, and what not and why, is told by `torchrec-archiver inspect` of the machine
-    that built, and by TorchServe's `GET /models/NAME?customized=true` of the one that serves.
-    """
+    """Which modules are computed in another way than TorchRec's own, and how precisely."""
 
     off: Annotated[Literal["all"] | list[str], PlainValidator(_names)] = []
     """Names of kernels to leave out; `all`: every forward is TorchRec's own, which is what a wrong
     score is compared with first. `dlrm`: a whole DLRM, its layers and lookups included, and the
     SparseArch of other models; `crossnet`: CrossNet and LowRankCrossNet; `linear`: linear layers
     and the ReLU behind them, with packed weights; `direct`: lookups without TorchRec's distribution
-    of ids; `once`: what all rows of a request share is looked up once."""
+    of ids; `once`: what all rows of a request share is looked up once. What was replaced, and what
+    not and why, `torchrec-archiver inspect` tells of the machine that built, and TorchServe's `GET
+    /models/NAME?customized=true` of the one that serves."""
     dtype: KernelDtype = "float32"
     """The least precise type that a kernel may compute in, on the CPU: float32, bfloat16 or int8.
     Linear layers and the products of an interaction do, where the processor has the instructions
@@ -103,10 +106,11 @@ class Sharding(_Section):
     """How tables are laid over devices; the worker drives all of them from one process."""
 
     world_size: int = Field(default=1, ge=1, le=64)
+    """Devices that the worker drives."""
     type: ShardingType = "table_wise"
     """For every table that `per_table` does not name."""
     per_table: Mapping[str, ShardingType] = {}
-    """Table name -> sharding type, TorchRec's `ParameterConstraints.sharding_types`."""
+    """Table name to sharding type, TorchRec's `ParameterConstraints.sharding_types`."""
     plan: str | None = None
     """Name of a config of the package that holds a pickled `ShardingPlan`; the rest of this
     section, `world_size` apart, is then not looked at."""
@@ -116,22 +120,28 @@ class Limits(_Section):
     """What one request, one batch and one forward call may hold at most."""
 
     rows_per_request: int = Field(default=16_384, ge=1)
+    """A request with more is answered 413. One of this size holds a worker for some 0.4 s."""
     ids_per_request: int = Field(default=1_048_576, ge=1)
+    """A request with more is answered 413. What all of its rows share counts in each of them."""
     rows_per_batch: int = Field(default=20_480, ge=1)
     """Of the requests that TorchServe hands over together the smallest are taken, at least one, and
-    the others answered at once. A largest request and 4,096 rows of others, or 20 of 1,000 rows."""
+    the others answered 503 at once. A largest request and 4,096 rows of others, or 20 of 1,000
+    rows: with more clients of 1,000 rows than that at a time, raise it."""
     ids_per_batch: int = Field(default=2_097_152, ge=1)
+    """The same for ids."""
     seconds_of_reading: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """What is left of a batch after them is answered unread; the smallest bodies are read first."""
+    """What is left unread of a batch after them is answered 503; the smallest bodies are read
+    first."""
     rows_per_forward: int = Field(default=4_096, ge=1)
-    """A larger batch is cut at request boundaries, a larger request by rows."""
+    """A larger batch is cut at request boundaries, a larger request by rows. Beyond 4,096 a row
+    costs a CPU's caches 10 % more; a GPU may want more."""
 
 
 class Options(_Section):
     """All options; every one has a default, so the section may be left out."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU that TorchServe gave to the worker, else the CPU."""
+    """`auto`: the GPU that TorchServe gave to the worker, else the CPU."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads of one forward call on the CPU. Workers multiply it."""
     tables: Tables = Tables()
@@ -140,12 +150,14 @@ class Options(_Section):
     sharding: Sharding = Sharding()
     limits: Limits = Limits()
     self_test: bool = True
-    """Replay the archive's samples before the first request; it also warms the worker up."""
+    """Replay the archive's samples before the first request, which also warms the worker up; a
+    plain archive's model has to take some of what is drawn. A signature that is not the model's is
+    refused either way."""
     verify: Literal["code", "full"] = "code"
-    """What is checked against its sha256 at load: members that hold code and the dense weights, or
-    every member, tables included, which reads them all."""
+    """What is checked against its sha256 at load. `code`: every member but tables and samples;
+    `full`: those too, which reads them all."""
     out_of_range_ids: Literal["reject", "zero", "modulo"] = "reject"
-    """reject: answer 400; zero: look up row 0; modulo: the remainder by the table's rows."""
+    """`reject`: answer 400; `zero`: look up row 0; `modulo`: the remainder by the table's rows."""
 
     @property
     def kernel_dtype(self) -> KernelDtype:

@@ -106,7 +106,7 @@ def test_the_index_lists_every_member_s_digest_and_what_built_it(store: Path) ->
     index = index_of(folder)
     assert index.sha256 == {
         member: sha256(folder / member)
-        for member in (PACKAGE, MODEL_CONFIG, DENSE, TABLES, SAMPLES)
+        for member in (PACKAGE, MODEL_CONFIG, DENSE, TABLES, SAMPLES, MANIFEST)
     }
     assert index.extra_files == ("movies.json", "index.bin")
     assert index.format_version == "1.0"

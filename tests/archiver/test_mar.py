@@ -1,5 +1,6 @@
 """The archive file: its work hidden, its place taken at once."""
 
+import errno
 import json
 import re
 import signal
@@ -19,6 +20,7 @@ from model_archiver.model_archiver_config import ModelArchiverConfig
 from tests.archives import good
 from torchrec_archiver.mar import (
     STAGING_PREFIX,
+    make_manifest,
     staging,
     write_archive,
 )
@@ -190,14 +192,8 @@ def content(workspace: Path, store: Path) -> Iterator[Path]:
 
 
 def write(content: Path, store: Path, archive_format: ArchiveFormat) -> Path:
-    return write_archive(
-        content,
-        Place(stem=store / "ranking"),
-        model_name="ranking",
-        version="1.0",
-        archive_format=archive_format,
-        requirements_file=None,
-    )
+    manifest = make_manifest("ranking", "1.0", None)
+    return write_archive(content, manifest, Place(stem=store / "ranking"), archive_format)
 
 
 def members(archive: Path) -> dict[str, str]:
@@ -273,14 +269,8 @@ def test_a_model_may_be_called_what_its_predecessor_becomes(content: Path, store
     staged = content.rename(content.with_name("replaced"))
     target = store / "replaced"
     target.mkdir()
-    write_archive(
-        staged,
-        Place(stem=target),
-        model_name="replaced",
-        version="1.0",
-        archive_format="no-archive",
-        requirements_file=None,
-    )
+    manifest = make_manifest("replaced", "1.0", None)
+    write_archive(staged, manifest, Place(stem=target), "no-archive")
     assert set(members(target)) == {PACKAGE, MODEL_CONFIG, "tables.bin", MANIFEST}
 
 
@@ -290,35 +280,25 @@ def test_a_folder_takes_the_place_of_a_file(content: Path, store: Path) -> None:
 
 
 def test_an_archive_that_cannot_be_put_in_place_leaves_the_old_one(
-    content: Path, store: Path
+    content: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here: the new one is not where it is looked for."""
     target = store / "ranking.mar"
     target.mkdir()
     (target / "old").touch()
-    moved = content.rename(content.with_name("elsewhere"))
-    with pytest.raises(FileNotFoundError):
-        write_archive(
-            moved,
-            Place(stem=store / "ranking"),
-            model_name="another",
-            version="1.0",
-            archive_format="default",
-            requirements_file=None,
-        )
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(content, store, "default")
     assert [path.name for path in target.iterdir()] == ["old"]
 
 
 def test_the_manifest_names_a_requirements_file(content: Path, store: Path) -> None:
     (content / "requirements.txt").write_text("httpx")
-    write_archive(
-        content,
-        Place(stem=store / "ranking"),
-        model_name="ranking",
-        version="1.0",
-        archive_format="no-archive",
-        requirements_file="requirements.txt",
-    )
+    named = make_manifest("ranking", "1.0", "requirements.txt")
+    write_archive(content, named, Place(stem=store / "ranking"), "no-archive")
     manifest = json.loads((store / "ranking" / MANIFEST).read_text())
     assert manifest["model"]["requirementsFile"] == "requirements.txt"
 

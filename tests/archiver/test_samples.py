@@ -16,10 +16,10 @@ SIGNATURE = Signature(
     inputs=(
         InputSignature(name="dense", type="dense", num_features=2, features=("x", "y")),
         InputSignature(
-            name="ids", type="sparse", num_features=2, features=("a", "b"), rows=(10, None)
+            name="ids", type="sparse", num_features=2, features=("a", "b"), ids_below=(10, None)
         ),
         InputSignature(
-            name="scored", type="weighted_sparse", num_features=1, features=("c",), rows=(3,)
+            name="scored", type="weighted_sparse", num_features=1, features=("c",), ids_below=(3,)
         ),
         InputSignature(name="vectors", type="embedding", num_features=2, width=4),
     ),

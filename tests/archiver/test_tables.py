@@ -10,12 +10,13 @@ import torch
 from tests.factories.kinds_own import ShardedFactory
 from torchrec_archiver import tables
 from torchrec_archiver.tables import check_sharded, write_tables
-from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, align
+from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, TableKey, align
 from torchrec_handler.errors import BuildError, WeightsError
-from torchrec_handler.tables.store import TableStore, decode_rows, encode_rows, lookups
+from torchrec_handler.tables.rows import decode_rows, encode_rows
+from torchrec_handler.tables.store import TableStore, lookups
 
 WIDTH = 16
-Rows = dict[tuple[str, str], torch.Tensor]
+Rows = dict[TableKey, torch.Tensor]
 
 
 def entry(name: str, rows: int, dtype: str, offset: int = 0) -> TableEntry:
@@ -45,7 +46,7 @@ def test_a_table_written_in_blocks_is_the_table_encoded_at_once(
     rows = random_rows(50, source)
     only = entry("t", 50, dtype)
     path = tmp_path / "tables.bin"
-    write_tables(path, [only], {("sparse", "t"): rows}, progress=False)
+    write_tables(path, [only], {TableKey("sparse", "t"): rows}, progress=False)
     assert path.stat().st_size == only.nbytes
     assert torch.equal(TableStore.map(path, [only]).rows(only), encode_rows(rows, dtype))
 
@@ -53,12 +54,17 @@ def test_a_table_written_in_blocks_is_the_table_encoded_at_once(
 def test_every_table_lies_at_its_offset(tmp_path: Path) -> None:
     first = entry("first", 5, "int8")
     second = entry("second", 7, "float16", align(first.nbytes))
-    rows: Rows = {("sparse", "first"): random_rows(5), ("sparse", "second"): random_rows(7)}
+    rows: Rows = {
+        TableKey("sparse", "first"): random_rows(5),
+        TableKey("sparse", "second"): random_rows(7),
+    }
     path = tmp_path / "tables.bin"
     write_tables(path, [first, second], rows, progress=False)
     store = TableStore.map(path, [first, second])
-    assert torch.equal(store.rows(first), encode_rows(rows["sparse", "first"], "int8"))
-    assert torch.equal(store.rows(second), encode_rows(rows["sparse", "second"], "float16"))
+    assert torch.equal(store.rows(first), encode_rows(rows[TableKey("sparse", "first")], "int8"))
+    assert torch.equal(
+        store.rows(second), encode_rows(rows[TableKey("sparse", "second")], "float16")
+    )
     padding = store.buffer[first.nbytes : second.offset]
     assert len(padding) == second.offset - first.nbytes
     assert not padding.any()
@@ -80,7 +86,7 @@ def test_a_file_is_written_in_whole_huge_pages(
 
     monkeypatch.setattr(Path, "open", open_recording)
     only = entry("t", 10_000, "int8")
-    rows: Rows = {("sparse", "t"): random_rows(10_000)}
+    rows: Rows = {TableKey("sparse", "t"): random_rows(10_000)}
     write_tables(tmp_path / "tables.bin", [only], rows, progress=False)
     assert sum(written) == only.nbytes
     assert {size % 2**16 for size in written[:-1]} == {0}
@@ -90,7 +96,7 @@ def test_a_pruned_table_keeps_its_first_rows(tmp_path: Path) -> None:
     rows = random_rows(50)
     pruned = entry("t", 20, "int8")
     path = tmp_path / "tables.bin"
-    write_tables(path, [pruned], {("sparse", "t"): rows}, progress=False)
+    write_tables(path, [pruned], {TableKey("sparse", "t"): rows}, progress=False)
     assert torch.equal(TableStore.map(path, [pruned]).rows(pruned), encode_rows(rows[:20], "int8"))
 
 
@@ -118,7 +124,7 @@ def test_rows_that_are_not_finite_are_refused(
         write_tables(
             tmp_path / "tables.bin",
             [entry("t", 50, dtype)],
-            {("sparse", "t"): rows},
+            {TableKey("sparse", "t"): rows},
             progress=False,
         )
     assert str(caught.value) == (
@@ -146,7 +152,7 @@ def test_values_beyond_a_data_type_are_refused(
         write_tables(
             tmp_path / "tables.bin",
             [entry("t", 50, dtype)],
-            {("sparse", "t"): rows},
+            {TableKey("sparse", "t"): rows},
             progress=False,
         )
     assert str(caught.value) == (
@@ -161,7 +167,7 @@ def test_the_largest_value_of_a_data_type_is_held(tmp_path: Path, dtype: str) ->
     rows[0], rows[1, :2] = 65_504.0, -65_504.0
     only = entry("t", 2, dtype)
     path = tmp_path / "tables.bin"
-    (measured,) = write_tables(path, [only], {("sparse", "t"): rows}, progress=False)
+    (measured,) = write_tables(path, [only], {TableKey("sparse", "t"): rows}, progress=False)
     read = decode_rows(TableStore.map(path, [only]).rows(only), dtype)
     assert torch.equal(read[0], rows[0])
     assert measured.max_error is not None
@@ -178,7 +184,7 @@ def test_errors_of_a_table_that_is_taken_as_it_is_are_those_of_its_finite_values
     path = tmp_path / "tables.bin"
     with caplog.at_level("WARNING"):
         (measured,) = write_tables(
-            path, [only], {("sparse", "t"): rows}, progress=False, allowed=["t"]
+            path, [only], {TableKey("sparse", "t"): rows}, progress=False, allowed=["t"]
         )
     assert (measured.max_error, measured.mean_error) == (2**-12, 2**-12)
     assert caplog.messages == [
@@ -190,7 +196,7 @@ def test_errors_of_a_table_that_is_taken_as_it_is_are_those_of_its_finite_values
 def test_rows_that_the_factory_encoded_are_checked_too(tmp_path: Path, dtype: str) -> None:
     rows = random_rows(50)
     rows[41] = float("nan")
-    encoded = {("sparse", "t"): encode_rows(rows, dtype)}
+    encoded = {TableKey("sparse", "t"): encode_rows(rows, dtype)}
     with pytest.raises(
         BuildError, match=r"table 't', .*: row 41 holds (nan|-inf), expected finite numbers"
     ):
@@ -217,7 +223,7 @@ def test_rows_that_the_factory_sharded_are_checked_too() -> None:
 def test_rows_that_are_no_floating_point_numbers_are_refused(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    rows: Rows = {("sparse", "t"): torch.ones(5, WIDTH).to(dtype)}
+    rows: Rows = {TableKey("sparse", "t"): torch.ones(5, WIDTH).to(dtype)}
     with pytest.raises(WeightsError) as caught:
         write_tables(tmp_path / "tables.bin", [entry("t", 5, "int8")], rows, progress=False)
     assert str(caught.value) == (
@@ -233,7 +239,7 @@ def test_errors_are_those_against_the_checkpoint_s_own_values(
     rows = random_rows(50, source)
     path = tmp_path / "tables.bin"
     only = entry("t", 50, dtype)
-    (measured,) = write_tables(path, [only], {("sparse", "t"): rows}, progress=False)
+    (measured,) = write_tables(path, [only], {TableKey("sparse", "t"): rows}, progress=False)
     read = decode_rows(TableStore.map(path, [only]).rows(only), dtype)
     off = (read.double() - rows.double()).abs()
     assert measured.max_error == pytest.approx(float(off.max()), rel=1e-5)
@@ -243,7 +249,7 @@ def test_errors_are_those_against_the_checkpoint_s_own_values(
 def test_progress_is_shown_where_it_is_wanted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows: Rows = {("sparse", "t"): random_rows(50)}
+    rows: Rows = {TableKey("sparse", "t"): random_rows(50)}
     write_tables(tmp_path / "tables.bin", [entry("t", 50, "int8")], rows, progress=True)
     assert "tables: 100%" in capsys.readouterr().err
     write_tables(tmp_path / "tables.bin", [entry("t", 50, "int8")], rows, progress=False)

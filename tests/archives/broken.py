@@ -217,6 +217,21 @@ def _manifest_without(change: Callable[[dict[str, Any]], object]) -> Break:
     return apply
 
 
+def _another_handler(folder: Path) -> str:
+    """Code that nobody listed would run before any of ours."""
+    before = sha256(folder / MANIFEST)
+    _edit(folder / MANIFEST, lambda manifest: manifest["model"].update(handler="base64"))
+    return (
+        f"{MANIFEST}: its sha256 is {sha256(folder / MANIFEST)[:16]}…, expected {before[:16]}…; "
+        "the archive was altered or damaged, build or copy it again"
+    )
+
+
+def _index_of_no_manifest(folder: Path) -> str:
+    _edit(folder / INDEX, lambda index: index["sha256"].pop(MANIFEST))
+    return f"{MANIFEST}: archive.json does not list it; build the archive again"
+
+
 def _manifest_is_a_list(folder: Path) -> str:
     (folder / MANIFEST).write_text("[]")
     return "MAR-INF/MANIFEST.json: names no serializedFile; give the package with --serialized-file"
@@ -236,6 +251,7 @@ BROKEN: dict[str, Break] = {
     "manifest without package": _manifest_without(
         lambda manifest: manifest["model"].pop("serializedFile")
     ),
+    "manifest of another handler": _another_handler,
     "no package": _no_package,
     "another package": _another_package,
     "no index": _no_index,
@@ -248,6 +264,7 @@ BROKEN: dict[str, Break] = {
     "an index of no tables.bin": _forgotten(TABLES, "5 tables"),
     "an index of no dense weights": _forgotten(DENSE, "5 tables"),
     "an index of no samples": _forgotten(SAMPLES, "4 samples"),
+    "an index of no manifest": _index_of_no_manifest,
     "no index, no tables": _nothing_but_dense_weights,
     "a member above": _named_outside("../other"),
     "a member above by way of a folder": _named_outside("MAR-INF/../../other"),

@@ -24,7 +24,7 @@ def build_plain(  # noqa: PLR0913  what the two tools take
     model_config: str = "minWorkers: 1\nmaxWorkers: 1\n",
     archive_format: str = "default",
 ) -> Path:
-    """An archive called `plain`, by the command that the README shows."""
+    """An archive called `plain`, by the command that docs/operate.md shows."""
     package = export_path / "predict_factory.pt"
     packager.save_predict_factory(factory, dict(configs or {}), package, dict(extra_files or {}))
     config_file = export_path / "model-config.yaml"

@@ -35,7 +35,7 @@ INDEX = Index(
                 type="sparse",
                 num_features=2,
                 features=("user", "movie"),
-                rows=(50, None),
+                ids_below=(50, None),
             ),
             InputSignature(name="towers", type="embedding", num_features=1, width=8),
         ),
@@ -218,9 +218,9 @@ DAMAGES = [
         message="archive.json: signature.methods['forward']: received 1, expected bool",
     ),
     Damage(
-        name="rows of another type",
-        change=lambda index: index["signature"]["inputs"][1]["rows"].append("60"),
-        message="archive.json: signature.inputs[1].rows[2]: received '60', expected int",
+        name="ids_below of another type",
+        change=lambda index: index["signature"]["inputs"][1]["ids_below"].append("60"),
+        message="archive.json: signature.inputs[1].ids_below[2]: received '60', expected int",
     ),
     Damage(
         name="unknown input type",

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from torchrec_handler.errors import ArchiveError
 
@@ -55,7 +55,7 @@ class InputSignature:
     """F; None when it is known to the model alone."""
     features: tuple[str, ...] = ()
     """The F feature names in the order of the lengths; empty when unknown."""
-    rows: tuple[int | None, ...] = ()
+    ids_below: tuple[int | None, ...] = ()
     """For sparse inputs, per feature the first id that is out of range; None: any id is good."""
     longest: tuple[int | None, ...] = ()
     """For sparse inputs, per feature how many ids of a row have a position weight; None: any number
@@ -108,6 +108,14 @@ class Signature:
     a request; None: nobody has looked yet."""
 
 
+class TableKey(NamedTuple):
+    """Which table of a model: two collections may each have one of the same name."""
+
+    collection: str
+    """The path of its embedding collection inside the predict module."""
+    table: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableEntry:
     """Where one quantized table lies in `tables.bin`."""
@@ -128,6 +136,11 @@ class TableEntry:
     """Largest absolute difference to the float rows; None where there were none."""
     mean_error: float | None = None
     """Mean absolute difference to the float rows."""
+
+    @property
+    def key(self) -> TableKey:
+        """Which table it is."""
+        return TableKey(self.collection, self.name)
 
     @property
     def nbytes(self) -> int:
@@ -178,7 +191,7 @@ class Index:
     extra_files: tuple[str, ...]
     """Names of the package's extra files."""
     sha256: Mapping[str, str]
-    """Member -> digest, of every other member that the archiver wrote."""
+    """Member -> digest, of every other member, the manifest included."""
     samples: int
     """How many calls `samples.safetensors` holds; the member is left out where it is 0."""
     plan: str | None = None
@@ -340,14 +353,14 @@ def _check_table(entry: TableEntry, where: str) -> None:
 
 def _check_layout(entries: Collection[TableEntry]) -> None:
     """See that every table is there once, and its block behind the others' with nothing between."""
-    known: set[tuple[str, str]] = set()
+    known: set[TableKey] = set()
     end, before = 0, "from 0 on"
     for entry in sorted(entries, key=lambda entry: entry.offset):
         where = f"{INDEX}: table {entry.name!r} of {entry.collection!r}"
-        if (entry.collection, entry.name) in known:
+        if entry.key in known:
             message = f"{where}: is there twice; the archive was altered, build or copy it again"
             raise ArchiveError(message)
-        known.add((entry.collection, entry.name))
+        known.add(entry.key)
         if entry.offset != align(end):
             message = (
                 f"{where}: received offset {entry.offset}, expected {align(end)}, the next "

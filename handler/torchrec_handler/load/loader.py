@@ -18,12 +18,14 @@ from torchrec_handler.archive.format import (
     Index,
     Report,
     Signature,
+    TableKey,
 )
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError, FactoryError
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names, replace_forwards
+from torchrec_handler.load.attach import attach
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
 from torchrec_handler.load.package import Package, open_package
@@ -52,7 +54,7 @@ from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.store import TableStore, attach, is_sharded, layout, quantized_rows
+from torchrec_handler.tables.store import TableStore, is_sharded, layout, quantized_rows
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +86,8 @@ class Loaded:
     module: torch.nn.Module
     tables: list[FloatTable]
     """Its float tables; those that the factory quantized itself are not among them."""
-    own_rows: Mapping[tuple[str, str], torch.Tensor]
-    """(collection, table name) -> float rows that the factory itself brought."""
+    own_rows: Mapping[TableKey, torch.Tensor]
+    """Float rows [rows, D] that the factory itself brought."""
     collections: Collections
     """As they were before quantizing and sharding."""
     hidden: Mapping[str, torch.Tensor]
@@ -98,8 +100,8 @@ class Quantized:
     """A module that has its dense weights and whose collections are quantized."""
 
     module: torch.nn.Module
-    own_rows: Mapping[tuple[str, str], torch.Tensor]
-    """(collection, table name) -> rows that the factory itself brought, float or encoded."""
+    own_rows: Mapping[TableKey, torch.Tensor]
+    """Rows that the factory itself brought, float or encoded."""
     collections: Collections
     """As they were before quantizing and sharding."""
 
@@ -132,11 +134,11 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
     loaded = load_weights(output, dense, options, device)
     if index:
-        archived = {(entry.collection, entry.name): entry.dtype for entry in index.tables}
+        archived = {entry.key: entry.dtype for entry in index.tables}
         widened = {
-            table.name: archived[table.collection, table.name]
+            table.key.table: archived[table.key]
             for table in unpackable(loaded.tables, options.tables)
-            if (table.collection, table.name) in archived
+            if table.key in archived
         }
     else:
         widened = widen(loaded.tables, options.tables, loaded.own_rows)
@@ -238,8 +240,8 @@ def load_weights(
     module = run_weights_dependent(output)
     tables = float_tables(module, mapped)
     collections = find_collections(module)
-    left = {table.name for table in tables} | {entry.name for entry in layout(module)}
-    hidden = {name: given[name] for name, table in named.items() if table.name not in left}
+    left = {table.key.table for table in tables} | {entry.name for entry in layout(module)}
+    hidden = {name: given[name] for name, table in named.items() if table.key.table not in left}
     if hidden and before is not None:
         collections = collections.beside(before)
     return Loaded(

@@ -18,23 +18,12 @@ from torchrec.inference.modules import (
 )
 from torchrec.modules.fp_embedding_modules import FeatureProcessorDictWrapper
 
+from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Tables
-from torchrec_handler.tables.rows import find_invalid
+from torchrec_handler.tables.rows import DATA_TYPES, find_invalid
 
 logger = logging.getLogger(__name__)
-
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "int8": torch.int8,
-    "int4": torch.quint4x2,
-    "int2": torch.quint2x4,
-}
-"""Our names of table data types -> the dtypes that TorchRec's `QuantConfig` takes."""
-
-WIDTH_MULTIPLES: Mapping[str, int] = {"int8": 2, "int4": 4, "int2": 8}
-"""FBGEMM encodes rows of whole half-precision words only; the float types take any width."""
 
 COLLECTIONS = frozenset({*DEFAULT_QUANT_MAPPING, FEATURE_PROCESSED_EBC_TYPE})
 """Type names of the float collections that `quantize_inference_model` finds by itself."""
@@ -44,9 +33,8 @@ COLLECTIONS = frozenset({*DEFAULT_QUANT_MAPPING, FEATURE_PROCESSED_EBC_TYPE})
 class FloatTable:
     """One table of a float embedding collection."""
 
-    collection: str
-    """Path of its collection in the predict module; the quantized one takes the same place."""
-    name: str
+    key: TableKey
+    """The quantized collection takes the float one's place."""
     parameter: str
     """Its path in the predict module, which is its key in a checkpoint."""
     owner: torch.nn.Module
@@ -73,8 +61,7 @@ def float_tables(module: torch.nn.Module, mapped: Collection[str] = ()) -> list[
     """
     return [
         FloatTable(
-            collection=collection,
-            name=path.rsplit(".", 1)[-1],
+            key=TableKey(collection, path.rsplit(".", 1)[-1]),
             parameter=f"{collection}.{path}.weight",
             owner=owner,
         )
@@ -84,17 +71,17 @@ def float_tables(module: torch.nn.Module, mapped: Collection[str] = ()) -> list[
     ]
 
 
-def to_meta(tables: list[FloatTable]) -> dict[tuple[str, str], torch.Tensor]:
+def to_meta(tables: list[FloatTable]) -> dict[TableKey, torch.Tensor]:
     """Take the rows out of their modules.
 
     Returns:
-        (collection, table name) -> float rows [rows, D]; tables on `meta` already are left out.
+        Float rows [rows, D]; tables on `meta` already are left out.
     """
     taken = {}
     for table in tables:
         weight = table.weight.detach()
         if not weight.is_meta:
-            taken[table.collection, table.name] = weight
+            taken[table.key] = weight
             table.owner.weight = torch.nn.Parameter(weight.to("meta"))
     return taken
 
@@ -107,14 +94,14 @@ def unpackable(tables: list[FloatTable], options: Tables) -> list[FloatTable]:
 def widen(
     tables: list[FloatTable],
     options: Tables,
-    rows: Mapping[tuple[str, str], torch.Tensor],
+    rows: Mapping[TableKey, torch.Tensor],
 ) -> dict[str, str]:
     """Choose other data types for tables that cannot be packed, with a warning.
 
     Args:
         tables: all of them.
         options: as the user gave them.
-        rows: (collection, table name) -> float rows [rows, D], where there are any.
+        rows: float rows [rows, D], where there are any.
 
     Returns:
         Table name -> float16, or float32 where only that holds its values. Of tables of one name,
@@ -123,13 +110,14 @@ def widen(
     widened: dict[str, str] = {}
     said = []
     for table in unpackable(tables, options):
-        own = rows.get((table.collection, table.name))
+        own = rows.get(table.key)
         held = own is None or not find_invalid(own, "float16") or find_invalid(own, "float32")
-        if not held or table.name not in widened:
-            widened[table.name] = "float16" if held else "float32"
+        name = table.key.table
+        if not held or name not in widened:
+            widened[name] = "float16" if held else "float32"
         wanted = _wanted(table, options)
         said.append(
-            f"{table.name} as {widened[table.name]}, being {table.weight.shape[1]} wide, where "
+            f"{name} as {widened[name]}, being {table.weight.shape[1]} wide, where "
             f"{wanted} packs multiples of {_multiple(wanted)}"
         )
     if said:
@@ -169,18 +157,20 @@ def quantize(
         # ModuleDict does not allow.
         if isinstance(found._feature_processors, torch.nn.ModuleDict):  # noqa: SLF001
             found._feature_processors = FeatureProcessorDictWrapper(found._feature_processors)  # noqa: SLF001
-    dtype = TORCH_DTYPES[options.dtype]
+    dtype = DATA_TYPES[options.dtype].torch
     try:
         quantize_inference_model(
             module,
             quantization_mapping={**DEFAULT_QUANT_MAPPING, **mapping},
             per_table_weight_dtype={
-                table.name: TORCH_DTYPES[widened.get(table.name) or _wanted(table, options)]
+                table.key.table: DATA_TYPES[
+                    widened.get(table.key.table) or _wanted(table, options)
+                ].torch
                 for table in tables
             },
             fp_weight_dtype=dtype,
             quantization_dtype=dtype,
-            output_dtype=TORCH_DTYPES[options.output_dtype],
+            output_dtype=DATA_TYPES[options.output_dtype].torch,
         )
     except Exception as error:
         message = f"quantize_inference_model raised {type(error).__name__}: {error}"
@@ -188,7 +178,7 @@ def quantize(
 
 
 def _check(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -> None:
-    known = {table.name for table in tables}
+    known = {table.key.table for table in tables}
     if unknown := sorted(set(options.per_table) - known):
         message = (
             f"torchrec.tables.per_table: names {', '.join(unknown)}, "
@@ -222,11 +212,11 @@ def _check_own(module: torch.nn.Module, options: Tables) -> None:
 
 
 def _wanted(table: FloatTable, options: Tables) -> str:
-    return options.per_table.get(table.name, options.dtype)
+    return options.per_table.get(table.key.table, options.dtype)
 
 
 def _multiple(dtype: str) -> int:
-    return WIDTH_MULTIPLES.get(dtype, 1)
+    return DATA_TYPES[dtype].width_multiple
 
 
 def _find_class(path: str) -> type[torch.nn.Module]:

@@ -9,12 +9,13 @@ from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import shard_quant_model
-from torchrec.modules.embedding_configs import DataType
+from torchrec.modules.embedding_configs import DataType, data_type_to_sparse_type
 from torchrec.quant.embedding_modules import FeatureProcessedEmbeddingBagCollection
 
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Sharding
 from torchrec_handler.tables.modules import SHARDERS, compute_device_everywhere
+from torchrec_handler.tables.rows import DATA_TYPES, NAMES
 
 UNBOUNDED_BYTES = 2**50
 """Host memory given to the planner: tables are mapped from a file, so their size is no limit."""
@@ -29,10 +30,6 @@ HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )
 """Where a module keeps what was registered on it."""
-FLOATS: Mapping[DataType, torch.dtype] = {
-    DataType.FP32: torch.float32,
-    DataType.FP16: torch.float16,
-}
 
 
 def shard(
@@ -189,6 +186,11 @@ def _check_plan(
                 raise OptionError(message)
 
 
+def _planned_dtype(data_type: DataType) -> torch.dtype:
+    name = NAMES[data_type_to_sparse_type(data_type)]
+    return DATA_TYPES[name].torch if name.startswith("float") else torch.uint8
+
+
 def _show_logical_shapes(module: torch.nn.Module) -> None:
     """Give the planner each table as [rows, width], which a buffer of encoded rows is not."""
     for found in module.modules():
@@ -202,6 +204,6 @@ def _show_logical_shapes(module: torch.nn.Module) -> None:
             tables[config.name].weight = torch.empty(
                 config.num_embeddings,
                 config.embedding_dim,
-                dtype=FLOATS.get(config.data_type, torch.uint8),
+                dtype=_planned_dtype(config.data_type),
                 device="meta",
             )

@@ -37,7 +37,7 @@ def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[s
         WeightsError: a module keeps something else in its state, which only a pickle could hold.
     """
     prefix, root = checkpoint_root(module)
-    collections = {table.collection for table in float_tables(module, mapped)}
+    collections = {table.key.collection for table in float_tables(module, mapped)}
     collections |= {lookup.collection for lookup in lookups(module)}
     roots = tuple(f"{collection}.".removeprefix(prefix) for collection in collections)
     dense = {

@@ -1,11 +1,38 @@
-"""What each data type of tables can hold: any other row would be looked up as another one."""
+"""Rows, float or encoded: their data types, what each can hold, and the way from one to the other.
+
+A row that its data type cannot hold would be looked up as another one.
+"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from fbgemm_gpu.split_embedding_configs import SparseType
 
-from torchrec_handler.archive.format import SCALE_BIAS_BYTES
+from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES
+from torchrec_handler.errors import WeightsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataType:
+    """A data type of tables, in others' words; its bits are in `ROW_BITS`."""
+
+    torch: torch.dtype
+    """As TorchRec's `QuantConfig` takes it."""
+    fbgemm: SparseType
+    width_multiple: int = 1
+    """FBGEMM encodes rows of whole half-precision words only; the float types take any width."""
+
+
+DATA_TYPES: Mapping[str, DataType] = {
+    "float32": DataType(torch=torch.float32, fbgemm=SparseType.FP32),
+    "float16": DataType(torch=torch.float16, fbgemm=SparseType.FP16),
+    "int8": DataType(torch=torch.int8, fbgemm=SparseType.INT8, width_multiple=2),
+    "int4": DataType(torch=torch.quint4x2, fbgemm=SparseType.INT4, width_multiple=4),
+    "int2": DataType(torch=torch.quint2x4, fbgemm=SparseType.INT2, width_multiple=8),
+}
+NAMES: Mapping[SparseType, str] = {known.fbgemm: name for name, known in DATA_TYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +82,64 @@ def find_invalid(rows: torch.Tensor, dtype: str) -> InvalidRow | None:
     bad = ~values.isfinite() | (values.abs() > most)
     row = int(bad.any(dim=1).int().argmax())
     return InvalidRow(row=row, value=float(values[row][bad[row]][0]), dtype=dtype)
+
+
+def check_kind(name: str, rows: torch.Tensor, *, encoded: bool = True) -> None:
+    """See that rows are floating point, or uint8 where they may be encoded already.
+
+    Raises:
+        WeightsError: they are something else, which to floats might be another number.
+    """
+    if not (rows.is_floating_point() or (encoded and rows.dtype == torch.uint8)):
+        message = (
+            f"table {name!r}: received rows of {str(rows.dtype).removeprefix('torch.')}, "
+            "expected floating point"
+        )
+        raise WeightsError(message)
+
+
+def encode_rows(rows: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Encode rows as the inference lookup reads them.
+
+    The same FBGEMM operator as in TorchRec's `quantize_state_dict`; each row is encoded on its
+    own, so a table may be encoded in pieces. The operator puts scale and bias behind the values,
+    the lookup reads them in front.
+
+    Args:
+        rows: [rows, D] floating point, or [rows, row_bytes] uint8 that are encoded already.
+        dtype: float32, float16, int8, int4 or int2.
+
+    Returns:
+        [rows, row_bytes] uint8, contiguous.
+    """
+    if rows.dtype == torch.uint8:
+        return rows.contiguous()
+    if dtype == "float32":
+        return rows.float().contiguous().view(torch.uint8)
+    if dtype == "float16":
+        return rows.half().contiguous().view(torch.uint8)
+    source = rows if rows.dtype in (torch.float32, torch.float16) else rows.float()
+    encoded = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(
+        source.contiguous(), ROW_BITS[dtype]
+    )
+    return torch.roll(encoded, SCALE_BIAS_BYTES, dims=1)
+
+
+def decode_rows(encoded: torch.Tensor, dtype: str) -> torch.Tensor:
+    """What a lookup reads of encoded rows.
+
+    Args:
+        encoded: [rows, row_bytes] uint8, as `encode_rows` gives them.
+        dtype: as there.
+
+    Returns:
+        [rows, D] float32.
+    """
+    if dtype == "float32":
+        return encoded.view(torch.float32).clone()
+    if dtype == "float16":
+        return encoded.view(torch.float16).float()
+    rows: torch.Tensor = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(
+        torch.roll(encoded, -SCALE_BIAS_BYTES, dims=1), ROW_BITS[dtype]
+    )
+    return rows

@@ -1,4 +1,4 @@
-"""Sixth step of loading: give the lookups their rows, without copying a table on the CPU.
+"""Encoded tables and their layout, the same for every plan.
 
 All tables lie in one buffer of bytes: `tables.bin`, mapped read-only and shared by every worker,
 or, for an archive without one, memory of this process. Row layout is FBGEMM's for its CPU
@@ -15,32 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
     IntNBitTableBatchedEmbeddingBagsCodegen,
     rounded_row_size_in_bytes,
 )
 
-from torchrec_handler.archive.format import TableEntry, align
-from torchrec_handler.errors import ArchiveError, WeightsError
-from torchrec_handler.tables.rows import find_invalid
+from torchrec_handler.archive.format import TableEntry, TableKey, align
+from torchrec_handler.errors import WeightsError
+from torchrec_handler.tables.rows import NAMES, check_kind, encode_rows, find_invalid
 
-DTYPE_NAMES: Mapping[str, str] = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "int8": "int8",
-    "int4": "int4",
-    "int2": "int2",
-}
-"""FBGEMM's `SparseType` values -> our names."""
-
-BITS: Mapping[str, int] = {"int8": 8, "int4": 4, "int2": 2}
-SCALE_BIAS_BYTES = 4
 KEPT_SHARE = 0.75
 """How much of a machine's memory tables may take and still stay there as a whole."""
-
-WHOLE = 1.0
-"""FBGEMM's cache load factor of tables that are on the GPU as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +43,7 @@ class Lookup:
 class TableStore:
     """Encoded tables and where each lies."""
 
-    entries: Mapping[tuple[str, str], TableEntry]
-    """(collection, table name) -> entry."""
+    entries: Mapping[TableKey, TableEntry]
     buffer: torch.Tensor
     """[bytes] uint8, on the CPU."""
 
@@ -84,14 +68,14 @@ class TableStore:
 
     @classmethod
     def encode(
-        cls, entries: Sequence[TableEntry], rows: Mapping[tuple[str, str], torch.Tensor]
+        cls, entries: Sequence[TableEntry], rows: Mapping[TableKey, torch.Tensor]
     ) -> "TableStore":
         """Encode rows into memory of this process.
 
         Args:
             entries: the tables, each with its place.
-            rows: (collection, table name) -> its rows, as `encode_rows` takes them; of a pruned
-                table the first ones are kept.
+            rows: of each table, as `encode_rows` takes them; of a pruned table the first ones are
+                kept.
 
         Raises:
             WeightsError: an entry has no rows, rows of another shape, or some that its data type
@@ -131,67 +115,6 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_kind(name: str, rows: torch.Tensor, *, encoded: bool = True) -> None:
-    """See that rows are floating point, or uint8 where they may be encoded already.
-
-    Raises:
-        WeightsError: they are something else, which to floats might be another number.
-    """
-    if not (rows.is_floating_point() or (encoded and rows.dtype == torch.uint8)):
-        message = (
-            f"table {name!r}: received rows of {str(rows.dtype).removeprefix('torch.')}, "
-            "expected floating point"
-        )
-        raise WeightsError(message)
-
-
-def encode_rows(rows: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Encode rows as the inference lookup reads them.
-
-    The same FBGEMM operator as in TorchRec's `quantize_state_dict`; each row is encoded on its
-    own, so a table may be encoded in pieces. The operator puts scale and bias behind the values,
-    the lookup reads them in front.
-
-    Args:
-        rows: [rows, D] floating point, or [rows, row_bytes] uint8 that are encoded already.
-        dtype: float32, float16, int8, int4 or int2.
-
-    Returns:
-        [rows, row_bytes] uint8, contiguous.
-    """
-    if rows.dtype == torch.uint8:
-        return rows.contiguous()
-    if dtype == "float32":
-        return rows.float().contiguous().view(torch.uint8)
-    if dtype == "float16":
-        return rows.half().contiguous().view(torch.uint8)
-    source = rows if rows.dtype in (torch.float32, torch.float16) else rows.float()
-    encoded = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(
-        source.contiguous(), BITS[dtype]
-    )
-    return torch.roll(encoded, SCALE_BIAS_BYTES, dims=1)
-
-
-def decode_rows(encoded: torch.Tensor, dtype: str) -> torch.Tensor:
-    """What a lookup reads of encoded rows.
-
-    Args:
-        encoded: [rows, row_bytes] uint8, as `encode_rows` gives them.
-        dtype: as there.
-
-    Returns:
-        [rows, D] float32.
-    """
-    if dtype == "float32":
-        return encoded.view(torch.float32).clone()
-    if dtype == "float16":
-        return encoded.view(torch.float16).float()
-    rows: torch.Tensor = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(
-        torch.roll(encoded, -SCALE_BIAS_BYTES, dims=1), BITS[dtype]
-    )
-    return rows
-
-
 def lookups(module: torch.nn.Module) -> Iterator[Lookup]:
     """The lookups of every quantized collection, sharded or not."""
     for path, found in module.named_modules():
@@ -226,7 +149,7 @@ def layout(module: torch.nn.Module) -> list[TableEntry]:
                 name=name,
                 rows=rows,
                 width=width,
-                dtype=DTYPE_NAMES[sparse_type.value],
+                dtype=NAMES[sparse_type],
                 row_bytes=row_bytes,
                 offset=offset,
             )
@@ -235,18 +158,17 @@ def layout(module: torch.nn.Module) -> list[TableEntry]:
     return entries
 
 
-def quantized_rows(module: torch.nn.Module) -> dict[tuple[str, str], torch.Tensor]:
+def quantized_rows(module: torch.nn.Module) -> dict[TableKey, torch.Tensor]:
     """The rows that a factory quantized itself.
 
     Args:
         module: quantized, not sharded.
 
     Returns:
-        (collection, table name) -> encoded rows, [rows, row_bytes] uint8, views. Lookups that have
-        no rows yet are left out.
+        Encoded rows, [rows, row_bytes] uint8, views. Lookups that have no rows yet are left out.
     """
     return {
-        (lookup.collection, name): rows
+        TableKey(lookup.collection, name): rows
         for lookup in lookups(module)
         for name, _, rows in encoded_rows(lookup)
     }
@@ -266,62 +188,8 @@ def encoded_rows(lookup: Lookup) -> Iterator[tuple[str, str, torch.Tensor]]:
         row_bytes = rounded_row_size_in_bytes(
             width, sparse_type, 1, operator.scale_bias_size_in_bytes
         )
-        yield name, DTYPE_NAMES[sparse_type.value], rows[:, :row_bytes].cpu()
+        yield name, NAMES[sparse_type], rows[:, :row_bytes].cpu()
 
 
-def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> None:
-    """Point every lookup of the module at its rows.
-
-    On the CPU that is one buffer and an offset per table. On CUDA each shard's rows are copied to
-    the device the lookup was sharded to, or else to the worker's, where rows are padded to 16
-    bytes.
-
-    Raises:
-        ArchiveError: the module has a table that the store lacks, or of another shape.
-    """
-    for lookup in lookups(module):
-        operator = lookup.operator
-        shards = []
-        for spec, first_row in zip(operator.embedding_specs, lookup.first_rows, strict=True):
-            name, rows, width, sparse_type, _ = spec
-            entry = store.entries.get((lookup.collection, name))
-            dtype = DTYPE_NAMES[sparse_type.value]
-            if entry is None:
-                message = f"table {name!r} of {lookup.collection}: the archive does not hold it"
-                raise ArchiveError(message)
-            if (entry.width, entry.dtype) != (width, dtype) or first_row + rows > entry.rows:
-                message = (
-                    f"table {name!r}: the archive holds {entry.rows} x {entry.width} {entry.dtype},"
-                    f" the module expects {first_row + rows} x {width} {dtype}"
-                )
-                raise ArchiveError(message)
-            shards.append((entry, first_row, rows))
-        if device.type == "cpu":
-            operator.reset_weights_placements_and_offsets(device, EmbeddingLocation.HOST.value)
-            operator.recompute_module_buffers()
-            _materialise_buffers(operator, device)
-            offsets = [entry.offset + first * entry.row_bytes for entry, first, _ in shards]
-            operator.weights_physical_offsets = offsets
-            operator.weights_offsets = torch.tensor(
-                [offsets[table] for table in operator.feature_table_map], dtype=torch.int64
-            )
-            operator.weights_host = store.buffer
-            operator.weight_initialized = True
-        else:
-            if operator.current_device.type == "meta":
-                operator.move_to_device_with_cache(device, WHOLE)
-            weights = operator.split_embedding_weights(split_scale_shifts=False)
-            for (entry, first, rows), (target, _) in zip(shards, weights, strict=True):
-                block = store.rows(entry)[first : first + rows]
-                target[:, : entry.row_bytes].copy_(block)
-
-
-def _materialise_buffers(operator: torch.nn.Module, device: torch.device) -> None:
-    # What recompute_module_buffers leaves on meta serves the cache on CUDA only; zeros will do.
-    for name, buffer in operator.named_buffers(recurse=False):
-        if buffer.is_meta:
-            setattr(operator, name, torch.zeros_like(buffer, device=device))
-
-
-def _by_key(entries: Sequence[TableEntry]) -> dict[tuple[str, str], TableEntry]:
-    return {(entry.collection, entry.name): entry for entry in entries}
+def _by_key(entries: Sequence[TableEntry]) -> dict[TableKey, TableEntry]:
+    return {entry.key: entry for entry in entries}

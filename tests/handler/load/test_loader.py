@@ -178,7 +178,7 @@ def with_rows(folder: Path, rows: list[int | None]) -> Path:
     """An archive whose signature says this of the rows of its features' tables, 50, 40 and 10."""
     archive = good.build(folder, archive_format="no-archive")
     index = json.loads((archive / INDEX).read_text())
-    index["signature"]["inputs"][1]["rows"] = rows
+    index["signature"]["inputs"][1]["ids_below"] = rows
     (archive / INDEX).write_text(json.dumps(index))
     return archive
 
@@ -194,8 +194,8 @@ def test_a_signature_that_lets_ids_behind_a_table_pass_is_refused(tmp_path: Path
 @pytest.mark.parametrize("rows", [[], [50, 40], [50, 40, 10, 3]])
 def test_rows_are_said_of_every_feature(tmp_path: Path, rows: list[int | None]) -> None:
     assert error_of_folder(with_rows(tmp_path, rows)) == (
-        f"archive.json: signature: id_list_features: rows are said of {len(rows)} features, it has "
-        "3; the archive was altered or damaged, build or copy it again"
+        f"archive.json: signature: id_list_features: ids_below is said of {len(rows)} features, "
+        "it has 3; the archive was altered or damaged, build or copy it again"
     )
 
 

@@ -27,10 +27,10 @@ CANDIDATES = InputSignature(
     type="sparse",
     num_features=2,
     features=("movie", "genre"),
-    rows=(None, None),
+    ids_below=(None, None),
 )
 HISTORY = InputSignature(
-    name="history", type="weighted_sparse", num_features=1, features=("clicked",), rows=(9,)
+    name="history", type="weighted_sparse", num_features=1, features=("clicked",), ids_below=(9,)
 )
 
 

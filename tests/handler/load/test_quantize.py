@@ -38,8 +38,9 @@ from tests.factories.kinds_two_tower import TwoTowerFactory
 from tests.kinds import build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.load.loader import Predictor
-from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.rows import DATA_TYPES
 from torchrec_handler.tables.store import lookups
 
 OWN_TYPE = "tests.factories.kinds_own.OwnCollection"
@@ -87,7 +88,7 @@ def assert_equal(module: torch.nn.Module, expected: torch.nn.Module, inputs: Any
 def test_tables_are_found_by_their_place_in_a_checkpoint() -> None:
     module = TwoTowerFactory().create_predict_module()
     tables = float_tables(module)
-    assert [(table.collection, table.name, table.parameter) for table in tables] == [
+    assert [(*table.key, table.parameter) for table in tables] == [
         (
             f"_module.{tower}.collection",
             f"t_{name}",
@@ -117,7 +118,7 @@ def test_a_collection_is_what_is_swapped_as_a_whole(
 ) -> None:
     """A position-weighted one with its processors; of a managed one, what is inside."""
     module = kind().create_predict_module()
-    assert {table.collection for table in float_tables(module)} == {collection}
+    assert {table.key.collection for table in float_tables(module)} == {collection}
     prepared = prepare(module)
     assert {lookup.collection for lookup in lookups(prepared)} == {collection}
 
@@ -133,13 +134,13 @@ def test_rows_are_set_aside_and_none_is_held_twice() -> None:
     assert to_meta(float_tables(module)) == {}
 
 
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 @pytest.mark.parametrize("kind", [SumFactory, SequenceFactory])
 def test_every_data_type_answers_as_torchrecs_own_quantized_model(
     kind: type[KindFactory], dtype: str
 ) -> None:
     expected = quantize_inference_model(
-        kind().create_predict_module(), quantization_dtype=TORCH_DTYPES[dtype]
+        kind().create_predict_module(), quantization_dtype=DATA_TYPES[dtype].torch
     )
     prepared = prepare(kind().create_predict_module(), tables={"dtype": dtype})
     assert set(stored(prepared).values()) == set(stored(expected).values())
@@ -327,7 +328,7 @@ def test_what_its_factory_left_float_is_quantized(tmp_path: Path) -> None:
     """`quantize_embeddings` swaps pooled collections only."""
     predictor = archived(PartFactory, tmp_path)
     assert [
-        (entry.collection, entry.name, entry.dtype)
+        (*entry.key, entry.dtype)
         for entry in predictor.tables.entries.values()  # type: ignore[union-attr]
     ] == [
         ("_module.pooled.collection", "t_user", "float16"),
@@ -431,7 +432,7 @@ def test_a_pruned_table_keeps_its_first_rows(tmp_path: Path) -> None:
     predictor = archived(PrunedFactory, tmp_path, tables={"dtype": "float32"})
     assert predictor.tables
     assert [entry.rows for entry in predictor.tables.entries.values()] == [30, 25]
-    assert predictor.signature.inputs[0].rows == (30, 25)
+    assert predictor.signature.inputs[0].ids_below == (30, 25)
     expected = SumFactory().create_predict_module()
     assert_equal(predictor.module, expected, random_batch(PrunedFactory))
 

@@ -88,7 +88,7 @@ def test_a_model_that_changes_ids_takes_any(change: Callable[[torch.Tensor], Any
     signature, module = observed(factory(change))
     assert signature.changes_ids
     (entry,) = signature.inputs
-    assert (entry.rows, entry.is_wide) == ((None, None), True)
+    assert (entry.ids_below, entry.is_wide) == ((None, None), True)
     ids = torch.tensor([2**62 + 9, 2])
     given = {"ids.values": ids, "ids.lengths": torch.ones(2, dtype=torch.int32)}
     tables: Any = module.predict_module
@@ -108,7 +108,7 @@ def test_ids_that_come_as_they_were_sent_are_limited(change: Callable[..., Any])
     signature, _ = observed(factory(change))
     assert not signature.changes_ids
     (entry,) = signature.inputs
-    assert (entry.rows, entry.is_wide) == ((ROWS, ROWS), False)
+    assert (entry.ids_below, entry.is_wide) == ((ROWS, ROWS), False)
 
 
 def test_a_row_that_a_model_made_beyond_its_table_is_refused() -> None:
@@ -148,7 +148,7 @@ def test_what_a_model_makes_beside_ids_as_they_were_sent_is_checked_too() -> Non
             return Twice()
 
     signature, module = observed(Factory())
-    assert signature.inputs[0].rows == (100, 100)
+    assert signature.inputs[0].ids_below == (100, 100)
     assert signature.changes_ids
     given = {"ids.values": torch.tensor([3, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
     with pytest.raises(InvalidRequest):
@@ -178,7 +178,7 @@ def with_similar(*, need_preproc: bool) -> tuple[Signature, Any]:
 
 def test_what_another_method_makes_of_ids_is_checked() -> None:
     signature, module = with_similar(need_preproc=True)
-    assert signature.inputs[0].rows == (None, None)  # its own rows are others
+    assert signature.inputs[0].ids_below == (None, None)  # its own rows are others
     assert signature.changes_ids
     given = {"ids.values": torch.tensor([2, 3]), "ids.lengths": torch.ones(2, dtype=torch.int32)}
     module(given)
@@ -193,7 +193,7 @@ def test_lookups_of_a_method_that_is_given_its_arguments_as_they_came_are_checke
     assert lets_rows_pass(signature)
     limited, _ = observed(factory(lambda ids: ids))
     assert not lets_rows_pass(limited)
-    hidden = replace(limited, inputs=(replace(limited.inputs[0], num_features=None, rows=()),))
+    hidden = replace(limited, inputs=(replace(limited.inputs[0], num_features=None, ids_below=()),))
     assert lets_rows_pass(hidden)
 
 

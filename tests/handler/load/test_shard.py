@@ -27,9 +27,10 @@ from tests.factories.kinds_pooled import (
 from tests.factories.kinds_sequence import SequenceFactory
 from tests.kinds import CPU, KINDS, build, load_archive, prepare, random_batch
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Options, Sharding, Tables
+from torchrec_handler.tables.rows import DATA_TYPES
 from torchrec_handler.tables.store import lookups
 
 # TorchRec's own quantized form of these reads its inputs, or gives its values, in an order that
@@ -41,8 +42,8 @@ def torchrec_quantized(kind: type[KindFactory], dtype: str = "int8") -> torch.nn
     """What `quantize_inference_model` makes of a kind, unsharded."""
     module: torch.nn.Module = quantize_inference_model(
         kind().create_predict_module(),
-        fp_weight_dtype=TORCH_DTYPES[dtype],
-        quantization_dtype=TORCH_DTYPES[dtype],
+        fp_weight_dtype=DATA_TYPES[dtype].torch,
+        quantization_dtype=DATA_TYPES[dtype].torch,
     )
     return module
 
@@ -111,7 +112,7 @@ def test_a_row_wise_sequence_answers_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("sharding_type", ["table_wise", "row_wise"])
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 @pytest.mark.parametrize("kind", [SumFactory, MeanFactory, SequenceFactory])
 def test_tables_of_every_data_type_shard(
     kind: type[KindFactory], dtype: str, sharding_type: str
@@ -138,7 +139,7 @@ def test_tables_of_one_collection_may_be_sharded_and_stored_differently(
     )
     expected = quantize_inference_model(
         WidthsFactory().create_predict_module(),
-        per_table_weight_dtype={name: TORCH_DTYPES[dtype] for name, dtype in per_table.items()},
+        per_table_weight_dtype={name: DATA_TYPES[dtype].torch for name, dtype in per_table.items()},
     )
     assert_close(sharded, expected, random_batch(kind))
 

@@ -38,7 +38,7 @@ def sparse(name: str, features: Mapping[str, int | None], kind: str = "sparse") 
         type=kind,
         num_features=len(features),
         features=tuple(features),
-        rows=tuple(features.values()),
+        ids_below=tuple(features.values()),
         is_wide=None in features.values(),
     )
 
@@ -242,7 +242,7 @@ def test_a_feature_under_two_names_is_limited_by_both() -> None:
 
     output = run_factory(GivenFactory(forward), CPU, world_size=1)
     signature = observe_signature(output, output.module, tables({"a": 9, "x": 4, "b": 7}), CPU)
-    assert (signature.inputs[0].features, signature.inputs[0].rows) == (("a", "b"), (4, 7))
+    assert (signature.inputs[0].features, signature.inputs[0].ids_below) == (("a", "b"), (4, 7))
 
 
 def test_a_single_feature_is_known_as_one() -> None:

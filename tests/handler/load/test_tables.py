@@ -17,23 +17,23 @@ from tests.factories.kinds_pooled import (
 )
 from tests.factories.kinds_sequence import SequenceFactory
 from tests.kinds import CPU, prepare, random_batch
-from torchrec_handler.archive.format import TableEntry
+from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import ArchiveError, WeightsError
-from torchrec_handler.load.quantize import TORCH_DTYPES, float_tables, quantize, to_meta
+from torchrec_handler.load.attach import attach
+from torchrec_handler.load.quantize import float_tables, quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Sharding, Tables
+from torchrec_handler.tables.rows import DATA_TYPES, encode_rows
 from torchrec_handler.tables.store import (
     KEPT_SHARE,
     TableStore,
-    attach,
-    encode_rows,
     is_sharded,
     layout,
     lookups,
     quantized_rows,
 )
 
-Rows = dict[tuple[str, str], torch.Tensor]
+Rows = dict[TableKey, torch.Tensor]
 
 
 def without_rows(kind: type[KindFactory], dtype: str = "int8") -> tuple[torch.nn.Module, Rows]:
@@ -51,7 +51,7 @@ def sharded_without_rows(kind: type[KindFactory], **options: Any) -> torch.nn.Mo
     return sharded
 
 
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 @pytest.mark.parametrize("kind", [SumFactory, SequenceFactory, PositionWeightedFactory])
 def test_the_bytes_are_those_of_torchrecs_own_quantized_tables(
     kind: type[KindFactory], dtype: str
@@ -61,8 +61,8 @@ def test_the_bytes_are_those_of_torchrecs_own_quantized_tables(
     expected = quantized_rows(
         quantize_inference_model(
             kind().create_predict_module(),
-            fp_weight_dtype=TORCH_DTYPES[dtype],
-            quantization_dtype=TORCH_DTYPES[dtype],
+            fp_weight_dtype=DATA_TYPES[dtype].torch,
+            quantization_dtype=DATA_TYPES[dtype].torch,
         )
     )
     assert store.entries.keys() == expected.keys()
@@ -81,7 +81,7 @@ def test_rows_are_packed_without_padding(dtype: str, row_bytes: int) -> None:
     encoded = encode_rows(rows, dtype)
     assert (encoded.dtype, encoded.shape) == (torch.uint8, (3, row_bytes))
     module, own = without_rows(SumFactory, dtype)
-    assert own[layout(module)[0].collection, "t_user"].shape == (50, 8)
+    assert own[layout(module)[0].key].shape == (50, 8)
     assert [(entry.row_bytes, entry.offset % 128) for entry in layout(module)] == [
         (row_bytes, 0),
         (row_bytes, 0),
@@ -132,7 +132,7 @@ def test_tables_lie_one_behind_another_in_the_order_of_their_lookups() -> None:
 def test_rows_that_do_not_fit_are_refused() -> None:
     module, rows = without_rows(SumFactory)
     entries = layout(module)
-    user = ("_module.collection", "t_user")
+    user = TableKey("_module.collection", "t_user")
     for wrong, shape in [
         (torch.zeros(49, 8), "(49, 8), expected (50, 8)"),
         (torch.zeros(50, 7), "(50, 7), expected (50, 8)"),
@@ -155,7 +155,7 @@ def test_the_rows_of_a_factory_that_quantized_itself_are_taken_out() -> None:
     taken = quantized_rows(module)
     operator = next(lookups(module)).operator
     assert operator.row_alignment == 16
-    assert {key[1]: tuple(rows.shape) for key, rows in taken.items()} == {
+    assert {key.table: tuple(rows.shape) for key, rows in taken.items()} == {
         "t_user": (50, 8),
         "t_movie": (40, 8),
     }
@@ -257,7 +257,7 @@ def test_tables_that_memory_keeps_are_read_in_huge_pages(
 def test_an_archive_that_lacks_a_table_is_refused() -> None:
     module, rows = without_rows(SumFactory)
     store = TableStore.encode(layout(module), rows)
-    entries = {key: entry for key, entry in store.entries.items() if key[1] != "t_movie"}
+    entries = {key: entry for key, entry in store.entries.items() if key.table != "t_movie"}
     with pytest.raises(ArchiveError) as caught:
         attach(
             sharded_without_rows(SumFactory),
@@ -280,7 +280,7 @@ def test_an_archive_that_lacks_a_table_is_refused() -> None:
 def test_an_archive_of_other_tables_is_refused(field: str, value: Any, held: str) -> None:
     module, rows = without_rows(SumFactory)
     store = TableStore.encode(layout(module), rows)
-    key = ("_module.collection", "t_user")
+    key = TableKey("_module.collection", "t_user")
     entries = {**store.entries, key: TableEntry(**{**vars(store.entries[key]), field: value})}
     with pytest.raises(ArchiveError) as caught:
         attach(
@@ -299,11 +299,11 @@ def test_sharded_modules_are_told_from_others() -> None:
     assert is_sharded(sharded_without_rows(SumFactory))
 
 
-@pytest.mark.parametrize("dtype", list(TORCH_DTYPES))
+@pytest.mark.parametrize("dtype", list(DATA_TYPES))
 def test_rows_that_are_not_finite_are_named(dtype: str) -> None:
     """Where a worker encodes them itself: the factory's own."""
     module, rows = without_rows(SumFactory, dtype)
-    rows["_module.collection", "t_movie"][7, 3] = float("nan")
+    rows[TableKey("_module.collection", "t_movie")][7, 3] = float("nan")
     with pytest.raises(WeightsError) as caught:
         TableStore.encode(layout(module), rows)
     assert str(caught.value) == (
@@ -313,7 +313,9 @@ def test_rows_that_are_not_finite_are_named(dtype: str) -> None:
 
 def test_rows_that_are_no_floating_point_numbers_are_named() -> None:
     module, rows = without_rows(SumFactory)
-    rows["_module.collection", "t_movie"] = rows["_module.collection", "t_movie"].long()
+    rows[TableKey("_module.collection", "t_movie")] = rows[
+        TableKey("_module.collection", "t_movie")
+    ].long()
     with pytest.raises(WeightsError) as caught:
         TableStore.encode(layout(module), rows)
     assert str(caught.value) == ("table 't_movie': received rows of int64, expected floating point")

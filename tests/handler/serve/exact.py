@@ -28,14 +28,14 @@ SPARSE = InputSignature(
     type="sparse",
     num_features=3,
     features=("user", "movie", "genres"),
-    rows=(50, 40, 10),
+    ids_below=(50, 40, 10),
 )
 WEIGHTED = InputSignature(
     name="id_score_list_features",
     type="weighted_sparse",
     num_features=2,
     features=("tags", "clicks"),
-    rows=(30, 20),
+    ids_below=(30, 20),
 )
 EMBEDDING = InputSignature(
     name="embedding_features",

@@ -430,7 +430,7 @@ class TestResultsThatNobodyCanCut:
 
 def test_scores_of_candidates_go_to_the_request_of_the_candidates() -> None:
     """In one forward call, in every format, for a request without any and one cut by rows, too."""
-    entry = replace(SPARSE, num_features=1, features=("candidates",), rows=(None,))
+    entry = replace(SPARSE, num_features=1, features=("candidates",), ids_below=(None,))
 
     class Scores(torch.nn.Module):
         calls = 0

@@ -319,7 +319,7 @@ class TestIds:
             type="sparse",
             num_features=2,
             features=("hashed", "movie"),
-            rows=(None, 40),
+            ids_below=(None, 40),
         )
         assert validate(sparse([1, 1], [2**31 - 1, 39]), mapped).rows == 1
         assert refusal(InvalidRequest, sparse([1, 1], [1, 40]), mapped) == (
@@ -503,8 +503,8 @@ class TestLimits:
 
 
 def test_a_list_that_is_longer_than_its_position_weights_is_refused() -> None:
-    entry = replace(SPARSE, longest=(2, *[None] * (len(SPARSE.rows) - 1)))
-    rest = [0] * (len(SPARSE.rows) - 1)
+    entry = replace(SPARSE, longest=(2, *[None] * (len(SPARSE.ids_below) - 1)))
+    rest = [0] * (len(SPARSE.ids_below) - 1)
     assert validate(sparse([2, *rest], [1, 1]), entry).rows == 1
     assert refusal(InvalidRequest, sparse([3, *rest], [1, 1, 1]), entry) == (
         f"{SPARSE.name}.lengths: received 3 ids of feature {SPARSE.features[0]!r} in row 0, "
@@ -513,8 +513,8 @@ def test_a_list_that_is_longer_than_its_position_weights_is_refused() -> None:
 
 
 def test_wide_ids_stay_as_they_are() -> None:
-    rest = [0] * (len(SPARSE.rows) - 1)
-    entry = replace(SPARSE, rows=(None, *SPARSE.rows[1:]), is_wide=True)
+    rest = [0] * (len(SPARSE.ids_below) - 1)
+    entry = replace(SPARSE, ids_below=(None, *SPARSE.ids_below[1:]), is_wide=True)
     block = validate(sparse([2, *rest], [3, 2**63 - 1]), entry).inputs[SPARSE.name]
     assert isinstance(block, Sparse)
     assert (block.values.dtype.name, block.values.tolist()) == ("int64", [3, 2**63 - 1])
