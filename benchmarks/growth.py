@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ROOT
 from benchmarks.criteo import kjt
 from benchmarks.scale import build
-from tests.torchserve import ROOT
 from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive.format import TABLES as MAPPED
 from torchrec_handler.load.loader import load
