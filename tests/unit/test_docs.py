@@ -79,6 +79,15 @@ def test_lines_can_be_read_in_a_terminal(page: Path) -> None:
         assert line.startswith("|") or len(line) <= 110, line
 
 
+def test_the_readme_s_model_is_the_one_that_is_built_and_asked() -> None:
+    """In tests/whole/handler/test_simple.py."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tested = ROOT / "tests" / "support" / "factories" / "readme_model.txt"
+    assert re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL) == [
+        tested.read_text(encoding="utf-8")
+    ]
+
+
 def test_the_readme_leads_to_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= LONGEST_README

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from torchrec_archiver.__main__ import main
-from torchrec_archiver.inspect import read_index
-from torchrec_handler.errors import BuildError
+from torchrec_handler.archive.read import read_index
+from torchrec_handler.errors import ArchiveError
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_what_is_no_archive_is_named(content: bytes | None, message: str, tmp_pa
     path = tmp_path / "model.mar"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(ArchiveError) as caught:
         read_index(path)
     assert str(caught.value) == message.replace("PATH", str(path))
 

@@ -1,12 +1,17 @@
 """The command line: its options, and one ERROR line for whatever is wrong."""
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.command_line import FACTORY, build, run
 from torchrec_archiver import __main__ as command_line
+from torchrec_archiver import commands
+from torchrec_handler import __version__
+from torchrec_handler.archive.format import FORMAT_VERSION, INDEX, Index, Signature
 
 # The options.
 
@@ -255,3 +260,94 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for option in ("--config NAME=PATH", "--extra-files PATH[,PATH]", "--force"):
         assert option in out
+
+
+def test_every_command_has_its_line_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for name in command_line.COMMANDS:
+        assert f"    {name} " in shown
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"torchrec-archiver {__version__}\n"
+
+
+HELLO = """
+from torchrec_handler.errors import BuildError
+
+HELP = "say hello"
+
+def add(parser):
+    parser.add_argument("--name", default="nobody")
+
+def run(options):
+    if options.name == "nobody":
+        raise BuildError("nobody is there")
+    print(f"Hello {options.name}")
+    return 7
+"""
+
+
+def test_a_command_is_one_module_and_one_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hello.py").write_text(HELLO)
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    monkeypatch.setattr(command_line, "COMMANDS", (*command_line.COMMANDS, "hello"))
+    assert run("--help") == 0
+    assert "    hello     say hello\n" in capsys.readouterr().out
+    assert run("hello", "--name", "you") == 7
+    assert capsys.readouterr() == ("Hello you\n", "")
+    assert run("hello") == 1
+    assert capsys.readouterr() == ("", "ERROR: nobody is there\n")
+    del sys.modules["torchrec_archiver.commands.hello"]
+
+
+IN_A_FRESH_PROCESS = """
+import sys, time
+from torchrec_archiver.__main__ import main
+
+try:
+    status = main()
+except SystemExit as end:
+    status = end.code
+heavy = {"torch", "torchrec", "fbgemm_gpu", "numpy", "ts"} & set(sys.modules)
+assert not heavy, heavy
+print(time.process_time(), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("--version",), ("build", "--help"), ("inspect", "{folder}")],
+    ids=" ".join,
+)
+def test_what_builds_nothing_imports_no_torch_and_takes_no_time(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """CPU time, since other processes are on this machine's cores."""
+    index = Index(
+        format_version=FORMAT_VERSION,
+        versions={},
+        signature=Signature(inputs=(), methods={"forward": True}, result_metadata="dict_of_tensor"),
+        tables=(),
+        extra_files=(),
+        sha256={},
+        samples=0,
+    )
+    (tmp_path / INDEX).write_text(index.dumps())
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", IN_A_FRESH_PROCESS),
+            *(argument.replace("{folder}", str(tmp_path)) for argument in arguments),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert float(done.stderr) < 0.5

@@ -14,6 +14,7 @@ from torch.package.importer import sys_importer
 from torch.package.package_exporter import PackageExporter
 from torch.package.package_importer import PackageImporter
 from torchrec.inference.model_packager import PredictFactoryPackager
+from torchrec.inference.modules import PredictFactory
 
 from tests.support.factories.packaged import HousePredictFactory, Scale
 from tests.support.factories.packagers import (
@@ -22,6 +23,7 @@ from tests.support.factories.packagers import (
     LoaderCodePackager,
 )
 from tests.support.factories.ranking import RankingPredictFactory
+from tests.support.factories.simple import EveryInput
 from torchrec_archiver import DefaultPackager
 from torchrec_archiver.package import read_config, save_package
 from torchrec_handler.errors import BuildError
@@ -38,7 +40,7 @@ def save(
     folder: Path,
     *,
     packager: type[PredictFactoryPackager] = DefaultPackager,
-    factory: type[RankingPredictFactory] = RankingPredictFactory,
+    factory: type[PredictFactory] = RankingPredictFactory,
     configs: dict[str, Any] | None = None,
     extra_files: dict[str, Any] | None = None,
     **arguments: Any,
@@ -134,6 +136,19 @@ def test_a_packager_s_externs_and_mocks_are_obeyed(tmp_path: Path) -> None:
     assert "tests.support.factories.house" in importer.extern_modules
     source = importer.zip_reader.get_record("tests/support/factories/telemetry.py").decode()
     assert source.startswith("from _mock import MockedObject")
+
+
+def test_simple_factory_is_packed_whatever_a_packager_externs(tmp_path: Path) -> None:
+    """So an archive goes on with the copy that it was built with."""
+
+    class Packager(DefaultPackager):
+        @classmethod
+        def set_extern_modules(cls, pe: PackageExporter) -> None:
+            super().set_extern_modules(pe)
+            pe.extern("torchrec_handler.**")
+
+    package = save(tmp_path, factory=EveryInput, packager=Packager)
+    assert "torchrec_handler/simple.py" in records(package)
 
 
 def test_both_methods_of_a_packager_are_called_before_anything_is_packed(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.support.factories.dmp import DmpPredictFactory, sample
+from tests.support.factories.dmp import DmpPredictFactory, build, sample
 from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
+from torchrec_archiver.checkpoint import read as checkpoint
+from torchrec_archiver.checkpoint.entries import Checkpoint, from_tensors
 from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.loader import Predictor, load
@@ -92,3 +95,31 @@ def test_shards_of_a_rank_that_is_not_there_are_named(
             f"{two_ranks / kind / 'rank0.pt'}; give the folder that holds the files of all ranks, "
             "or save with torch.distributed.checkpoint"
         )
+
+
+class Arrays:
+    """A format as somebody adds it: NumPy's .npz."""
+
+    def fits(self, path: Path) -> bool:
+        return path.suffix == ".npz"
+
+    def read(self, path: Path, scratch: Path) -> Checkpoint:
+        with np.load(path) as held:
+            return from_tensors({path: {n: torch.from_numpy(held[n]) for n in held}}, scratch)
+
+
+def test_a_format_is_one_class_and_one_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    state = build("cpu").state_dict()
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in state.items()}
+    np.savez(tmp_path / "weights.npz", **arrays)
+    torch.save(state, tmp_path / "weights.pt")
+    monkeypatch.setattr(checkpoint, "FORMATS", (Arrays(), *checkpoint.FORMATS))
+    (tmp_path / "of arrays").mkdir()
+    (tmp_path / "of torch").mkdir()
+    of_arrays = scores(served(tmp_path / "weights.npz", tmp_path / "of arrays", "float32"))
+    of_torch = scores(served(tmp_path / "weights.pt", tmp_path / "of torch", "float32"))
+    assert of_arrays.std() > 0
+    assert torch.equal(of_arrays, of_torch)

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from torchrec_archiver.__main__ import main
-from torchrec_archiver.inspect import as_json, read_index, show
+from torchrec_archiver.commands.inspect import show
 from torchrec_handler.archive.format import Index
+from torchrec_handler.archive.read import read_index
 
 
 def test_an_archive_is_shown_as_tables(movielens_archive: Path) -> None:
@@ -42,4 +43,4 @@ def test_json_is_the_whole_index(
     printed = capsys.readouterr().out
     index = read_index(movielens_archive)
     assert Index.loads(printed) == index
-    assert json.loads(printed) == json.loads(as_json(index))
+    assert json.loads(printed) == json.loads(index.dumps())

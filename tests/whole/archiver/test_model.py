@@ -17,8 +17,8 @@ from tests.support.factories.ranking import seeded
 from tests.support.kinds import KINDS
 from tests.support.paths import ROOT
 from torchrec_archiver import build_archive
-from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive.format import SAMPLES, Index
+from torchrec_handler.archive.read import read_index
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import BuildError, WeightsError
 

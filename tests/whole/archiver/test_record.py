@@ -16,8 +16,9 @@ from torchrec.inference.modules import PredictFactory
 from tests.support.archives import good
 from tests.support.factories import outputs
 from torchrec_archiver import build_archive
-from torchrec_archiver.inspect import read_index, show
+from torchrec_archiver.commands.inspect import show
 from torchrec_handler.archive.format import SAMPLES, Count, OutputSplit
+from torchrec_handler.archive.read import read_index
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import BuildError
 from torchrec_handler.options import Limits, Options

@@ -1,41 +1,36 @@
-"""Reads what an archive says of itself, and shows it."""
+"""`torchrec-archiver inspect`: shows what an archive says of itself."""
 
-import tarfile
-import zipfile
+import argparse
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from torchrec_handler.archive.format import INDEX, Index, Report, Signature, TableEntry
-from torchrec_handler.errors import BuildError
+from torchrec_handler.archive.format import Index, Report, Signature, TableEntry
+from torchrec_handler.archive.read import read_index
+
+HELP = "show what an archive says of itself"
 
 
-def read_index(archive: Path) -> Index:
-    """Read the index of an archive in any of its formats.
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give a parser this command's options."""
+    parser.add_argument("archive", metavar="ARCHIVE", help="a .mar, .tar.gz or folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print an archive's index.
 
     Raises:
-        BuildError: there is no archive, or plain torch-model-archiver made it.
-        ArchiveError: the index is damaged, or of another major version.
+        ArchiveError: see `read_index`.
     """
-    try:
-        return Index.loads(_read(archive))
-    except (OSError, KeyError, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError) as error:
-        if not archive.exists():
-            message = f"archive: {archive} does not exist"
-        else:
-            message = (
-                f"archive: {archive} holds no {INDEX} ({error}); only archives that "
-                "torchrec-archiver built describe themselves"
-            )
-        raise BuildError(message) from error
-
-
-def as_json(index: Index) -> str:
-    """The index as one JSON document."""
-    return index.dumps()
+    index = read_index(Path(options.archive))
+    if options.json:
+        print(index.dumps())
+    else:
+        show(index, Console())
+    return 0
 
 
 def show(index: Index, console: Console) -> None:
@@ -61,23 +56,6 @@ def show(index: Index, console: Console) -> None:
     }
     for name, value in facts.items():
         console.print(f"{name}: {value}", highlight=False, markup=False)
-
-
-def _read(archive: Path) -> str:
-    if archive.is_dir():
-        return (archive / INDEX).read_text(encoding="utf-8")
-    if tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            member: IO[bytes] | None = None
-            for entry in tar:
-                if Path(entry.name).name == INDEX and len(Path(entry.name).parts) == 2:
-                    member = tar.extractfile(entry)
-                    break
-            if member is None:
-                raise KeyError(INDEX)
-            return member.read().decode()
-    with zipfile.ZipFile(archive) as file:
-        return file.read(INDEX).decode()
 
 
 def _inputs(signature: Signature) -> Table:
