@@ -106,7 +106,7 @@ def make_material(folder: Path) -> Material:
         store.mkdir(exist_ok=True)
         config = store.with_suffix(".yaml")
         # The archiver's own settings, and the data type.
-        settings = {**DEFAULT_MODEL_CONFIG, "torchrec": {"dense": {"dtype": dtype}}}
+        settings = {**DEFAULT_MODEL_CONFIG, "torchrec": {"kernels": {"dtype": dtype}}}
         config.write_text(yaml.safe_dump(settings), encoding="utf-8")
         archives[dtype] = build_archive(
             model_name=NAME,

@@ -8,7 +8,8 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -40,7 +41,7 @@ def options(section: BaseModel, name: str = "") -> str:
         cells = (
             f"`{name}.{key}`".replace("`.", "`"),
             _type(info.annotation, info.metadata),
-            "" if default is None or default == {} else f"`{_plain(default)}`",
+            "" if default is None or default in ({}, []) else f"`{_plain(default)}`",
             _words(info.description),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -61,6 +62,8 @@ def command_line(parser: argparse.ArgumentParser) -> str:
 def _type(kind: Any, rules: Sequence[Any]) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))
+    if get_origin(kind) in {Union, UnionType}:
+        return " or ".join(_type(one, ()) for one in get_args(kind) if one is not type(None))
     if kind is bool:
         return "`true`, `false`"
     if kind in {int, float}:
@@ -72,9 +75,8 @@ def _type(kind: Any, rules: Sequence[Any]) -> str:
             if hasattr(rule, bound)
         ]
         return " ".join(["whole number" if kind is int else "number", *said])
-    if get_origin(kind) is Mapping:
-        return f"mapping of names to {_type(get_args(kind)[1], ())}"
-    return "name"
+    of = {list: "list of {}s", Mapping: "mapping of names to {}"}.get(get_origin(kind), "")
+    return of.format(_type(get_args(kind)[-1], ())) if of else "name"
 
 
 def _command(name: str, said: str | None, parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -193,6 +193,7 @@ def _write_index(content: Path, model: Model, extra_files: tuple[str, ...], mani
             name: change if math.isfinite(change) else None
             for name, change in model.output_change.items()
         },
+        kernels=model.kernels,
     )
     (content / INDEX).write_text(index.dumps(), encoding="utf-8")
 

@@ -34,6 +34,7 @@ from torchrec_handler.archive.format import (
     SAMPLES,
     TABLES,
     OutputSplit,
+    Report,
     Signature,
     TableEntry,
     TableKey,
@@ -74,6 +75,8 @@ class Model:
     output_change: Mapping[str, float]
     """qualname -> largest absolute difference that quantizing made to an output of the samples;
     empty where there is no float model to compare with."""
+    kernels: Report
+    """What kernels replaced on this machine."""
 
 
 class _Fitted(NamedTuple):
@@ -197,6 +200,7 @@ def write_model(  # noqa: PLR0913
         plan=str(predictor.plan) if predictor.plan else None,
         samples=len(recorded.samples),
         output_change=output_change(reference.recorded, recorded) if reference else {},
+        kernels=predictor.report,
     )
 
 
@@ -307,7 +311,7 @@ def _splits(
         predictor.module,
         CPU,
         samples=samples,
-        dense_dtype=asked.options.dense.dtype,
+        precision=asked.options.precision,
     )
     if seen.untold:
         message = "outputs: " + "\n  ".join(seen.untold.values())

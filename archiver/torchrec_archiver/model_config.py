@@ -8,6 +8,7 @@ import yaml
 
 from torchrec_archiver.package import read_bytes
 from torchrec_handler.errors import BuildError
+from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.options import Options, read_options
 
 DEFAULT_MODEL_CONFIG: Mapping[str, int] = {
@@ -60,6 +61,7 @@ def read_model_config(path: str | Path | None) -> tuple[bytes, Options]:
         message = f"config file: {path} holds a {type(document).__name__}, expected a mapping"
         raise BuildError(message)
     options = read_options(document)
+    check_names(options.kernels)
     _check(path, document)
     missing = _missing(document)
     return _with(content, document, missing) if missing else content, options

@@ -1,17 +1,35 @@
 """The `torchrec:` section of model-config.yaml, typed and checked once, when it is read."""
 
+import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from torchrec_handler.errors import OptionError
+
+logger = logging.getLogger(__name__)
 
 SECTION = "torchrec"
 
 TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
 DenseDtype = Literal["float32", "float16", "bfloat16", "int8"]
+KernelDtype = Literal["float32", "bfloat16", "int8"]
 ShardingType = Literal["table_wise", "row_wise"]
+
+PRECISIONS: tuple[DenseDtype, ...] = ("float32", "float16", "bfloat16", "int8")
+"""Data types of the dense part and of kernels, the most precise first."""
+ALL = "all"
+ONCE = "once"
+"""In `kernels.off`: what all rows of a request share, looked up once (`tables.once`)."""
 
 
 class _Section(BaseModel):
@@ -41,12 +59,47 @@ class Dense(_Section):
     """How everything that is not a table computes."""
 
     dtype: DenseDtype = "float32"
-    """On the CPU, bfloat16 and int8 are the least precise type that linear layers, and the products
-    of an interaction, may compute in; all else, and what they give, is float32. int8 finds its
-    scales row by row, so no row's score depends on the rows beside it. On CUDA, bfloat16 is the
-    type of all dense weights and inputs, and int8 is refused. float16, on either, is TorchRec's
-    `quantize_dense`: all dense weights, and what layers take and give, whose largest number is then
-    65,504."""
+    """Data type of the dense part's weights and results. float16 is TorchRec's `quantize_dense`, on
+    the CPU too; its largest number is 65,504. bfloat16 is for CUDA; on the CPU weights and results
+    stay float32, and it allows what `kernels.dtype: bfloat16` allows. int8 is the old name of
+    `kernels.dtype: int8`, with weights and results in float32."""
+
+
+def _names(value: Any) -> Any:
+    if value == ALL or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        return value
+    message = "kernel_names"
+    raise PydanticCustomError(message, "'all' or a list of kernels' names")
+
+
+class Kernels(_Section):
+    """Which modules are computed in another way than TorchRec's own, and how precisely."""
+
+    off: Annotated[Literal["all"] | list[str], PlainValidator(_names)] = []
+    """Names of kernels to leave out; `all`: every forward is TorchRec's own, which is what a wrong
+    score is compared with first. `dlrm`: a whole DLRM, its layers and lookups included, and the
+    SparseArch of other models; `crossnet`: CrossNet and LowRankCrossNet; `linear`: linear layers
+    and the ReLU behind them, with packed weights; `direct`: lookups without TorchRec's distribution
+    of ids; `once`: what all rows of a request share is looked up once. What was replaced, and what
+    not and why, `torchrec-archiver inspect` tells of the machine that built, and TorchServe's `GET
+    /models/NAME?customized=true` of the one that serves."""
+    dtype: KernelDtype = "float32"
+    """The least precise type that a kernel may compute in, on the CPU: float32, bfloat16 or int8.
+    Linear layers and the products of an interaction do, where the processor has the instructions
+    and the layer is large enough to gain; what they give is float32. int8 finds its scales row by
+    row, so no row's score depends on the rows beside it; it is refused on CUDA."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off_is_a_name(cls, section: Any) -> Any:
+        """YAML 1.1, which TorchServe reads, takes a plain `off` for false."""
+        if isinstance(section, Mapping) and False in section and "off" not in section:
+            return {"off" if key is False else key: value for key, value in section.items()}
+        return section
+
+    def allow(self, name: str) -> bool:
+        """Whether a kernel may be used."""
+        return self.off != ALL and name not in self.off
 
 
 class Sharding(_Section):
@@ -93,6 +146,7 @@ class Options(_Section):
     """Threads of one forward call on the CPU. Workers multiply it."""
     tables: Tables = Tables()
     dense: Dense = Dense()
+    kernels: Kernels = Kernels()
     sharding: Sharding = Sharding()
     limits: Limits = Limits()
     self_test: bool = True
@@ -104,6 +158,17 @@ class Options(_Section):
     `full`: those too, which reads them all."""
     out_of_range_ids: Literal["reject", "zero", "modulo"] = "reject"
     """`reject`: answer 400; `zero`: look up row 0; `modulo`: the remainder by the table's rows."""
+
+    @property
+    def kernel_dtype(self) -> KernelDtype:
+        """The least precise type that a kernel may compute in, whichever option allows it."""
+        dense: KernelDtype = "float32" if self.dense.dtype == "float16" else self.dense.dtype
+        return max(self.kernels.dtype, dense, key=PRECISIONS.index)
+
+    @property
+    def precision(self) -> DenseDtype:
+        """The least precise type that anything may compute in: how exact outputs can be."""
+        return max(self.kernels.dtype, self.dense.dtype, key=PRECISIONS.index)
 
 
 def read_options(model_config: Mapping[str, Any] | None) -> Options:
@@ -122,9 +187,17 @@ def read_options(model_config: Mapping[str, Any] | None) -> Options:
         message = f"{SECTION}: received {section!r}, expected a mapping of options"
         raise OptionError(message)
     try:
-        return Options.model_validate(section)
+        options = Options.model_validate(section)
     except ValidationError as error:
         raise OptionError("; ".join(map(_explain, error.errors()))) from None
+    if options.dense.dtype == "int8":
+        logger.warning(
+            "%s.dense.dtype: int8 is called %s.kernels.dtype: int8 now; weights and results stay "
+            "float32",
+            SECTION,
+            SECTION,
+        )
+    return options
 
 
 def _explain(fault: Mapping[str, Any]) -> str:

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from torchrec_handler.archive.format import Index, Signature, TableEntry
+from torchrec_handler.archive.format import Index, Report, Signature, TableEntry
 from torchrec_handler.archive.read import read_index
 
 HELP = "show what an archive says of itself"
@@ -37,6 +38,8 @@ def show(index: Index, console: Console) -> None:
     console.print(_inputs(index.signature))
     if index.tables:
         console.print(_tables(index.tables))
+    if index.kernels != Report():
+        console.print(_kernels(index.kernels))
     outputs = ", ".join(f"{name} {shape}" for name, shape in index.signature.outputs.items())
     methods = ", ".join(
         name if need_preproc else f"{name} (keyword arguments)"
@@ -91,6 +94,20 @@ def _tables(entries: tuple[TableEntry, ...]) -> Table:
             _number(entry.max_error),
             _number(entry.mean_error),
         )
+    return table
+
+
+def _kernels(report: Report) -> Table:
+    """What the build's machine replaced, and what it declined and why."""
+    table = Table(title="Kernels, where it was built", title_justify="left")
+    for column in ("kernel", "module", "what became of it"):
+        table.add_column(column)
+    for found in report.replaced:
+        exactness = f"in {found.dtype}" if found.dtype else "bit for bit"
+        kind = found.type.rpartition(".")[2]
+        table.add_row(found.kernel, escape(found.path), f"{escape(kind)} replaced, {exactness}")
+    for left in report.declined:
+        table.add_row(left.kernel, escape(left.path), escape(f"declined: {left.why}"))
     return table
 
 

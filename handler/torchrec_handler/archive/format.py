@@ -149,6 +149,37 @@ class TableEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """A module whose forward is a kernel's."""
+
+    path: str
+    """Inside the predict module."""
+    type: str
+    """The module's."""
+    kernel: str
+    """What `kernels.off` calls it."""
+    dtype: str | None
+    """The least precise type that it computes in; None: it gives bit for bit what it gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declined:
+    """A module that a kernel knows and could not take."""
+
+    path: str
+    kernel: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What kernels made of a module on one machine."""
+
+    replaced: tuple[Replaced, ...] = ()
+    declined: tuple[Declined, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """`archive.json`."""
 
@@ -168,6 +199,8 @@ class Index:
     output_change: Mapping[str, float | None] = field(default_factory=dict)
     """qualname -> largest absolute difference that quantizing made to an output of the samples;
     None where one alone is not finite."""
+    kernels: Report = Report()
+    """What the build's machine replaced, for a reader; a worker's own machine decides anew."""
 
     def dumps(self) -> str:
         """The document, as it is written."""

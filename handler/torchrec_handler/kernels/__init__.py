@@ -1,1 +1,1 @@
-"""Faster ways to compute what a module computes, one file a kind, chosen by `registry`."""
+"""Faster ways to compute what a module computes, one file a kernel, chosen by `registry`."""

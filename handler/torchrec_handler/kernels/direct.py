@@ -5,6 +5,7 @@ looks for pruned rows and caches in python: on one CPU that costs ten times what
 costs. Shapes: B rows, F features, D the sum of their widths, N ids.
 """
 
+import copy
 from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from torchrec.distributed.quant_embeddingbag import ShardedQuantEmbeddingBagColl
 from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from torchrec_handler.kernels.kernel import Forward, Target, not_for
 from torchrec_handler.tables.modules import ShardedBags
 
 Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -27,40 +29,51 @@ Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tenso
 COLLECTIONS = (ShardedBags, ShardedQuantEmbeddingBagCollection)
 
 
-def call_directly(module: torch.nn.Module) -> None:
-    """Let every collection in a module that allows it call its lookups directly."""
-    for found in module.modules():
-        if allows_it(found):
-            _replace_steps(found)
+class DirectKernel:
+    """Pooled collections whose tables are table-wise, on the CPU, and neither pruned nor cached."""
+
+    name = "direct"
+
+    def offer(self, module: torch.nn.Module, target: Target) -> Forward | str | None:
+        """See `Kernel`."""
+        if type(module) not in COLLECTIONS:
+            return None
+        return not_for(target) or why_not(module) or Forward(call=_direct(module).forward)
 
 
-def allows_it(bags: Any) -> bool:
-    """Whether all tables of a collection are sharded table-wise, on the CPU and not pruned."""
-    return (
-        type(bags) in COLLECTIONS
-        and all(
-            kind == ShardingType.TABLE_WISE.value
-            for kind, _ in bags.sharding_type_device_group_to_sharding_infos()
-        )
-        and all(map(_is_plain, bags.tbes_configs()))
-    )
+def why_not(bags: Any) -> str | None:
+    """Why a collection's lookups cannot be called directly; None where they can."""
+    if type(bags) not in COLLECTIONS:
+        return f"is a {type(bags).__name__}"
+    groups = bags.sharding_type_device_group_to_sharding_infos()
+    others = {kind for kind, _ in groups} - {ShardingType.TABLE_WISE.value}
+    if others:
+        return f"has {', '.join(sorted(others))} tables, whose ids go to several places"
+    return next(filter(None, map(_why_not, bags.tbes_configs())), None)
 
 
-def _is_plain(operator: Any) -> bool:
-    return (
-        type(operator) is IntNBitTableBatchedEmbeddingBagsCodegen
-        and operator.host_size > 0
-        and operator.bounds_check_mode_int == BoundsCheckMode.NONE.value
-        and operator.index_remapping_hash_table_cpu is None
-        and operator.index_remapping_hash_table.numel() == 0
-        and operator.index_remappings_array.numel() == 0
-        and operator.lxu_cache_weights.numel() == 0
-    )
+def _why_not(operator: Any) -> str | None:
+    if type(operator) is not IntNBitTableBatchedEmbeddingBagsCodegen:
+        return f"looks up with {type(operator).__name__}"
+    if operator.host_size <= 0:
+        return "has rows that are not in the CPU's memory"
+    if operator.bounds_check_mode_int != BoundsCheckMode.NONE.value:
+        return "lets FBGEMM check ids"
+    if (
+        operator.index_remapping_hash_table_cpu is not None
+        or operator.index_remapping_hash_table.numel()
+        or operator.index_remappings_array.numel()
+    ):
+        return "has pruned tables, whose rows FBGEMM finds by itself"
+    return "has a cache of rows" if operator.lxu_cache_weights.numel() else None
 
 
-def _replace_steps(bags: Any) -> None:
-    """Replace the two steps of TorchRec's forward: nothing to distribute, one place to compute."""
-    kind = type(bags)
+def _direct(module: Any) -> Any:
+    """A collection of the same parts, with two steps of TorchRec's forward replaced.
+
+    There is nothing to distribute, and one place to compute.
+    """
+    bags, kind = copy.copy(module), type(module)
     groups = bags.tbes_configs().values()
     features = [name for group in groups for name in group.feature_names()]
     names = [name for group in groups for name in group.embedding_names()]
@@ -102,6 +115,7 @@ def _replace_steps(bags: Any) -> None:
 
     bags.input_dist = input_dist
     bags.compute_and_output_dist = compute_and_output_dist
+    return bags
 
 
 def parts(

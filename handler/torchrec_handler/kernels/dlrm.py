@@ -9,24 +9,62 @@ from typing import Any
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_handler.kernels.direct import allows_it, lookup, parts
-from torchrec_handler.kernels.linear import (
-    BLOCK_ROWS,
-    FEW_ROWS,
-    Layer,
-    Layers,
-    LayersDtype,
-    half_precision,
-)
+from torchrec_handler.kernels.direct import lookup, parts, why_not
+from torchrec_handler.kernels.kernel import Forward, Target, not_for, touched, typename
+from torchrec_handler.kernels.linear import chain
+from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, Layer, Layers, half_precision
+from torchrec_handler.options import KernelDtype
 from torchrec_handler.tables.once import find_shared
 from torchrec_handler.tables.variable_batch import is_variable
+
+DLRM = "torchrec.models.dlrm.DLRM"
+SPARSE_ARCH = "torchrec.models.dlrm.SparseArch"
+INTERACTION_ARCH = "torchrec.models.dlrm.InteractionArch"
+
+
+class DlrmKernel:
+    """DLRM as a whole; of other models with its SparseArch that one."""
+
+    name = "dlrm"
+
+    def offer(self, module: torch.nn.Module, target: Target) -> Forward | str | None:
+        """See `Kernel`."""
+        if typename(module) not in {DLRM, SPARSE_ARCH}:
+            return None
+        if why := not_for(target):
+            return why
+        if typename(module) == SPARSE_ARCH:
+            return Forward(call=SparseArch(module), calls=("embedding_bag_collection",))
+        layers = _layers(module)
+        if isinstance(layers, str):
+            return layers
+        dlrm = Dlrm(module, *layers, target.dtype)
+        return Forward(call=dlrm, dtype=dlrm.dtype, calls=("sparse_arch",))
+
+
+def _layers(model: Any) -> tuple[list[Layer], list[Layer]] | str:
+    """Those of DLRM's `dense_arch` and `over_arch`; why not, where it is not all as TorchRec's."""
+    found = []
+    for name in ("dense_arch", "over_arch"):
+        layers = chain([getattr(model, name)])
+        if not layers or isinstance(layers, str):
+            return f"its {name}: {layers or 'is not of linear layers and ReLU alone'}"
+        found.append(layers)
+    for part, expected in ((model.sparse_arch, SPARSE_ARCH), (model.inter_arch, INTERACTION_ARCH)):
+        if typename(part) != expected:
+            return f"holds a {typename(part)}, expected {expected}"
+    for part in (*model.sparse_arch.modules(), model.inter_arch):
+        if why := touched(part):
+            return why
+    bottom, top = found
+    return bottom, top
 
 
 class Dlrm:
     """DLRM.forward: dense features [B, N] and sparse features to logits [B, M] float32."""
 
     def __init__(
-        self, model: Any, bottom: Sequence[Layer], top: Sequence[Layer], dtype: LayersDtype
+        self, model: Any, bottom: Sequence[Layer], top: Sequence[Layer], dtype: KernelDtype
     ) -> None:
         """Bind to a model.
 
@@ -43,6 +81,7 @@ class Dlrm:
         self._lookups = {kind: self._direct(kind) for kind in (torch.float32, self._half)}
         self._bottom = Layers(bottom, dtype)
         self._top = Layers(top, dtype)
+        self.dtype = self._top.dtype
         self._interact = _interaction(1 + model.inter_arch.F)
 
     def __call__(
@@ -76,7 +115,7 @@ class Dlrm:
     def _direct(self, dtype: torch.dtype) -> Callable[[KeyedJaggedTensor], torch.Tensor] | None:
         """The lookup of all features in their order, if there is one."""
         bags = self._sparse_arch.embedding_bag_collection
-        if not allows_it(bags) or len(bags.tbes_configs()) > 1:
+        if why_not(bags) or len(bags.tbes_configs()) > 1:
             return None
         ((operator, group),) = bags.tbes_configs().items()
         if group.feature_names() != self._names:
@@ -101,3 +140,22 @@ def _interaction(features: int) -> Callable[[torch.Tensor, torch.Tensor], torch.
         return torch.cat((dense, products.index_select(1, pairs)), dim=1)
 
     return run
+
+
+class SparseArch:
+    """Pooled embeddings [B, F, D], not taken apart where they come in the order they are for."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __call__(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        """What SparseArch.forward gives."""
+        module = self._module
+        found = module.embedding_bag_collection(features)
+        names = module.sparse_feature_names
+        if found.keys() == names:
+            values = found.values()
+        else:
+            values = torch.cat([found[name] for name in names], dim=1)
+        embedded: torch.Tensor = values.reshape(-1, module.F, module.D)
+        return embedded

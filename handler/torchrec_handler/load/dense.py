@@ -1,6 +1,6 @@
 """Seventh step of loading: fit the module and this process to the machine.
 
-On the CPU `fuse` then takes care of the dense part, unless that is float16.
+On the CPU kernels then take care of the dense part, unless that is float16.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,19 +26,21 @@ DTYPES: Mapping[str, torch.dtype] = {
 def lower(module: torch.nn.Module, options: Options, device: torch.device) -> None:
     """Set threads, evaluation mode, a `PredictModule`'s device and the dense data type.
 
-    On the CPU bfloat16 and int8 are for `fuse`, which computes in them and keeps the weights.
+    On the CPU bfloat16 and int8 are for kernels, which compute in them and keep the weights.
 
     A `PredictModule` without a device takes the current CUDA device at its first call, which
     raises on a machine without one (torchrec.inference.modules).
 
     Raises:
-        OptionError: the dense data type is int8 on CUDA.
+        OptionError: kernels are to compute in int8 on CUDA.
     """
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
-    elif options.dense.dtype == "int8":
+    elif options.kernel_dtype == "int8":
+        of_dense = options.dense.dtype == "int8"
+        option, expected = ("dense", "float32, float16") if of_dense else ("kernels", "float32")
         message = (
-            f"torchrec.dense.dtype: received 'int8' on {device}, expected float32, float16 or "
+            f"torchrec.{option}.dtype: received 'int8' on {device}, expected {expected} or "
             "bfloat16; int8 is for the CPU"
         )
         raise OptionError(message)
@@ -47,8 +49,8 @@ def lower(module: torch.nn.Module, options: Options, device: torch.device) -> No
     for found in module.modules():
         if hasattr(found, "predict_module") and getattr(found, "_device", device) is None:
             setattr(found, "_device", device)  # noqa: B010  PredictModule has no other way to set it
-    is_fused = device.type == "cpu" and options.dense.dtype != "float16"
-    dtype = torch.float32 if is_fused else DTYPES[options.dense.dtype]
+    stays = device.type == "cpu" and options.dense.dtype != "float16"
+    dtype = torch.float32 if stays else DTYPES[options.dense.dtype]
     if dtype is torch.float32 and options.tables.output_dtype == "float32":
         return
     for part in _dense_parts(getattr(module, "predict_module", module)):

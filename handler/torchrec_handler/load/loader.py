@@ -19,7 +19,8 @@ from torchrec_handler.archive.format import (
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError, FactoryError
-from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.kernels.kernel import Target
+from torchrec_handler.kernels.registry import check_names, replace_forwards
 from torchrec_handler.load.attach import attach
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory, run_weights_dependent
@@ -69,6 +70,7 @@ def load(folder: Path, options: Options, device: torch.device) -> Predictor:
 
 
 def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
+    check_names(options.kernels)
     archive = verify(folder, full=options.verify == "full")
     if archive.index:
         warn_of_versions(archive.index.versions)
@@ -93,7 +95,7 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
         raise ArchiveError(message)
     if options.self_test:
         metadata = predictor.result_metadata
-        self_test(predictor.module, samples, metadata, options.dense.dtype, device)
+        self_test(predictor.module, samples, metadata, options.precision, device)
     if predictor.signature.splits is None:
         predictor = _see_outputs(predictor, made, must_answer=options.self_test and not index)
     else:
@@ -154,8 +156,8 @@ def _see_outputs(predictor: Predictor, made: Made, *, must_answer: bool) -> Pred
     """Find out how results are cut, where the archive does not tell."""
     signature = predictor.signature
     module, device = predictor.module, predictor.device
-    dtype = made.options.dense.dtype
-    seen = observe_outputs(made.output, signature, module, device, dense_dtype=dtype)
+    precision = made.options.precision
+    seen = observe_outputs(made.output, signature, module, device, precision=precision)
     for qualname, fault in seen.raised.items():
         message = (
             f"{qualname} {fault}, whatever was drawn for the inputs "
@@ -236,12 +238,12 @@ def make_ready(
     if store is not None:
         attach(find_collections(module), store, device)
     lower(module, options, device)
-    # Before fusing, after which modules no longer meet their inputs one by one.
+    # Before the kernels, after which modules no longer meet their inputs one by one.
     signature = signature or observe_signature(output, module, weighted.collections, device)
     if lets_rows_pass(signature):
         guard(module, weighted.collections)
-    if device.type == "cpu":
-        fuse(module, options.dense.dtype)
+    target = Target(device=device, dtype=options.kernel_dtype)
+    report = replace_forwards(module, target, options.kernels)
     return Predictor(
         module=module,
         signature=signature,
@@ -251,4 +253,5 @@ def make_ready(
         device=device,
         tables=store,
         plan=plan,
+        report=report,
     )

@@ -8,6 +8,7 @@ import torch
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import SelfTestError
 from torchrec_handler.load.call import call_recorded, said
+from torchrec_handler.options import DenseDtype
 
 MOST_SWAPPED = 0.1
 """The share of integers that may differ."""
@@ -24,20 +25,20 @@ class Tolerance:
     floor: float
 
 
-TOLERANCES: Mapping[str, Tolerance] = {
+TOLERANCES: Mapping[DenseDtype, Tolerance] = {
     "float32": Tolerance(relative=1e-3, floor=1e-4),
     "float16": Tolerance(relative=4e-3, floor=2e-3),
     "bfloat16": Tolerance(relative=8e-3, floor=4e-3),
     "int8": Tolerance(relative=2e-2, floor=2e-2),
 }
-"""By the dense part's data type."""
+"""By the least precise type that anything computes in, `Options.precision`."""
 
 
 def self_test(
     module: torch.nn.Module,
     samples: Iterable[Sample],
     result_metadata: str,
-    dense_dtype: str,
+    precision: DenseDtype,
     device: torch.device,
 ) -> None:
     """Replay samples in the order they were recorded in, small batches first.
@@ -46,13 +47,13 @@ def self_test(
         module: ready to serve.
         samples: from the archive.
         result_metadata: one of TorchRec's result types.
-        dense_dtype: the dense part's data type, which tells how exact the outputs can be.
+        precision: `Options.precision`, which tells how exact the outputs can be.
         device: where to serve.
 
     Raises:
         SelfTestError: the module raised, or an output is off; says which and by how much.
     """
-    tolerance = TOLERANCES[dense_dtype]
+    tolerance = TOLERANCES[precision]
     for sample in samples:
         where = f"self-test: {sample.qualname}, sample of {sample.rows} rows"
         try:

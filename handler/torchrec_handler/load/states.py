@@ -1,13 +1,13 @@
 """What a model is between the steps of loading; each state holds the one before."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive.format import Index, Signature, TableKey
+from torchrec_handler.archive.format import Index, Report, Signature, TableKey
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.package import Package
 from torchrec_handler.options import Options
@@ -67,5 +67,7 @@ class Predictor:
     """None for a module that its factory sharded, and for one without tables."""
     plan: ShardingPlan | None
     """None when nothing was left to shard."""
+    report: Report = field(default_factory=Report)
+    """What kernels replaced."""
     index: Index | None = None
     """What the archive says of itself; None for a plain one."""

@@ -10,7 +10,7 @@ import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
 from torchrec_handler.load.states import Predictor
-from torchrec_handler.options import Options
+from torchrec_handler.options import ONCE, Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
 from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
@@ -69,6 +69,7 @@ class Engine:
         }
         self._budget = Budget(options.limits)
         self._limits = options.limits
+        self._looks_up_once = options.kernels.allow(ONCE)
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response]:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
@@ -107,6 +108,7 @@ class Engine:
             "device": str(predictor.device),
             "tables": [asdict(entry) for entry in tables],
             "plan": str(predictor.plan) if predictor.plan else None,
+            "kernels": asdict(predictor.report),
             "versions": dict(index.versions) if index else {},
             "sha256": dict(index.sha256) if index else {},
         }
@@ -216,7 +218,7 @@ class Engine:
     def _call(self, qualname: str, requests: Sequence[ValidRequest]) -> HostResult:
         predictor = self._predictor
         batch = combine(requests, predictor.batching, predictor.device)
-        with look_up_once(batch.shared):
+        with look_up_once(batch.shared if self._looks_up_once else ()):
             return predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
 
     def _answer(

@@ -12,8 +12,11 @@ import pytest
 
 from torchrec_handler.archive import format as archive
 from torchrec_handler.archive.format import (
+    Declined,
     Index,
     InputSignature,
+    Replaced,
+    Report,
     Signature,
     TableEntry,
     align,
@@ -76,6 +79,13 @@ INDEX = Index(
     samples=0,
     plan="table_wise",
     output_change={"forward": 0.5},
+    kernels=Report(
+        replaced=(
+            Replaced(path="_module", type="shop.Dlrm", kernel="dlrm", dtype="int8"),
+            Replaced(path="_module.sparse", type="shop.Bags", kernel="direct", dtype=None),
+        ),
+        declined=(Declined(path="_module.other", kernel="linear", why="has hooks"),),
+    ),
 )
 
 
@@ -86,6 +96,12 @@ def document() -> dict[str, Any]:
 def test_an_index_reads_back_as_it_was_written() -> None:
     assert Index.loads(INDEX.dumps()) == INDEX
     assert not INDEX.is_newer
+
+
+def test_an_index_without_kernels_is_read() -> None:
+    old = document()
+    del old["kernels"]
+    assert Index.loads(json.dumps(old)) == replace(INDEX, kernels=Report())
 
 
 def test_an_output_s_change_may_be_none() -> None:

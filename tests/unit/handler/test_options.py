@@ -26,6 +26,7 @@ def test_every_option_has_a_default(text: str) -> None:
             "quantization_mapping": {},
         },
         "dense": {"dtype": "float32"},
+        "kernels": {"off": [], "dtype": "float32"},
         "sharding": {"world_size": 1, "type": "table_wise", "per_table": {}, "plan": None},
         "limits": {
             "rows_per_request": 16_384,
@@ -53,6 +54,7 @@ def test_every_option_can_be_given() -> None:
             output_dtype: float16
             quantization_mapping: {shop.Layer: "shop:QuantizedLayer"}
           dense: {dtype: bfloat16}
+          kernels: {off: [direct, once], dtype: int8}
           sharding:
             world_size: 2
             type: row_wise
@@ -80,6 +82,7 @@ def test_every_option_can_be_given() -> None:
             "quantization_mapping": {"shop.Layer": "shop:QuantizedLayer"},
         },
         "dense": {"dtype": "bfloat16"},
+        "kernels": {"off": ["direct", "once"], "dtype": "int8"},
         "sharding": {
             "world_size": 2,
             "type": "row_wise",
@@ -115,8 +118,8 @@ WRONG = [
     Wrong(
         text="torchrec: {dtype: int8}",
         message=(
-            "torchrec.dtype: unknown option, expected one of dense, device, limits, "
-            "out_of_range_ids, self_test, sharding, tables, threads, verify"
+            "torchrec.dtype: unknown option, expected one of dense, device, kernels, "
+            "limits, out_of_range_ids, self_test, sharding, tables, threads, verify"
         ),
     ),
     Wrong(
@@ -129,6 +132,30 @@ WRONG = [
     Wrong(
         text="torchrec: {dense: {type: int8}}",
         message="torchrec.dense.type: unknown option, expected one of dtype",
+    ),
+    Wrong(
+        text="torchrec: {kernels: {type: int8}}",
+        message="torchrec.kernels.type: unknown option, expected one of dtype, off",
+    ),
+    Wrong(
+        text="torchrec: {kernels: {dtype: float16}}",
+        message=(
+            "torchrec.kernels.dtype: received 'float16', expected 'float32', 'bfloat16' or 'int8'"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {kernels: {off: linear}}",
+        message=(
+            "torchrec.kernels.off: received 'linear', expected 'all' or a list of kernels' names"
+        ),
+    ),
+    Wrong(
+        text="torchrec: {kernels: {off: [once], 'off': [direct]}}",
+        message="torchrec.kernels: received the name False, expected strings as names",
+    ),
+    Wrong(
+        text="torchrec: {kernels: {off: [1]}}",
+        message="torchrec.kernels.off: received [1], expected 'all' or a list of kernels' names",
     ),
     Wrong(
         text="torchrec: {sharding: {ranks: 2}}",
@@ -263,3 +290,46 @@ def test_options_cannot_change_after_they_were_checked() -> None:
         options.threads = 1
     with pytest.raises(ValidationError):
         options.tables.dtype = "int4"
+
+
+@pytest.mark.parametrize(
+    ("dense", "kernels", "computed", "precision"),
+    [
+        ("float32", "float32", "float32", "float32"),
+        ("float32", "int8", "int8", "int8"),
+        ("float16", "float32", "float32", "float16"),
+        ("float16", "bfloat16", "bfloat16", "bfloat16"),
+        ("bfloat16", "float32", "bfloat16", "bfloat16"),
+        ("bfloat16", "int8", "int8", "int8"),
+        ("int8", "float32", "int8", "int8"),
+        ("int8", "bfloat16", "int8", "int8"),
+    ],
+)
+def test_kernels_compute_as_either_option_allows(
+    dense: str, kernels: str, computed: str, precision: str
+) -> None:
+    options = read(f"torchrec: {{dense: {{dtype: {dense}}}, kernels: {{dtype: {kernels}}}}}")
+    assert (options.kernel_dtype, options.precision) == (computed, precision)
+
+
+def test_int8_of_the_dense_part_is_told_its_new_name(caplog: pytest.LogCaptureFixture) -> None:
+    read("torchrec: {dense: {dtype: bfloat16}, kernels: {dtype: int8}}")
+    assert caplog.messages == []
+    read("torchrec: {dense: {dtype: int8}}")
+    (message,) = caplog.messages
+    assert message == (
+        "torchrec.dense.dtype: int8 is called torchrec.kernels.dtype: int8 now; "
+        "weights and results stay float32"
+    )
+
+
+@pytest.mark.parametrize("off", ["off", "'off'", "false"])
+def test_off_is_a_name_whatever_yaml_makes_of_it(off: str) -> None:
+    """Its version 1.1 says that it is false."""
+    assert read(f"torchrec: {{kernels: {{{off}: [direct]}}}}").kernels.off == ["direct"]
+
+
+def test_kernels_are_left_out_by_name_or_all() -> None:
+    one, every = read("torchrec: {kernels: {off: [once]}}"), read("torchrec: {kernels: {off: all}}")
+    assert [one.kernels.allow(name) for name in ("once", "linear")] == [False, True]
+    assert [every.kernels.allow(name) for name in ("once", "linear")] == [False, False]

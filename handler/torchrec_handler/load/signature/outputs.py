@@ -29,6 +29,7 @@ from torchrec_handler.load.signature.counts import (
 from torchrec_handler.load.signature.draw import STYLES, Style, draw_inputs, open_inputs
 from torchrec_handler.load.signature.together import Inputs, find_mixed
 from torchrec_handler.load.signature.told import read_told
+from torchrec_handler.options import DenseDtype
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def observe_outputs(  # noqa: PLR0913
     device: torch.device,
     *,
     samples: Sequence[Sample] = (),
-    dense_dtype: str = "float32",
+    precision: DenseDtype = "float32",
 ) -> Outputs:
     """Call every method that takes the batched input.
 
@@ -86,7 +87,7 @@ def observe_outputs(  # noqa: PLR0913
         module: ready to serve.
         device: where to serve.
         samples: what was recorded of the module shows more.
-        dense_dtype: the dense part's data type, which tells how exact the outputs can be.
+        precision: `Options.precision`, which tells how exact the outputs can be.
 
     Raises:
         FactoryError: `model_inputs_data` says of an output what is not so.
@@ -119,7 +120,7 @@ def observe_outputs(  # noqa: PLR0913
             except IsPaddedError as error:
                 padded.setdefault(qualname, str(error))
         again = partial(_see, qualname, output, signature, module, device)
-        for name in find_mixed(again, seen, signature, found, TOLERANCES[dense_dtype]):
+        for name in find_mixed(again, seen, signature, found, TOLERANCES[precision]):
             mixed.setdefault(qualname, method.say_mixed(name, found[name]))
     told.check(is_complete=splits.keys() == set(methods))
     open_ones = untold.keys() | padded.keys() | mixed.keys()

@@ -39,7 +39,7 @@ KINDS = [
 CUDA = torch.device("cuda")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 LOWERED = [("float16", CPU), ("float16", CUDA), ("bfloat16", CUDA)]
-"""Where a data type's weights are converted; on the CPU `fuse` is for the others."""
+"""Where a data type's weights are converted; on the CPU kernels are for the others."""
 TOLERANCE = {"float32": 1e-3, "float16": 3e-3, "bfloat16": 3e-2}
 
 
@@ -160,7 +160,7 @@ def test_a_module_that_is_no_predict_module_is_lowered_too() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_on_the_cpu_nothing_is_added_to_a_call(dtype: str) -> None:
-    """The data type is for `fuse`, which knows what pays there."""
+    """The data type is for kernels, which know what pays there."""
     inputs = random_batch(DlrmFactory)
     module = prepare(DlrmFactory().create_predict_module())
     expected = module(inputs)["default"]
@@ -183,6 +183,12 @@ def test_int8_layers_are_for_the_cpu() -> None:
         lowered(Doubled(), torch.device("cuda", 1), dense={"dtype": "int8"})
     assert str(raised.value) == (
         "torchrec.dense.dtype: received 'int8' on cuda:1, expected float32, float16 or bfloat16; "
+        "int8 is for the CPU"
+    )
+    with pytest.raises(OptionError) as raised:
+        lowered(Doubled(), torch.device("cuda", 1), kernels={"dtype": "int8"})
+    assert str(raised.value) == (
+        "torchrec.kernels.dtype: received 'int8' on cuda:1, expected float32 or bfloat16; "
         "int8 is for the CPU"
     )
 

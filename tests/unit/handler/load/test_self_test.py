@@ -10,6 +10,7 @@ import torch
 from torchrec_handler.archive.samples import Sample, read_samples, save_samples
 from torchrec_handler.errors import ArchiveError, SelfTestError
 from torchrec_handler.load.self_test import largest_change, self_test
+from torchrec_handler.options import DenseDtype
 
 CPU = torch.device("cpu")
 
@@ -67,7 +68,7 @@ def test_rounding_is_not_off() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_an_output_that_is_off_by_one_percent_is_named(dtype: str) -> None:
+def test_an_output_that_is_off_by_one_percent_is_named(dtype: DenseDtype) -> None:
     off = "at most 0.0054 apart" if dtype == "float32" else "at most"
     message = (
         "self-test: forward, sample of 3 rows, output 'default'[1]: received 5, expected 5.1, "

@@ -11,7 +11,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.support.factories.kinds_ranking import FEATURES
 from tests.support.kinds import KINDS, prepare, random_batch
-from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.kernels.kernel import Target
+from torchrec_handler.kernels.registry import replace_forwards
+from torchrec_handler.options import Kernels
 
 KEYS = ("user", "item", "genre", "place")
 """The last one is of no table."""
@@ -19,6 +21,7 @@ STRIDES = (1, 4, 2, 3)
 ROWS = 4
 INVERSE = torch.tensor([[0, 0, 0, 0], [3, 0, 1, 2], [0, 1, 1, 0], [2, 1, 0, 0]])
 FLOAT32 = {"dtype": "float32"}
+TARGET = Target(device=torch.device("cpu"), dtype="float32")
 
 
 def pooled(pooling: PoolingType = PoolingType.SUM, *, weighted: bool = False) -> Any:
@@ -86,7 +89,7 @@ def assert_as_float(module: Any, given: KeyedJaggedTensor, **prepared: Any) -> A
         assert received.keys() == expected.keys()
         for key in expected.keys():  # noqa: SIM118  a KeyedTensor is no dict
             assert_same(received[key], expected[key])
-        fuse(served, "float32")
+        replace_forwards(served, TARGET, Kernels())
     return expected
 
 
@@ -165,7 +168,7 @@ def test_models_of_every_kind_hold_a_user_once(name: str) -> None:
     """Whatever stands around the collection."""
     model: Any = KINDS[name]().create_predict_module()
     served: Any = prepare(copy.deepcopy(model), tables=FLOAT32)
-    fuse(served, "float32")
+    replace_forwards(served, TARGET, Kernels())
     keys = model.predict_module.features
     lengths = torch.tensor([2] + [1] * ROWS * (len(keys) - 1))
     given = KeyedJaggedTensor(
@@ -189,7 +192,7 @@ def test_dlrm_holds_a_user_once() -> None:
     """It looks features up into the place where they interact, if each row has its own."""
     model: Any = KINDS["dlrm"]().create_predict_module()
     served: Any = prepare(copy.deepcopy(model), tables=FLOAT32)
-    fuse(served, "float32")
+    replace_forwards(served, TARGET, Kernels())
     batch = random_batch(KINDS["dlrm"], rows=ROWS)
     keys = FEATURES
     inverse = torch.tensor([[0] * ROWS] * len(keys))

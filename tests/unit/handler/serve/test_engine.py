@@ -684,6 +684,7 @@ def test_describes_what_it_serves() -> None:
         "device": "cpu",
         "tables": [],
         "plan": None,
+        "kernels": {"replaced": [], "declined": []},
         "versions": {},
         "sha256": {},
     }

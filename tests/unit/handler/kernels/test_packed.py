@@ -10,20 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_handler.kernels import linear as module
-from torchrec_handler.kernels.linear import (
+from torchrec_handler.kernels import packed as module
+from torchrec_handler.kernels.packed import (
     BLOCK_ROWS,
     FEW_ROWS,
     INT8_ROWS,
     Layer,
     Layers,
-    LayersDtype,
     half_precision,
     is_fast,
 )
+from torchrec_handler.options import KernelDtype
 
-DTYPES: tuple[LayersDtype, ...] = ("float32", "bfloat16", "int8")
-BOUNDS: dict[LayersDtype, float] = {"float32": 1e-6, "bfloat16": 1e-2, "int8": 3e-2}
+DTYPES: tuple[KernelDtype, ...] = ("float32", "bfloat16", "int8")
+BOUNDS: dict[KernelDtype, float] = {"float32": 1e-6, "bfloat16": 1e-2, "int8": 3e-2}
 """How far an output may be off, in units of the largest; the last two of a chain of three."""
 ROWS = (0, 1, 2, FEW_ROWS - 1, FEW_ROWS, INT8_ROWS - 1, INT8_ROWS, BLOCK_ROWS, BLOCK_ROWS + 1)
 WIDTHS = (13, 256, 200, 64, 1)
@@ -86,7 +86,7 @@ def as_if_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_number_of_rows_in_every_data_type(dtype: LayersDtype, rows: int) -> None:
+def test_any_number_of_rows_in_every_data_type(dtype: KernelDtype, rows: int) -> None:
     layers = random_layers()
     x = random_rows(rows, WIDTHS[0])
     assert error(Layers(layers, dtype)(x), plain(layers, x)) < BOUNDS[dtype]
@@ -99,7 +99,7 @@ def test_any_number_of_rows_in_every_data_type(dtype: LayersDtype, rows: int) ->
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=60, deadline=None)
-def test_layers_of_any_size(rows: int, widths: list[int], dtype: LayersDtype, seed: int) -> None:
+def test_layers_of_any_size(rows: int, widths: list[int], dtype: KernelDtype, seed: int) -> None:
     layers = random_layers(widths, seed)
     x = random_rows(rows, widths[0], seed=seed)
     assert error(Layers(layers, dtype)(x), plain(layers, x)) < 2 * BOUNDS[dtype]
@@ -107,7 +107,7 @@ def test_layers_of_any_size(rows: int, widths: list[int], dtype: LayersDtype, se
 
 @pytest.mark.parametrize("rows", [1, 80])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_inputs_of_any_type_and_layout(dtype: LayersDtype, rows: int) -> None:
+def test_inputs_of_any_type_and_layout(dtype: KernelDtype, rows: int) -> None:
     layers = random_layers((128, 128, 128))
     packed = Layers(layers, dtype)
     wide = random_rows(rows, 256)
@@ -125,7 +125,7 @@ def test_inputs_of_any_type_and_layout(dtype: LayersDtype, rows: int) -> None:
 
 @pytest.mark.parametrize("shape", [(), (5,), (90,), (4, 0), (2, 3, 20)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_leading_dimensions_are_kept(dtype: LayersDtype, shape: tuple[int, ...]) -> None:
+def test_leading_dimensions_are_kept(dtype: KernelDtype, shape: tuple[int, ...]) -> None:
     layers = random_layers()
     x = random_rows(*shape, WIDTHS[0])
     received = Layers(layers, dtype)(x)
@@ -135,7 +135,7 @@ def test_leading_dimensions_are_kept(dtype: LayersDtype, shape: tuple[int, ...])
 
 @pytest.mark.parametrize("rows", [2, FEW_ROWS, INT8_ROWS])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: LayersDtype, rows: int) -> None:
+def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: KernelDtype, rows: int) -> None:
     """One request's huge numbers are no other request's loss of precision."""
     packed = Layers(random_layers((128, 128, 128)), dtype)
     x = random_rows(rows, 128)
@@ -146,7 +146,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: LayersDtype, rows: i
 
 @pytest.mark.parametrize("rows", [1, FEW_ROWS, INT8_ROWS])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_inputs_are_left_as_they_are(dtype: LayersDtype, rows: int) -> None:
+def test_inputs_are_left_as_they_are(dtype: KernelDtype, rows: int) -> None:
     x = random_rows(rows, 128)
     before = x.clone()
     Layers([Layer(weight=torch.eye(128), bias=torch.zeros(128), relu=True)], dtype)(x)
@@ -154,7 +154,7 @@ def test_inputs_are_left_as_they_are(dtype: LayersDtype, rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_of_zero_leave_the_bias(dtype: LayersDtype) -> None:
+def test_weights_of_zero_leave_the_bias(dtype: KernelDtype) -> None:
     bias = torch.arange(128.0)
     layers = [Layer(weight=torch.zeros(128, 128), bias=bias, relu=False)]
     for rows in (1, FEW_ROWS, INT8_ROWS):
@@ -163,7 +163,7 @@ def test_weights_of_zero_leave_the_bias(dtype: LayersDtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_beyond_float16(dtype: LayersDtype) -> None:
+def test_weights_beyond_float16(dtype: KernelDtype) -> None:
     """FBGEMM would clip them."""
     layers = [Layer(weight=torch.eye(128) * 1e6, bias=torch.zeros(128), relu=False)]
     for rows in (1, FEW_ROWS, INT8_ROWS):
@@ -182,7 +182,7 @@ def test_float32_shares_the_weights_for_few_rows() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_without_the_instructions_layers_compute_more_precisely(
-    dtype: LayersDtype, as_if_elsewhere: dict[str, bool]
+    dtype: KernelDtype, as_if_elsewhere: dict[str, bool]
 ) -> None:
     as_if_elsewhere.clear()
     layers = random_layers()
@@ -197,7 +197,7 @@ def test_without_the_instructions_layers_compute_more_precisely(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_the_kernel_layers_are_torchs(
-    dtype: LayersDtype,
+    dtype: KernelDtype,
     as_if_elsewhere: dict[str, bool],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -252,10 +252,10 @@ def test_this_processors_instructions_are_used() -> None:
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_layers_that_are_too_small_compute_more_precisely(
-    dtype: LayersDtype,
+    dtype: KernelDtype,
     inputs: int,
     outputs: int,
-    computed: LayersDtype,
+    computed: KernelDtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A model's own inputs, whose sizes differ, most often go into such a one."""

@@ -21,7 +21,10 @@ from tests.support.factories.kinds_pooled import (
 )
 from tests.support.factories.kinds_ranking import DlrmFactory
 from tests.support.kinds import prepare, random_batch
-from torchrec_handler.kernels.direct import allows_it, call_directly, lookup, parts
+from torchrec_handler.kernels.direct import lookup, parts, why_not
+from torchrec_handler.kernels.kernel import Target
+from torchrec_handler.kernels.registry import replace_forwards
+from torchrec_handler.options import Kernels
 from torchrec_handler.tables.modules import ShardedBags
 
 TWO_DTYPES = {"per_table": {"t_movie": "float16"}}
@@ -49,6 +52,13 @@ INDIRECT: list[tuple[type[KindFactory], dict[str, Any]]] = [
 ]
 
 
+def call_directly(module: torch.nn.Module) -> dict[str, str]:
+    """What of it is declined, by path, and why."""
+    target = Target(device=torch.device("cpu"), dtype="float32")
+    report = replace_forwards(module, target, Kernels(off=["dlrm", "crossnet", "linear"]))
+    return {found.path: found.why for found in report.declined}
+
+
 def collections(module: torch.nn.Module) -> list[Any]:
     return [
         found for found in module.modules() if isinstance(found, ShardedQuantEmbeddingBagCollection)
@@ -71,7 +81,7 @@ def test_every_table_wise_collection(
     module = prepare(kind().create_predict_module(), **options)
     expected = module(inputs)
     call_directly(module)
-    assert all("compute_and_output_dist" in vars(found) for found in collections(module))
+    assert all("forward" in vars(found) for found in collections(module))
     assert_same(module(inputs), expected)
 
 
@@ -81,9 +91,13 @@ def test_other_collections_stay_as_they_are(
 ) -> None:
     """Whose ids go to several places, or are changed on their way."""
     module = prepare(kind().create_predict_module(), **options)
-    call_directly(module)
+    declined = call_directly(module)
     assert collections(module)
-    assert not any("compute_and_output_dist" in vars(found) for found in collections(module))
+    assert not any("forward" in vars(found) for found in collections(module))
+    known = [found for found in collections(module) if type(found) is ShardedBags]
+    assert list(declined.values()) == [
+        "has row_wise tables, whose ids go to several places" for _ in known
+    ]
 
 
 def test_a_collection_that_its_factory_sharded_is_called_directly_too() -> None:
@@ -91,7 +105,7 @@ def test_a_collection_that_its_factory_sharded_is_called_directly_too() -> None:
     module = ShardedFactory().create_predict_module()
     expected = module(inputs)
     call_directly(module)
-    assert [allows_it(found) for found in collections(module)] == [True]
+    assert ["forward" in vars(found) for found in collections(module)] == [True]
     assert_same(module(inputs), expected)
 
 
@@ -109,7 +123,7 @@ def test_pruned_rows_are_found() -> None:
     assert_same(module(inputs), expected)
     (operator,) = collections(module)[0].tbes_configs()
     operator.index_remappings_array = torch.zeros(1, dtype=torch.int32)
-    assert not allows_it(collections(module)[0])
+    assert why_not(collections(module)[0]) == "has pruned tables, whose rows FBGEMM finds by itself"
 
 
 def table_wise() -> tuple[ShardedBags, ShardedBags]:

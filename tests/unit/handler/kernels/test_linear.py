@@ -13,16 +13,17 @@ from torchrec.modules.mlp import MLP, Perceptron
 from tests.support.factories.kinds_base import KindFactory, seeded
 from tests.support.factories.kinds_ranking import DENSE, DeepFmFactory, DlrmDcnFactory, DlrmFactory
 from tests.support.kinds import CPU, KINDS, prepare, random_batch
-from torchrec_handler.kernels import linear as layers
-from torchrec_handler.kernels.direct import allows_it
-from torchrec_handler.kernels.linear import LayersDtype
-from torchrec_handler.kernels.registry import CrossNet as FusedCrossNet
-from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.kernels import packed as layers
+from torchrec_handler.kernels.crossnet import CrossNet as FusedCrossNet
+from torchrec_handler.kernels.direct import why_not
+from torchrec_handler.kernels.kernel import Report, Target
+from torchrec_handler.kernels.registry import replace_forwards
 from torchrec_handler.load.dense import lower
-from torchrec_handler.options import DenseDtype, Options
+from torchrec_handler.options import DenseDtype, KernelDtype, Kernels, Options
+from torchrec_handler.tables.find import is_collection
 
-DTYPES: tuple[LayersDtype, ...] = ("float32", "bfloat16", "int8")
-TOLERANCES: dict[LayersDtype, float] = {"float32": 1e-5, "bfloat16": 5e-2, "int8": 5e-2}
+DTYPES: tuple[KernelDtype, ...] = ("float32", "bfloat16", "int8")
+TOLERANCES: dict[KernelDtype, float] = {"float32": 1e-5, "bfloat16": 5e-2, "int8": 5e-2}
 """Relative and absolute, of outputs around 1."""
 
 
@@ -33,16 +34,23 @@ def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "INT8_WEIGHTS", 0)
 
 
+def fuse(module: torch.nn.Module, dtype: KernelDtype) -> Report:
+    return replace_forwards(module, Target(device=CPU, dtype=dtype), Kernels())
+
+
 def fused(module: torch.nn.Module, dtype: DenseDtype = "float32") -> torch.nn.Module:
-    lower(module, Options.model_validate({"dense": {"dtype": dtype}}), CPU)
-    fuse(module, dtype)
+    options = Options.model_validate({"dense": {"dtype": dtype}})
+    lower(module, options, CPU)
+    fuse(module, options.kernel_dtype)
     return module
 
 
 def forwards(module: torch.nn.Module) -> Counter[str]:
-    """How many modules have been given a forward, by what it is."""
+    """How many modules but collections have been given a forward, by what it is."""
     return Counter(
-        type(found.forward).__name__ for found in module.modules() if "forward" in vars(found)
+        type(found.forward).__name__
+        for found in module.modules()
+        if "forward" in vars(found) and not is_collection(found)
     )
 
 
@@ -51,7 +59,7 @@ def forwards(module: torch.nn.Module) -> Counter[str]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_every_kind_gives_what_it_gave(
-    kind: type[KindFactory], dtype: LayersDtype, rows: int
+    kind: type[KindFactory], dtype: KernelDtype, rows: int
 ) -> None:
     inputs = random_batch(kind, rows)
     expected = prepare(kind().create_predict_module())(inputs)
@@ -89,10 +97,10 @@ def test_a_dense_part_in_float16_stays_as_it_was_lowered(kind: type[KindFactory]
     module = prepare(kind().create_predict_module())
     lower(module, Options.model_validate({"dense": {"dtype": "float16"}}), CPU)
     expected = module(inputs)
-    lookups = list(filter(allows_it, module.modules()))
-    fuse(module, "float16")
+    lookups = [found for found in module.modules() if why_not(found) is None]
+    fuse(module, "int8")
     assert forwards(module).keys() <= {"SparseArch"}
-    assert all("input_dist" in vars(found) for found in lookups)
+    assert all("forward" in vars(found) for found in lookups)
     received = module(inputs)
     assert received.keys() == expected.keys()
     for name, value in expected.items():
@@ -108,7 +116,7 @@ def test_sparse_archs_are_fused_whatever_the_dense_parts_type(kind: type[KindFac
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [DlrmFactory, DlrmDcnFactory, DeepFmFactory])
 def test_modules_and_weights_stay_where_they_are(
-    kind: type[KindFactory], dtype: LayersDtype
+    kind: type[KindFactory], dtype: KernelDtype
 ) -> None:
     """Names, types, values, and the memory that they are in."""
     module = prepare(kind().create_predict_module())
@@ -150,7 +158,7 @@ WHOLE: dict[str, torch.nn.Module] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("module", WHOLE.values(), ids=WHOLE)
 def test_layers_behind_each_other_are_one(
-    module: torch.nn.Module, dtype: LayersDtype, rows: int
+    module: torch.nn.Module, dtype: KernelDtype, rows: int
 ) -> None:
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows))
     model = torch.nn.ModuleDict({"layers": copy.deepcopy(seeded(module, 0))}).eval()
@@ -255,7 +263,7 @@ def test_a_model_may_use_the_parts_of_what_is_one() -> None:
 @pytest.mark.parametrize(
     "module", [CrossNet(128, 3), LowRankCrossNet(128, 3, 64)], ids=["full", "low rank"]
 )
-def test_cross_nets(module: torch.nn.Module, dtype: LayersDtype, rows: int) -> None:
+def test_cross_nets(module: torch.nn.Module, dtype: KernelDtype, rows: int) -> None:
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)) / 2
     model = torch.nn.ModuleDict({"net": copy.deepcopy(seeded(module, 0))})
     with torch.inference_mode():

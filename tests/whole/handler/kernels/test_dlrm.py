@@ -10,16 +10,13 @@ import torch
 from examples.movielens.auc import auc
 from examples.movielens.data import load as load_movielens
 from tests.support.kinds import CPU
-from torchrec_handler.kernels import linear as layers
+from torchrec_handler.kernels import packed
 from torchrec_handler.kernels.dlrm import Dlrm
-from torchrec_handler.kernels.linear import LayersDtype
 from torchrec_handler.load.loader import load
-from torchrec_handler.options import DenseDtype, Options
-
-DTYPES: tuple[LayersDtype, ...] = ("float32", "bfloat16", "int8")
+from torchrec_handler.options import PRECISIONS, DenseDtype, Options
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_the_trained_models_auc_stays(
     dtype: DenseDtype,
     trained: Path,
@@ -29,8 +26,8 @@ def test_the_trained_models_auc_stays(
 ) -> None:
     """On the test rows of MovieLens, to 0.0005 of float32, int8 tables included."""
     # All but the first layer, which takes the dense features, and the last one.
-    monkeypatch.setattr(layers, "PACKED_WEIGHTS", 0)
-    monkeypatch.setattr(layers, "INT8_WEIGHTS", 1_000)
+    monkeypatch.setattr(packed, "PACKED_WEIGHTS", 0)
+    monkeypatch.setattr(packed, "INT8_WEIGHTS", 1_000)
     with zipfile.ZipFile(movielens_archive) as archive:
         archive.extractall(tmp_path)
     options = Options.model_validate({"dense": {"dtype": dtype}, "self_test": False})

@@ -13,11 +13,13 @@ from tests.support.factories.kinds_base import KindFactory, seeded, table
 from tests.support.factories.kinds_ranking import DlrmFactory
 from tests.support.kinds import prepare, random_batch
 from torchrec_handler.kernels.dlrm import Dlrm
-from torchrec_handler.kernels.linear import BLOCK_ROWS, FEW_ROWS, INT8_ROWS, LayersDtype
-from torchrec_handler.kernels.registry import fuse
+from torchrec_handler.kernels.kernel import Report, Target
+from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, INT8_ROWS
+from torchrec_handler.kernels.registry import replace_forwards
+from torchrec_handler.options import KernelDtype, Kernels
 from torchrec_handler.tables.once import SharedInput, look_up_once
 
-BOUNDS: dict[LayersDtype, float] = {
+BOUNDS: dict[KernelDtype, float] = {
     "float32": 2e-6,
     "bfloat16": 1e-2,
     "int8": 2e-2,
@@ -26,6 +28,10 @@ BOUNDS: dict[LayersDtype, float] = {
 ROWS = (1, FEW_ROWS - 1, FEW_ROWS, INT8_ROWS, BLOCK_ROWS + 1)
 WIDTH = 64
 FEATURES = ("user", "movie", "genre", "city", "tag")
+
+
+def fuse(module: torch.nn.Module, dtype: KernelDtype) -> Report:
+    return replace_forwards(module, Target(device=torch.device("cpu"), dtype=dtype), Kernels())
 
 
 class WideFactory(DlrmFactory):
@@ -69,7 +75,7 @@ def inputs(rows: int, seed: int = 0) -> tuple[torch.Tensor, KeyedJaggedTensor]:
     )
 
 
-def models(kind: type[KindFactory], dtype: LayersDtype, **options: Any) -> tuple[Any, Any]:
+def models(kind: type[KindFactory], dtype: KernelDtype, **options: Any) -> tuple[Any, Any]:
     """TorchRec's, and the same in one piece."""
     plain, fused = (
         prepare(kind().create_predict_module(), **options).get_submodule("_module")
@@ -80,7 +86,7 @@ def models(kind: type[KindFactory], dtype: LayersDtype, **options: Any) -> tuple
     return plain, fused
 
 
-def assert_close(received: torch.Tensor, expected: torch.Tensor, dtype: LayersDtype) -> None:
+def assert_close(received: torch.Tensor, expected: torch.Tensor, dtype: KernelDtype) -> None:
     assert received.shape == expected.shape
     assert received.dtype == torch.float32
     assert expected.std() > 0.05
@@ -89,7 +95,7 @@ def assert_close(received: torch.Tensor, expected: torch.Tensor, dtype: LayersDt
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", list(BOUNDS))
-def test_any_number_of_rows_in_every_data_type(dtype: LayersDtype, rows: int) -> None:
+def test_any_number_of_rows_in_every_data_type(dtype: KernelDtype, rows: int) -> None:
     plain, fused = models(WideFactory, dtype)
     with torch.inference_mode():
         assert_close(fused(*inputs(rows)), plain(*inputs(rows)), dtype)
@@ -110,12 +116,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", [WideFactory, MixedFactory])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_tables_of_any_type_and_plan(
-    options: dict[str, Any], kind: type[KindFactory], dtype: LayersDtype, rows: int
+    options: dict[str, Any], kind: type[KindFactory], dtype: KernelDtype, rows: int
 ) -> None:
     exact = {**options, "tables": {**options.get("tables", {}), "output_dtype": "float32"}}
     plain, _ = models(kind, dtype, **exact)
     _, fused = models(kind, dtype, **options)
-    bound: LayersDtype = (
+    bound: KernelDtype = (
         "bfloat16" if options.get("tables") == {"output_dtype": "float16"} else dtype
     )
     with torch.inference_mode():

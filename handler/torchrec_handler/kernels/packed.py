@@ -1,0 +1,254 @@
+"""Linear layers, each by the kernel that is fastest on this processor for the rows at hand.
+
+Weights are packed once, when a model is loaded. Shapes: B rows, K inputs and N outputs of a layer.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import fbgemm_gpu  # noqa: F401  brings torch.ops.fbgemm
+import torch
+
+from torchrec_handler.options import DenseDtype, KernelDtype
+
+logger = logging.getLogger(__name__)
+
+INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
+    "bfloat16": ("amx_bf16", "avx512_bf16"),
+    "int8": ("amx_int8", "avx512_vnni", "avx_vnni"),
+}
+"""Data type -> what the processor needs one of: without it float16 is faster, and int8 wrong.
+
+A dense part in float16 has no packed layers, as TorchRec's `quantize_dense` converts it; here
+float16 weights are what bfloat16 and int8 take for few rows, and on processors without these."""
+
+FEW_ROWS = 12
+"""With fewer rows oneDNN needs longer to prepare a call than FBGEMM for the whole of it."""
+
+INT8_ROWS = 64
+"""With fewer rows finding each row's scale costs more than int8 gains."""
+
+BLOCK_ROWS = 1024
+"""What goes through all layers together; more would leave the caches between them."""
+
+PACKED_WEIGHTS = 2**12
+"""A layer with fewer stays as it is: preparing another kernel's call would cost more."""
+
+INT8_WEIGHTS = 2**15
+"""A layer with fewer is no faster in int8. Most often it is one that takes the model's own inputs,
+whose sizes differ as those of a layer's outputs do not."""
+
+LARGEST_FLOAT16 = 65_504.0
+
+SCALE_BYTES = 8
+"""FBGEMM puts a row's scale and its least value, each float32, behind the row's bytes."""
+
+
+class Layer(NamedTuple):
+    """A linear layer and the ReLU behind it, if there is one."""
+
+    weight: torch.Tensor
+    """[N, K] float32, on the CPU."""
+    bias: torch.Tensor
+    """[N] float32."""
+    relu: bool
+
+
+Call = Callable[[torch.Tensor], torch.Tensor]
+"""[B, K] -> [B, N], both of any floating point type."""
+
+
+class Layers:
+    """Linear layers behind each other: [..., K] of any floating point type -> [..., N] float32.
+
+    It shares the weights with the module they are from, and keeps a packed copy for each kernel:
+    4 bytes a weight for float32, 4 for bfloat16, 5 for int8, of which 2 are for few rows.
+    """
+
+    def __init__(self, layers: Sequence[Layer], dtype: KernelDtype) -> None:
+        """Pack the weights.
+
+        Args:
+            layers: at least one.
+            dtype: the least precise type to compute in. A more precise one is taken where it is
+                faster, and where the processor or the build has no kernel for this one.
+        """
+        self.dtype: DenseDtype = "float16" if _takes_float16(layers, dtype) else "float32"
+        """The least precise type that is computed in here."""
+        self.few = _float16(layers) if self.dtype == "float16" else _float32(layers)
+        """The kernel of less than `FEW_ROWS` rows, for who calls several one behind another."""
+        self._kernels: list[tuple[int, Call]] = [(0, self.few)]
+        """The fewest rows each kernel is for, most first."""
+        if dtype == "float32" and is_fast("float32"):
+            self._kernels.insert(0, (FEW_ROWS, PACKED["float32"](layers)))
+        if dtype in {"bfloat16", "int8"} and is_fast("bfloat16"):
+            self._kernels.insert(0, (FEW_ROWS, PACKED["bfloat16"](layers)))
+            self.dtype = "bfloat16"
+        if dtype == "int8" and is_fast("int8"):
+            self._kernels.insert(0, (INT8_ROWS, PACKED["int8"](layers)))
+            self.dtype = "int8"
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as Linear and MLP name it
+        """Compute, whatever the number of rows."""
+        x = input
+        if x.dim() != 2:
+            y = self(x.reshape(-1, x.shape[-1]))
+            return y.view(*x.shape[:-1], y.shape[1])
+        rows = x.shape[0]
+        kernel = next(kernel for least, kernel in self._kernels if rows >= least)
+        if rows <= BLOCK_ROWS:
+            return kernel(x).float()
+        return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
+
+
+def _takes_float16(layers: Sequence[Layer], dtype: KernelDtype) -> bool:
+    """Whether few rows are computed so."""
+    fits = all(float(layer.weight.abs().max()) <= LARGEST_FLOAT16 for layer in layers)
+    return dtype != "float32" and fits and is_fast("float16")
+
+
+def half_precision(dtype: KernelDtype) -> torch.dtype:
+    """What products that are not a layer's may be computed in."""
+    allowed = dtype in {"bfloat16", "int8"} and is_fast("bfloat16")
+    return torch.bfloat16 if allowed else torch.float32
+
+
+@cache
+def is_fast(dtype: DenseDtype) -> bool:
+    """Whether processor and build have the kernel for it; it is tried on a small layer."""
+    capabilities = torch.cpu.get_capabilities()
+    if dtype in INSTRUCTIONS and not any(map(capabilities.get, INSTRUCTIONS[dtype])):
+        return False
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 256, generator=random), torch.randn(128, 256, generator=random)
+    layers = [Layer(weight=weight / 16, bias=torch.ones(128), relu=False)]
+    try:
+        error = (PACKED[dtype](layers)(x).float() - _float32(layers)(x)).abs().max()
+    except (AttributeError, NotImplementedError, RuntimeError) as failure:
+        logger.warning("dense layers: no kernel for %s here: %s", dtype, failure)
+        return False
+    # Of sums around 1.
+    return float(error) < 0.1
+
+
+def _float32(layers: Sequence[Layer]) -> Call:
+    """What torch.nn.Linear does; of one row a product with a vector, which reads weights faster."""
+    parts = [(layer.weight, layer.weight.t(), layer.bias, layer.relu) for layer in layers]
+    addmv, addmm = torch.addmv, torch.addmm
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        x = x.float()
+        if x.shape[0] == 1:
+            x = x.view(-1)
+            for weight, _, bias, relu in parts:
+                x = addmv(bias, weight, x)
+                if relu:
+                    x.relu_()
+            return x.unsqueeze(0)
+        for _, transposed, bias, relu in parts:
+            x = addmm(bias, x, transposed)
+            if relu:
+                x.relu_()
+        return x
+
+    return run
+
+
+def _float16(layers: Sequence[Layer]) -> Call:
+    """FBGEMM's: weights in float16, all else in float32.
+
+    By torch's older names: the newer ones take packed weights as a script object, and handing one
+    over from python takes ten times as long as a small layer.
+    """
+    linear = torch.fbgemm_linear_fp16_weight_fp32_activation
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fbgemm_.* is deprecated", UserWarning)
+        parts = [
+            (torch.fbgemm_pack_gemm_matrix_fp16(layer.weight), layer.bias, layer.relu)
+            for layer in layers
+        ]
+        # It says so at its first call only.
+        linear(layers[0].weight[:1], *parts[0][:2])
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        x = x.float()
+        for packed, bias, relu in parts:
+            x = linear(x, packed, bias)
+            if relu:
+                x.relu_()
+        return x
+
+    return run
+
+
+def _each(pack: Callable[[Layer], Call], layers: Sequence[Layer]) -> Call:
+    kernels = list(map(pack, layers))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        for kernel in kernels:
+            x = kernel(x)
+        return x
+
+    return run
+
+
+def _onednn(dtype: torch.dtype, layer: Layer) -> Call:
+    """oneDNN's, with weights in the order it reads them in and the ReLU in the same pass."""
+    if layer.weight.numel() < PACKED_WEIGHTS:
+        return _float32([layer])
+    linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
+    bias = layer.bias.to(dtype)
+    activation = "relu" if layer.relu else "none"
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = linear(x.to(dtype), packed, bias, activation, [], "")
+        return y
+
+    return run
+
+
+def _int8(layer: Layer) -> Call:
+    """Weights with a scale an output; x with a scale and a least value a row, found as it comes.
+
+    So no row's result depends on the rows beside it. x = scale * q + least, hence
+    x @ W = scale * (q @ W) + least * (the sum of W's rows).
+    """
+    if layer.weight.numel() < INT8_WEIGHTS:
+        return _onednn(half_precision("int8"), layer)
+    linear = torch.ops.onednn.qlinear_pointwise.default
+    quantize = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized.default
+    weight, bias, relu = layer
+    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    rounded = (weight / scales.unsqueeze(1)).round()
+    sums = rounded.sum(1) * scales
+    # The bytes behind each row of q meet weights of zero, so q goes in as FBGEMM writes it.
+    padded = torch.nn.functional.pad(rounded.to(torch.int8), (0, SCALE_BYTES))
+    packed = torch.ops.onednn.qlinear_prepack(padded, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    rest: tuple[Any, ...]
+    rest = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        q = quantize(x.float().contiguous())
+        row = q[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+        y: torch.Tensor = linear(q, 1.0, 0, *rest)
+        scale, least = row[:, :1], row[:, 1]
+        y = torch.addcmul(bias, y, scale, out=y)
+        # Behind a ReLU the least value is 0 as a rule.
+        if bool(least.any()):
+            y = y.addr_(least, sums)
+        return y.relu_() if relu else y
+
+    return run
+
+
+PACKED: Mapping[str, Callable[[Sequence[Layer]], Call]] = {
+    "float32": partial(_each, partial(_onednn, torch.float32)),
+    "float16": _float16,
+    "bfloat16": partial(_each, partial(_onednn, torch.bfloat16)),
+    "int8": partial(_each, _int8),
+}
