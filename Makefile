@@ -69,6 +69,10 @@ demo: model_store/movielens.mar stop  ## train, build, serve and ask a MovieLens
 stop:  ## stop the demo's server
 	@if [ -e $(SERVER_TEMP)/.model_server.pid ]; then $(TORCHSERVE) --stop --foreground; fi
 
+.PHONY: docs
+docs: $(VENV)/installed  ## write what docs/ says of options and of the command line
+	$(BIN)/python -m docs.generate
+
 .PHONY: check
 check: $(VENV)/dev  ## lint, types, architecture
 	$(BIN)/ruff check .
@@ -76,22 +80,36 @@ check: $(VENV)/dev  ## lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+PYTEST := $(BIN)/python -m pytest --durations=10
+
+.PHONY: unit
+unit: $(VENV)/dev  ## tests of one module at a time, without a server, training or an archive
+	$(PYTEST) --numprocesses=2 tests/unit
+
+.PHONY: quick
+quick: $(VENV)/dev  ## `check` and `unit` side by side, in a minute
+	$(MAKE) --jobs=2 --output-sync check unit
+
+# A property holds for ten times as many examples as in `unit`, the same ones on every run.
 .PHONY: test
-test: check  ## everything in `check`, then all tests, a real TorchServe included
-	$(BIN)/python -m pytest $(if $(shell command -v wrk),,-m "not wrk")
+test: quick  ## `quick`, then all other tests, a real TorchServe included
+	$(PYTEST) tests/whole
+	$(PYTEST) tests/served $(if $(shell command -v wrk),,-m "not wrk")
+	$(PYTEST) tests/fuzz
+	EXAMPLES=1000 $(PYTEST) --numprocesses=2 -m hypothesis tests/unit
 
 # What depends on the versions of torch, torchrec and fbgemm-gpu: building, loading, serving.
-VERSIONED := tests/archiver tests/handler/load tests/handler/serve/test_engine.py \
-  tests/test_scripted.py tests/test_versions.py
+VERSIONED := $(wildcard $(addprefix tests/*/,archiver handler/load handler/serve/test_engine.py \
+  test_scripted.py test_versions.py))
 
 .PHONY: test-versions
 test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with the other list of versions
 	$(MAKE) VENV=.venv-2.14 REQUIREMENTS=cpu-2.14 .venv-2.14/dev
-	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest $(VERSIONED)
+	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest --durations=10 $(VERSIONED)
 
 .PHONY: soak
 soak: $(VENV)/dev  ## what takes minutes: fuzzing of decoders for ten, of a server with 200,000 requests
-	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(BIN)/python -m pytest tests/fuzz
+	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(PYTEST) tests/fuzz
 
 .PHONY: bench
 bench: $(VENV)/dev  ## all servers on one model, then in process; 40 minutes; needs wrk (apt-get install wrk)

@@ -1,1 +1,6 @@
 """What `make bench` and `make bench-scale` run."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+"""The repository's folder."""

@@ -17,6 +17,7 @@ import psutil
 import torch
 import yaml
 
+from benchmarks import ROOT
 from benchmarks.bodies import (
     COLUMNS,
     KSERVE_BINARY,
@@ -29,9 +30,9 @@ from benchmarks.bodies import (
 from benchmarks.criteo import CriteoPredictFactory
 from benchmarks.environments import environment, packages
 from benchmarks.peers.stock import CONFIG, scaled_weights
-from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
 from torchrec_archiver.model_config import DEFAULT_MODEL_CONFIG
+from torchrec_archiver.server import TorchServe
 
 PEERS = ROOT / "benchmarks" / "peers"
 NAME = "criteo"
@@ -154,7 +155,12 @@ def _torchserve(
     model: Mapping[str, int],
 ) -> Iterator[Running]:
     folder = material.folder / "torchserve"
-    with TorchServe(folder, settings=settings, model_store=archive.parent) as server:
+    with TorchServe(
+        folder,
+        settings=settings,
+        model_store=archive.parent,
+        environment={"PYTHONPATH": str(ROOT)},
+    ) as server:
         answer = server.register(archive, **model)
         if answer.is_success and workers > 1:
             answer = server.scale(NAME, workers)

@@ -12,7 +12,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-from tests.torchserve import ROOT
+from benchmarks import ROOT
 
 LISTS = ROOT / "requirements" / "peers"
 FOLDER = ROOT / "build" / "bench" / "environments"

@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ROOT
 from benchmarks.criteo import kjt
 from benchmarks.scale import build
-from tests.torchserve import ROOT
-from torchrec_archiver.inspect import read_index
 from torchrec_handler.archive.format import TABLES as MAPPED
+from torchrec_handler.archive.read import read_index
 from torchrec_handler.load.loader import load
 from torchrec_handler.load.process import become_worker
 from torchrec_handler.options import Options

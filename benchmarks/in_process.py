@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ROOT
 from benchmarks.criteo import CriteoConfig, CriteoPredictFactory, make_weights
 from benchmarks.forwards import BODIES, STOCK, Contender, Material
-from tests.torchserve import ROOT
 from torchrec_archiver import build_archive
 
 FOLDER = ROOT / "build" / "bench"

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ROOT
 from benchmarks.criteo import (
     CRITEO_ROWS,
     DENSE_FEATURES,
@@ -32,8 +33,8 @@ from benchmarks.criteo import (
     make_weights,
 )
 from benchmarks.ordinary import TABLES, WEIGHTS, beside
-from tests.torchserve import ROOT, TorchServe
 from torchrec_archiver import build_archive
+from torchrec_archiver.server import TorchServe
 from torchrec_handler.archive.format import MANIFEST
 from torchrec_handler.archive.format import TABLES as MAPPED
 from torchrec_handler.message.predictor_pb2 import (
@@ -152,7 +153,9 @@ def serve(
 ) -> Iterator[Served]:
     """Serve an archive of the model store by more and more workers, each time for some seconds."""
     shutil.rmtree(folder / "server", ignore_errors=True)
-    with TorchServe(folder / "server", model_store=archive.parent) as server:
+    with TorchServe(
+        folder / "server", model_store=archive.parent, environment={"PYTHONPATH": str(ROOT)}
+    ) as server:
         for count in workers:
             began = time.perf_counter()
             first = count == workers[0]

@@ -46,7 +46,7 @@ def main() -> None:
         float(answer["default"])
         seconds = time.perf_counter() - BEGAN
 
-        from torchrec_archiver.inspect import read_index  # noqa: PLC0415
+        from torchrec_handler.archive.read import read_index  # noqa: PLC0415
 
         rows = [entry.rows for entry in read_index(folder).tables]
         generator = torch.Generator().manual_seed(0)

@@ -24,12 +24,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ROOT
 from benchmarks.bodies import Body, Format, Scores, write_http
 from benchmarks.contenders import CONTENDERS, Contender, Material, Running, make_material
 from benchmarks.environments import environment
 from benchmarks.load import Figures, load, wrk
 from benchmarks.peers.stock import Inputs, StockModel, random_inputs
-from tests.torchserve import ROOT
 
 FOLDER = ROOT / "build" / "bench"
 RESULTS = FOLDER / "servers.json"

@@ -1,5 +1,6 @@
 """From a factory and its checkpoint to a model archive: the steps of building, in order."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +14,7 @@ from torchrec.inference.modules import PredictFactory
 from torchrec_archiver.factory import find_factory, find_packager
 from torchrec_archiver.mar import (
     choose_format,
+    make_manifest,
     staging,
     write_archive,
 )
@@ -23,6 +25,7 @@ from torchrec_archiver.store import ArchiveFormat, check_arguments, find_place
 from torchrec_handler.archive.format import (
     FORMAT_VERSION,
     INDEX,
+    MANIFEST,
     MODEL_CONFIG,
     PACKAGE,
     REQUIREMENTS,
@@ -161,7 +164,9 @@ def build_archive(  # noqa: PLR0913  the command line's options
                 allow_failing_samples=allow_failing_samples,
             )
             _check_change(model, max_output_error)
-            _write_index(content, model, tuple(packed_files))
+            packed = None if requirements is None else REQUIREMENTS
+            manifest = make_manifest(model_name, version, packed)
+            _write_index(content, model, tuple(packed_files), manifest)
             if archive_format == "auto":
                 archive_format, reason = choose_format(content)
                 logger.info("archive format: %s, since %s", archive_format, reason)
@@ -169,24 +174,19 @@ def build_archive(  # noqa: PLR0913  the command line's options
             if place.beside:
                 name = place.path(archive_format).name
                 logger.info("%s: version %s goes beside it as %s", place.beside, version, name)
-            return write_archive(
-                content,
-                place,
-                model_name=model_name,
-                version=version,
-                archive_format=archive_format,
-                requirements_file=REQUIREMENTS if requirements is not None else None,
-            )
+            return write_archive(content, manifest, place, archive_format)
 
 
-def _write_index(content: Path, model: Model, extra_files: tuple[str, ...]) -> None:
+def _write_index(content: Path, model: Model, extra_files: tuple[str, ...], manifest: str) -> None:
+    digests = {path.name: sha256(path) for path in sorted(content.iterdir())}
+    digests[MANIFEST] = hashlib.sha256(manifest.encode()).hexdigest()
     index = Index(
         format_version=FORMAT_VERSION,
         versions=installed(),
         signature=model.signature,
         tables=model.tables,
         extra_files=extra_files,
-        sha256={path.name: sha256(path) for path in sorted(content.iterdir())},
+        sha256=digests,
         samples=model.samples,
         plan=model.plan,
         output_change={

@@ -69,29 +69,15 @@ def staging(export_path: Path) -> Iterator[Path]:
         raise BuildError(message) from error
 
 
-def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
-    content: Path,
-    place: Place,
-    *,
-    model_name: str,
-    version: str,
-    archive_format: ArchiveFormat,
-    requirements_file: str | None,
-) -> Path:
-    """Write the staged members as an archive and rename it into the model store.
+def make_manifest(model_name: str, version: str, requirements_file: str | None) -> str:
+    """TorchServe's manifest, by torch-model-archiver's own code.
 
     Args:
-        content: the staged folder, called as the model; the archive is made beside it.
-        place: where it goes; what it replaces is there until it is.
         model_name: TorchServe's name of the model.
         version: TorchServe's version of the model.
-        archive_format: as torch-model-archiver names them.
         requirements_file: name of a staged requirements file.
-
-    Returns:
-        The archive's path.
     """
-    manifest = ModelExportUtils.generate_manifest_json(
+    manifest: str = ModelExportUtils.generate_manifest_json(
         ModelArchiverConfig(
             model_name=model_name,
             handler=HANDLER,
@@ -101,8 +87,25 @@ def write_archive(  # noqa: PLR0913  torch-model-archiver's own options
             config_file=MODEL_CONFIG,
         )
     )
+    return manifest
+
+
+def write_archive(
+    content: Path, manifest: str, place: Place, archive_format: ArchiveFormat
+) -> Path:
+    """Write the staged members as an archive and rename it into the model store.
+
+    Args:
+        content: the staged folder, called as the model; the archive is made beside it.
+        manifest: from `make_manifest`.
+        place: where it goes; what it replaces is there until it is.
+        archive_format: as torch-model-archiver names them.
+
+    Returns:
+        The archive's path.
+    """
     ModelExportUtils.archive(
-        str(content.parent), model_name, str(content), manifest, archive_format
+        str(content.parent), content.name, str(content), manifest, archive_format
     )
     target = place.path(archive_format)
     staged = content.parent / f"{content.name}{SUFFIXES[archive_format]}"

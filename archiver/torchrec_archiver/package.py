@@ -21,9 +21,10 @@ class DefaultPackager(PredictFactoryPackager):
         """Extern torch, torchrec and what they need.
 
         `torchrec.inference.model_packager` is interned: `load_pickle_config` and
-        `load_config_text` read a global that exists only in a copy inside the package.
+        `load_config_text` read a global that exists only in a copy inside the package. So is
+        `torchrec_handler.simple`: an archive serves with the one that it was built with.
         """
-        pe.intern("torchrec.inference.model_packager")
+        pe.intern(["torchrec.inference.model_packager", "torchrec_handler.simple"])
         pe.extern(
             [
                 "torch.**",

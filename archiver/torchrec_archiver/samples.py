@@ -78,9 +78,9 @@ def draw_requests(
         inputs = tuple(
             replace(
                 entry,
-                rows=tuple(
+                ids_below=tuple(
                     FEW_IDS if rows is None or (ids == "few" and rows > FEW_IDS) else rows
-                    for rows in entry.rows
+                    for rows in entry.ids_below
                 ),
             )
             for entry in signature.inputs
@@ -114,7 +114,7 @@ def _floats(entry: InputSignature, rows: int, generator: np.random.Generator) ->
 def _sparse(
     entry: InputSignature, lengths: npt.NDArray[np.int32], generator: np.random.Generator
 ) -> Sparse:
-    last = last_ids(entry) if entry.rows else [0] * len(lengths)
+    last = last_ids(entry) if entry.ids_below else [0] * len(lengths)
     ids = [
         generator.integers(0, most, count, dtype=np.int64, endpoint=True)
         for most, count in zip(last, lengths.sum(axis=1), strict=True)

@@ -1,8 +1,9 @@
 """Serves TorchRec predict modules.
 
-Rooms from the ground up: `errors`, `options`, `message`, `ranks`; `archive` (files), `tables`
-(embedding collections), `kernels` (faster forwards), `load` (folder to predictor), `serve` (bytes
-to bytes), `front` (a server around it). `handler` is the door that TorchServe opens.
+Rooms from the ground up: `errors`, `options`, `message`, `ranks`; `simple` (a user's factory),
+`archive` (files), `tables` (embedding collections), `kernels` (faster forwards), `load` (folder to
+predictor), `serve` (bytes to bytes), `front` (a server around it). `handler` is the door that
+TorchServe opens.
 """
 
 __all__ = ["__version__"]

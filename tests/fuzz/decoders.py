@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["torchrec_handler.serve", "torchrec_han
     from torchrec_handler.serve.request import RawRequest
     from torchrec_handler.serve.validate import Validator
 
-from tests.handler.serve.codecs.one_request import BODIES, SIGNATURE
+from tests.support.one_request import BODIES, SIGNATURE
 
 CONTENT_TYPES = ("application/json", "application/x-protobuf", "")
 OPTIONS = Options(limits=Limits(rows_per_request=100, ids_per_request=1000))

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.criteo import DENSE_FEATURES, CriteoConfig, CriteoPredictFactory, make_weights
-from tests.torchserve import TorchServe
 from torchrec_archiver import build_archive
+from torchrec_archiver.server import TorchServe
 from torchrec_handler.options import Limits
 
 NAME = "criteo"

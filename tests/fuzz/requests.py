@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.factories.fuzzed import EMBEDDED, WIDTH, FuzzedPredictModule
-from tests.factories.ranking import DENSE, SPARSE, WEIGHTED, seeded
+from tests.support.factories.fuzzed import EMBEDDED, WIDTH, FuzzedPredictModule
+from tests.support.factories.ranking import DENSE, SPARSE, WEIGHTED, seeded
 from torchrec_handler.message.predictor_pb2 import PredictionRequest
 
 JSON = "application/json"

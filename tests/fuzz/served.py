@@ -11,7 +11,6 @@ import argparse
 import http.client
 import json
 import logging
-import os
 import random
 import sys
 import tempfile
@@ -22,15 +21,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import psutil
 
-from tests.factories.fuzzed import FuzzedPredictFactory
 from tests.fuzz.requests import PROTOBUF, Call, bad_call, good_calls, hostile_calls
-from tests.torchserve import TorchServe
+from tests.support.factories.fuzzed import FuzzedPredictFactory
 from torchrec_archiver import build_archive
+from torchrec_archiver.server import TorchServe
 from torchrec_handler.message.predictor_pb2 import PredictionResponse
 
 logger = logging.getLogger(__name__)
@@ -77,7 +75,7 @@ def fuzz(
     )
     good = good_calls(300, seed)
     hostile = hostile_calls()
-    with patch.dict(os.environ, environment or {}), TorchServe(folder / "server") as server:
+    with TorchServe(folder / "server", environment=environment) as server:
         answer = server.register(archive)
         assert answer.is_success, answer.text
         pids = [worker["pid"] for worker in server.workers(NAME)]

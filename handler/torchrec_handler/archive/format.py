@@ -55,7 +55,7 @@ class InputSignature:
     """F; None when it is known to the model alone."""
     features: tuple[str, ...] = ()
     """The F feature names in the order of the lengths; empty when unknown."""
-    rows: tuple[int | None, ...] = ()
+    ids_below: tuple[int | None, ...] = ()
     """For sparse inputs, per feature the first id that is out of range; None: any id is good."""
     longest: tuple[int | None, ...] = ()
     """For sparse inputs, per feature how many ids of a row have a position weight; None: any number
@@ -160,7 +160,7 @@ class Index:
     extra_files: tuple[str, ...]
     """Names of the package's extra files."""
     sha256: Mapping[str, str]
-    """Member -> digest, of every other member that the archiver wrote."""
+    """Member -> digest, of every other member, the manifest included."""
     samples: int
     """How many calls `samples.safetensors` holds; the member is left out where it is 0."""
     plan: str | None = None

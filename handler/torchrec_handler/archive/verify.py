@@ -124,7 +124,10 @@ def _member(folder: Path, name: str, what: str) -> Path:
 
 
 def _check_listed(index: Index) -> None:
-    """See that what the index says is there is listed."""
+    """See that what the index says is there, and what names the handler, is listed."""
+    if MANIFEST not in index.sha256:
+        message = f"{MANIFEST}: {INDEX} does not list it; build the archive again"
+        raise ArchiveError(message)
     expected = {
         TABLES: (f"{len(index.tables)} tables", bool(index.tables)),
         SAMPLES: (f"{index.samples} samples", bool(index.samples)),
@@ -153,7 +156,7 @@ def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> No
             raise ArchiveError(message)
     if REQUIREMENTS in index.sha256:  # TorchServe installs them beside it
         return
-    listed = {INDEX, MANIFEST, *index.sha256}
+    listed = {INDEX, *index.sha256}
     if unlisted := sorted(name for name in _names(folder) if name not in listed):
         more = f" and {len(unlisted) - MOST_NAMED} more" if len(unlisted) > MOST_NAMED else ""
         message = (

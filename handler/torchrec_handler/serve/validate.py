@@ -215,7 +215,7 @@ class Validator:
 def last_ids(entry: InputSignature) -> npt.NDArray[np.int64]:
     """The largest id of each feature [F], or [1] where their number is not known."""
     any_id = (INT64_IDS if entry.is_wide else INT32_IDS) - 1
-    known = entry.rows or (None,) * (entry.num_features or 1)
+    known = entry.ids_below or (None,) * (entry.num_features or 1)
     return np.array([any_id if rows is None else rows - 1 for rows in known], dtype=np.int64)
 
 

@@ -92,7 +92,7 @@ def draw_inputs(
             drawn[entry.name] = generator.standard_normal(shape, dtype=np.float32)
         else:
             of_input = lengths[entry.name]
-            limits = [2 if limit is None else min(limit, 2) for limit in entry.rows]
+            limits = [2 if limit is None else min(limit, 2) for limit in entry.ids_below]
             below = np.repeat(limits or [2] * features, of_input.sum(axis=1))
             drawn[f"{entry.name}.lengths"] = of_input.reshape(-1)
             dtype = np.int64 if entry.is_wide else np.int32

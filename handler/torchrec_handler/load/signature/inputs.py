@@ -328,7 +328,7 @@ def _input(name: str, kind: str, facts: _Facts, collections: Collections) -> Inp
         type=kind,
         num_features=facts.num_features,
         features=features,
-        rows=rows if is_sparse else (),
+        ids_below=rows if is_sparse else (),
         longest=longest if is_sparse and any(longest) else (),
         width=facts.width,
     )
@@ -379,7 +379,7 @@ def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
             # are guarded.
             inputs = tuple(map(loosest, zip(*of_methods, strict=True)))
             changes_ids = changes_ids or any(found != inputs for found in of_methods)
-    open_inputs = [entry.name for entry in inputs if None in entry.rows]
+    open_inputs = [entry.name for entry in inputs if None in entry.ids_below]
     if not open_inputs:
         return inputs, changes_ids
     sample = _sample(batching, known, device)
@@ -401,9 +401,9 @@ def loosest(entries: Iterable[InputSignature]) -> InputSignature:
     several = list(entries)
     rows = [
         None if None in limits else max(limits)
-        for limits in zip(*(entry.rows for entry in several), strict=True)
+        for limits in zip(*(entry.ids_below for entry in several), strict=True)
     ]
-    return replace(several[0], rows=tuple(rows))
+    return replace(several[0], ids_below=tuple(rows))
 
 
 def _shapes(result: Any) -> dict[str, Any]:

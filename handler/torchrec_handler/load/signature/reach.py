@@ -37,8 +37,8 @@ class Tags:
         values: dict[str, torch.Tensor] = {}
         places: dict[int, tuple[str, int]] = {}
         for entry in inputs:
-            if any(rows is not None for rows in entry.rows):
-                ids = range(next_tag, next_tag + len(entry.rows))
+            if any(rows is not None for rows in entry.ids_below):
+                ids = range(next_tag, next_tag + len(entry.ids_below))
                 values[entry.name] = torch.tensor(ids)
                 places |= {tag: (entry.name, position) for position, tag in enumerate(ids)}
                 next_tag = ids[-1] + 1
@@ -100,12 +100,12 @@ class Reached:
         seen = {key for _, key in self.ids}
         found = []
         for entry in inputs:
-            rows_of = list(entry.rows)
-            for position, rows in enumerate(entry.rows):
+            rows_of = list(entry.ids_below)
+            for position, rows in enumerate(entry.ids_below):
                 names = keys[entry.name].get(position, ())
                 if rows is not None and seen.intersection(names):
                     rows_of[position] = least.get((entry.name, position))
-            found.append(replace(entry, rows=tuple(rows_of)))
+            found.append(replace(entry, ids_below=tuple(rows_of)))
         return tuple(found)
 
 
@@ -146,7 +146,7 @@ def lets_rows_pass(signature: Signature) -> bool:
         signature.changes_ids
         or not all(signature.methods.values())
         or any(
-            "sparse" in entry.type and (not entry.rows or None in entry.rows)
+            "sparse" in entry.type and (not entry.ids_below or None in entry.ids_below)
             for entry in signature.inputs
         )
     )

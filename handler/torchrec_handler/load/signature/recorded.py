@@ -20,7 +20,7 @@ MEND = "the archive was altered or damaged, build or copy it again"
 def check_rows(signature: Signature, largest: Mapping[str, int]) -> None:
     """See that no id which the signature lets pass lies behind its table: lookups do not check.
 
-    Where any id is good (`rows` is None), what the model makes of it is guarded instead.
+    Where any id is good (`ids_below` is None), what the model makes of it is guarded instead.
 
     Args:
         signature: as recorded.
@@ -32,13 +32,13 @@ def check_rows(signature: Signature, largest: Mapping[str, int]) -> None:
     for entry in signature.inputs:
         if entry.type in ("dense", "embedding"):  # a name may be a sparse feature's too
             continue
-        if len(entry.rows) != len(entry.features):
+        if len(entry.ids_below) != len(entry.features):
             message = (
-                f"{INDEX}: signature: {entry.name}: rows are said of {len(entry.rows)} features, "
-                f"it has {len(entry.features)}; {MEND}"
+                f"{INDEX}: signature: {entry.name}: ids_below is said of {len(entry.ids_below)} "
+                f"features, it has {len(entry.features)}; {MEND}"
             )
             raise ArchiveError(message)
-        for feature, rows in zip(entry.features, entry.rows, strict=True):
+        for feature, rows in zip(entry.features, entry.ids_below, strict=True):
             most = largest.get(feature)
             if most is not None and rows is not None and rows > most:
                 message = (

@@ -1,0 +1,176 @@
+"""`torchrec-archiver build`; its options are those of `build_archive`."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+
+from torchrec_archiver.commands.inspect import show
+from torchrec_archiver.store import ArchiveFormat
+from torchrec_handler.archive.read import read_index
+from torchrec_handler.errors import BuildError
+
+HELP = "package a factory and its weights as an archive"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give a parser this command's options."""
+    parser.add_argument("--model-name", required=True, help="TorchServe's name of the model")
+    parser.add_argument("--version", required=True, help="TorchServe's version of the model")
+    parser.add_argument(
+        "--factory", required=True, metavar="MODULE:CLASS", help="the PredictFactory to package"
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        type=_name_and_path,
+        metavar="NAME=PATH",
+        help="a config of the package, repeatable; a .pkl is packed as an object, others as text",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="PATH",
+        help="a torch.save file, safetensors, an index of either, a folder with a file of each "
+        "rank, or a torch.distributed.checkpoint",
+    )
+    parser.add_argument(
+        "--weights-map",
+        action="append",
+        default=[],
+        type=_prefixes,
+        metavar="OLD=NEW",
+        help="a prefix of the checkpoint's names to replace, repeatable",
+    )
+    parser.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="the part of the checkpoint that is the model's, such as ema or app.model",
+    )
+    parser.add_argument(
+        "--ignore-weights",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names of the checkpoint to leave out, such as '*._metrics.*', repeatable",
+    )
+    parser.add_argument(
+        "--samples",
+        metavar="PATH",
+        help="requests, one JSON body a line, that a worker replays before it is ready",
+    )
+    parser.add_argument(
+        "--max-output-error",
+        type=float,
+        metavar="X",
+        help="fail when quantizing changes an output of the samples by more",
+    )
+    parser.add_argument(
+        "--allow-invalid-rows",
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="take a table with NaN, infinity, or what is too large for its type, repeatable",
+    )
+    parser.add_argument(
+        "--allow-failing-samples",
+        action="store_true",
+        help="build even where the model raises on samples",
+    )
+    parser.add_argument(
+        "--extra-files",
+        action="extend",
+        default=[],
+        type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
+        metavar="PATH[,PATH]",
+        help="files that the factory finds as the package's extra_files",
+    )
+    parser.add_argument(
+        "--packager",
+        default="torchrec_archiver.package:DefaultPackager",
+        metavar="MODULE:CLASS",
+        help="a PredictFactoryPackager subclass with your own externs and mocks",
+    )
+    parser.add_argument("--export-path", default=".", metavar="FOLDER", help="the model store")
+    parser.add_argument("--config-file", metavar="PATH", help="model-config.yaml")
+    parser.add_argument("--requirements-file", metavar="PATH", help="the model's requirements.txt")
+    parser.add_argument(
+        "--archive-format",
+        choices=("auto", *get_args(ArchiveFormat)),
+        default="auto",
+        help="as torch-model-archiver's; auto chooses zip-store or no-archive by size",
+    )
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="replace this version, or what has its name"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build an archive, show it, and print its path.
+
+    Raises:
+        TorchRecServeError: see `build_archive`.
+    """
+    from torchrec_archiver.build import build_archive  # noqa: PLC0415  it imports torch
+
+    archive = build_archive(
+        model_name=options.model_name,
+        version=options.version,
+        factory=options.factory,
+        configs=_paths("--config", options.config),
+        weights=options.weights,
+        weights_map=_by_name("--weights-map", options.weights_map),
+        weights_key=options.weights_key,
+        ignore_weights=options.ignore_weights,
+        samples=options.samples,
+        max_output_error=options.max_output_error,
+        allow_invalid_rows=options.allow_invalid_rows,
+        allow_failing_samples=options.allow_failing_samples,
+        extra_files=_paths(
+            "--extra-files", [(Path(path).name, path) for path in options.extra_files]
+        ),
+        packager=options.packager,
+        export_path=options.export_path,
+        config_file=options.config_file,
+        requirements_file=options.requirements_file,
+        archive_format=options.archive_format,
+        force=options.force,
+        progress=sys.stderr.isatty(),
+    )
+    show(read_index(archive), Console())
+    print(archive)
+    return 0
+
+
+def _paths(option: str, named: Iterable[tuple[str, str]]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in _by_name(option, named).items()}
+
+
+def _by_name(option: str, named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Name -> value; a name given twice would silently lose one."""
+    values: dict[str, str] = {}
+    for name, value in named:
+        if name in values:
+            message = f"{option}: {name!r} is given twice: {values[name]} and {value}"
+            raise BuildError(message)
+        values[name] = value
+    return values
+
+
+def _prefixes(text: str) -> tuple[str, str]:
+    old, separator, new = text.partition("=")
+    if not separator:
+        message = f"received {text!r}, expected OLD=NEW"
+        raise argparse.ArgumentTypeError(message)
+    return old, new
+
+
+def _name_and_path(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        message = f"received {text!r}, expected NAME=PATH"
+        raise argparse.ArgumentTypeError(message)
+    return name, path

@@ -1,0 +1,26 @@
+"""What makes this the quick tier: a test here fails when it takes long."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.exact import EXAMPLES
+
+LIMIT = 2.0 * max(1, EXAMPLES / 100)
+"""Seconds of processor time, its children's included: on a busy machine a clock tells nothing."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Fixtures and imports apart."""
+    before = _seconds()
+    yield
+    spent = _seconds() - before
+    if spent > LIMIT:
+        said = f"took {spent:.1f} s of processor time, tests/unit allows {LIMIT:.0f} s"
+        pytest.fail(f"{said}: make it smaller, or move it to tests/whole", pytrace=False)
+
+
+def _seconds() -> float:
+    return sum(os.times()[:4])

@@ -1,0 +1,5 @@
+"""The data that all examples share."""
+
+from tests.support.fixtures import dataset
+
+__all__ = ["dataset"]

@@ -1,0 +1,111 @@
+"""What the pages say is so: they are as the code writes them, lead somewhere, and can be read."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+from tests.support.paths import ROOT
+from torchrec_handler.archive.format import (
+    Count,
+    Index,
+    InputSignature,
+    OutputSplit,
+    Signature,
+    TableEntry,
+)
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + PAGES
+LONGEST_README = 150
+
+
+def prose(path: Path) -> list[str]:
+    """The lines of a page, code apart."""
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).splitlines()
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    titles = [line.lstrip("# ") for line in prose(path) if line.startswith("#")]
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_what_the_code_says_is_what_the_page_says(page: Path) -> None:
+    assert page.read_text(encoding="utf-8") == generate.pages()[page], "make docs"
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_every_option_says_what_it_does(page: Path) -> None:
+    assert not [line for line in generate.pages()[page].splitlines() if line.endswith("|  |")]
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("## `archive.json`", Index),
+        ("### Signature", Signature),
+        ("Each of `inputs`:", InputSignature),
+        ("Each split of `splits`:", OutputSplit),
+        ("Each of `counts`:", Count),
+        ("### Tables", TableEntry),
+    ],
+)
+def test_fields_of_the_archive_format_are_those_of_the_code(title: str, kind: type) -> None:
+    page = (ROOT / "docs" / "archive-format.md").read_text(encoding="utf-8")
+    _, _, after = page.partition(f"\n{title}\n")
+    table = re.search(r"^\| field .*?\n\n", after, flags=re.MULTILINE | re.DOTALL)
+    assert table
+    names = re.findall(r"^\| `(\w+)` \|", table[0], flags=re.MULTILINE)
+    assert sorted(names) == sorted(known.name for known in fields(kind))
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", "\n".join(prose(page))):
+        led = (page.parent / target).resolve() if target else page
+        assert led.exists(), target
+        assert not anchor or anchor in anchors(led), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_lines_can_be_read_in_a_terminal(page: Path) -> None:
+    """Tables and code apart."""
+    for line in prose(page):
+        assert line.startswith("|") or len(line) <= 110, line
+
+
+def test_the_readme_s_model_is_the_one_that_is_built_and_asked() -> None:
+    """In tests/whole/handler/test_simple.py."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tested = ROOT / "tests" / "support" / "factories" / "readme_model.txt"
+    assert re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL) == [
+        tested.read_text(encoding="utf-8")
+    ]
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= LONGEST_README
+    for page in PAGES:
+        assert f"(docs/{page.name})" in readme, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_starts_with_what_it_answers(page: Path) -> None:
+    title, empty, sentence = page.read_text(encoding="utf-8").splitlines()[:3]
+    assert title.startswith("# ")
+    assert not empty
+    assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_commands_are_those_of_the_makefile(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
