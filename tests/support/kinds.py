@@ -214,8 +214,8 @@ def quantized(kind: type[KindFactory]) -> torch.nn.Module:
 
 def shard_all(
     module: torch.nn.Module, options: Sharding, plan: Any = None
-) -> tuple[torch.nn.Module, ShardingPlan | None]:
-    """Shard every collection of a module on the CPU, as loading does."""
+) -> tuple[torch.nn.Module, Any]:
+    """Shard every collection of a module, on the CPU."""
     return shard(module, find_collections(module), options, plan, CPU)
 
 
