@@ -169,8 +169,9 @@ class Collections:
 
     def hold_rows(self, name: str) -> bool:
         """Whether a name in the module's `state_dict` is one of a table's rows."""
-        return not {*TABLES, "tbes"}.isdisjoint(name.split(".")) and any(
+        return any(
             _is_inside(name, one.path)
+            and not {*TABLES, "tbes"}.isdisjoint(name[len(one.path) :].split("."))
             for one in self.found
             if one.lookups or (one.kind == "float" and one.tables)
         )

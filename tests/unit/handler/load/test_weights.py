@@ -115,15 +115,17 @@ def test_rows_are_no_dense_weights_where_the_collection_is_all_there_is() -> Non
     assert dense_state(module, find_collections(module)) == {}
 
 
-def test_a_feature_processor_s_weights_are_dense() -> None:
+@pytest.mark.parametrize("name", ["0", "embeddings"])
+def test_a_feature_processor_s_weights_are_dense(name: str) -> None:
+    """Also in a module that is called as the ones that hold tables are."""
     tables = [EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=3, feature_names=["f"])]
     collection = FeatureProcessedEmbeddingBagCollection(
         EmbeddingBagCollection(tables=tables, is_weighted=True),
         {"f": PositionWeightedModule(max_feature_length=5)},
     )
-    module = BufferedPredictModule(torch.nn.Sequential(collection), "cpu")
+    module = BufferedPredictModule(torch.nn.ModuleDict({name: collection}), "cpu")
     assert sorted(dense_state(module, find_collections(module))) == [
-        "0._feature_processors.f.position_weight"
+        f"{name}._feature_processors.f.position_weight"
     ]
 
 
