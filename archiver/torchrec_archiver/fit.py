@@ -3,7 +3,7 @@
 import difflib
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,8 @@ from torchrec_archiver.checkpoint.entries import Checkpoint
 from torchrec_archiver.checkpoint.names import Found, beside_model, find
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.quantize import float_tables
-from torchrec_handler.load.weights import checkpoint_root, dense_state
+from torchrec_handler.load.weights import checkpoint_root, dense_state, table_names
+from torchrec_handler.tables.find import Collections
 from torchrec_handler.tables.store import layout
 
 logger = logging.getLogger(__name__)
@@ -49,31 +49,28 @@ class Weights:
     """Float rows [rows, D]."""
 
 
-def fit(checkpoint: Checkpoint, module: torch.nn.Module, mapped: Collection[str] = ()) -> Weights:
+def fit(checkpoint: Checkpoint, module: torch.nn.Module, collections: Collections) -> Weights:
     """Find every weight of the module in a checkpoint, and say what was taken and left.
 
     Args:
         checkpoint: see `names.find` for how its names may differ from the module's.
         module: the predict module; its tables may be float, on `meta`, or quantized by the factory,
             a checkpoint holds them in floats.
-        mapped: type names that are quantized beside TorchRec's collections, see `float_tables`.
+        collections: those of the module.
 
     Raises:
         BuildError: lists every missing, unexpected and wrongly shaped entry at once; or more than
             one part of the checkpoint fits.
     """
     prefix, root = checkpoint_root(module)
-    dense = dense_state(module, mapped)
+    dense = dense_state(module, collections)
     expected = {name: tuple(value.shape) for name, value in dense.items()}
     tables: dict[str, TableKey] = {}
-    for table in float_tables(module, mapped):
-        name = table.parameter.removeprefix(prefix)
+    for name, table in table_names(module, collections).items():
         tables[name] = table.key
         expected[name] = tuple(table.weight.shape)
-    for entry in layout(module):
-        collection = module.get_submodule(entry.collection)
-        part = "embedding_bags" if hasattr(collection, "embedding_bags") else "embeddings"
-        name = f"{entry.collection}.{part}.{entry.name}.weight".removeprefix(prefix)
+    for entry in layout(collections):
+        name = collections.parameter(entry.key).removeprefix(prefix)
         tables[name] = entry.key
         expected[name] = entry.rows, entry.width
     optional = {

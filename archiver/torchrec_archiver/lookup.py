@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from torchrec_handler.load.quantize import FloatTable
+from torchrec_handler.tables.find import Table
 
 
-def can_look_up(table: FloatTable, rows: torch.Tensor) -> bool:
+def can_look_up(table: Table, rows: torch.Tensor) -> bool:
     """Whether a table can be looked up in these rows, [rows, D], without copying all of them."""
     owner: Any = table.owner
     return _is_as_declared(table, rows) or (
@@ -25,7 +25,7 @@ def can_look_up(table: FloatTable, rows: torch.Tensor) -> bool:
 
 
 @contextmanager
-def looked_up(rows: Mapping[FloatTable, torch.Tensor]) -> Iterator[None]:
+def looked_up(rows: Mapping[Table, torch.Tensor]) -> Iterator[None]:
     """Let float tables be looked up in rows that `can_look_up`; afterwards they are on `meta`."""
     with ExitStack() as stack:
         for table, source in rows.items():
@@ -39,12 +39,12 @@ def looked_up(rows: Mapping[FloatTable, torch.Tensor]) -> Iterator[None]:
         yield
 
 
-def _is_as_declared(table: FloatTable, rows: torch.Tensor) -> bool:
+def _is_as_declared(table: Table, rows: torch.Tensor) -> bool:
     # A lookup would copy a table whose rows do not lie one behind another.
     return rows.dtype == table.weight.dtype and rows.is_contiguous()
 
 
-def _to_meta(table: FloatTable) -> None:
+def _to_meta(table: Table) -> None:
     table.owner.weight = torch.nn.Parameter(table.weight.detach().to("meta"))
 
 

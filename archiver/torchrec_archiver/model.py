@@ -42,23 +42,19 @@ from torchrec_handler.archive.format import (
 from torchrec_handler.archive.samples import save_samples
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.dense import lower
-from torchrec_handler.load.factory import FactoryOutput, run_factory
-from torchrec_handler.load.loader import (
-    Loaded,
-    Predictor,
-    load_weights,
-    make_ready,
-    quantize_tables,
-)
+from torchrec_handler.load.factory import FactoryOutput
+from torchrec_handler.load.loader import load_weights, make, make_ready
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.quantize import widen
 from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.load.signature.outputs import observe_outputs
+from torchrec_handler.load.states import Predictor, Quantized, Weighted
 from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
+from torchrec_handler.tables.find import Collections
 from torchrec_handler.tables.rows import check_kind
-from torchrec_handler.tables.store import TableStore, is_sharded, layout, lookups
+from torchrec_handler.tables.store import TableStore, layout
 
 CPU = torch.device("cpu")
 
@@ -83,13 +79,12 @@ class Model:
     """What kernels replaced on this machine."""
 
 
-class _Weighted(NamedTuple):
+class _Fitted(NamedTuple):
     """A module with its weights."""
 
-    output: FactoryOutput
+    weighted: Weighted
     dense: Mapping[str, torch.Tensor]
     """Checkpoint name -> what the worker will load."""
-    loaded: Loaded
     rows: Rows
 
 
@@ -149,7 +144,7 @@ def write_model(  # noqa: PLR0913
     init_process_group()
     package = open_package(content / PACKAGE)
     if weights is None:
-        weighted = _with_own_weights(package, options, allow_invalid_rows)
+        fitted = _with_own_weights(package, options, allow_invalid_rows)
     else:
 
         def read() -> Checkpoint:
@@ -158,33 +153,44 @@ def write_model(  # noqa: PLR0913
                 checkpoint = checkpoint.under(weights_key)
             return checkpoint.without(ignore_weights).renamed(weights_map)
 
-        weighted = _with_weights(package, read, options, allow_invalid_rows)
-    output, dense, loaded, rows = weighted
-    if loaded.hidden:
+        fitted = _with_weights(package, read, options, allow_invalid_rows)
+    weighted, dense, rows = fitted
+    output = weighted.made.output
+    if weighted.hidden:
         logger.warning(
             "tables: the factory's transformations trace or script %s, so they stay as they are, "
             "among the dense weights, neither quantized nor shared by workers",
-            ", ".join(loaded.hidden),
+            ", ".join(weighted.hidden),
         )
     asked = _Asked(samples=samples, may_fail=allow_failing_samples, options=options)
-    reference = _ask_float_model(output, loaded, rows, asked)
-    widened = widen(loaded.tables, options.tables, rows)
-    quantized = quantize_tables(loaded, options, widened)
-    store = None
-    entries = [] if is_sharded(quantized.module) else layout(quantized.module)
-    _check_allowed(allow_invalid_rows, dense, quantized.module)
-    if is_sharded(quantized.module):
-        check_sharded(quantized.module, allow_invalid_rows)
-    else:
+    reference = _ask_float_model(weighted, rows, asked)
+
+    def write(quantized: Quantized) -> TableStore | None:
+        collections = quantized.collections
+        entries = [] if collections.is_sharded else layout(collections)
+        _check_allowed(allow_invalid_rows, dense, collections)
+        if collections.is_sharded:
+            check_sharded(collections, allow_invalid_rows)
+            return None
         _save_dense(dense, content / DENSE)
-        if entries:
-            rows = {**quantized.own_rows, **rows}
-            measured = write_tables(
-                content / TABLES, entries, rows, progress=progress, allowed=allow_invalid_rows
-            )
-            store = TableStore.map(content / TABLES, measured)
-    signature = reference.signature if reference else None
-    predictor = make_ready(package, output, quantized, store, signature, options, CPU)
+        if not entries:
+            return None
+        measured = write_tables(
+            content / TABLES,
+            entries,
+            {**quantized.own_rows, **rows},
+            progress=progress,
+            allowed=allow_invalid_rows,
+        )
+        return TableStore.map(content / TABLES, measured)
+
+    predictor = make_ready(
+        weighted,
+        widen(weighted.collections.float_tables, options.tables, rows),
+        write,
+        reference.signature if reference else None,
+    )
+    store = predictor.tables
     recorded = _record(predictor.module, output, predictor.signature, reference, asked)
     if recorded.samples:
         save_samples(list(recorded.samples.values()), content / SAMPLES)
@@ -198,15 +204,16 @@ def write_model(  # noqa: PLR0913
     )
 
 
-def _with_own_weights(package: Package, options: Options, allowed: Collection[str]) -> _Weighted:
-    output = run_factory(package.factory, CPU, options.sharding.world_size)
+def _with_own_weights(package: Package, options: Options, allowed: Collection[str]) -> _Fitted:
+    made = make(package, options, CPU)
+    module = made.output.module
     # Before the transformations that the worker will run on them again.
-    own = dense_state(output.module, options.tables.quantization_mapping)
+    own = dense_state(module, made.collections)
     dense = {name: value.clone() for name, value in own.items()}
-    check_dense(dense, output.module, allowed)
-    loaded = load_weights(output, None, options, CPU)
-    dense |= {name: value.clone() for name, value in loaded.hidden.items()}
-    return _Weighted(output, dense, loaded, dict(loaded.own_rows))
+    check_dense(dense, module, allowed)
+    weighted = load_weights(made, None)
+    dense |= {name: value.clone() for name, value in weighted.hidden.items()}
+    return _Fitted(weighted, dense, dict(weighted.own_rows))
 
 
 def _with_weights(
@@ -214,35 +221,34 @@ def _with_weights(
     read: Callable[[], Checkpoint],
     options: Options,
     allowed: Collection[str],
-) -> _Weighted:
-    output = run_factory(package.factory, CPU, options.sharding.world_size)
-    mapped = options.tables.quantization_mapping
-    if is_sharded(output.module):
+) -> _Fitted:
+    made = make(package, options, CPU)
+    module = made.output.module
+    if made.collections.is_sharded:
         message = (
             "weights: the factory returns a sharded module, which keeps its own weights; "
             "leave --weights out, or let the factory return the module unsharded"
         )
         raise BuildError(message)
-    named = table_names(output.module, mapped)
-    fitted = fit(read(), output.module, mapped)
+    named = table_names(module, made.collections)
+    fitted = fit(read(), module, made.collections)
     dense, rows = dict(fitted.dense), dict(fitted.rows)
-    check_dense(dense, output.module, allowed)
-    loaded = load_weights(output, dense, options, CPU)
-    if loaded.hidden:
+    check_dense(dense, module, allowed)
+    weighted = load_weights(made, dense)
+    if weighted.hidden:
         # What took them out of their collections was not given their rows.
-        output = run_factory(package.factory, CPU, options.sharding.world_size)
-        for name in loaded.hidden:
+        for name in weighted.hidden:
             dense[name] = rows.pop(named[name].key)
-        loaded = load_weights(output, dense, options, CPU)
+        weighted = load_weights(make(package, options, CPU), dense)
     for key, source in rows.items():
         check_kind(key.table, source, encoded=False)
-    return _Weighted(output, dense, loaded, {**loaded.own_rows, **rows})
+    return _Fitted(weighted, dense, {**weighted.own_rows, **rows})
 
 
 def _check_allowed(
-    allowed: Collection[str], dense: Collection[str], module: torch.nn.Module
+    allowed: Collection[str], dense: Collection[str], collections: Collections
 ) -> None:
-    known = {spec[0] for found in lookups(module) for spec in found.operator.embedding_specs}
+    known = {spec[0] for found in collections.lookups for spec in found.operator.embedding_specs}
     if unknown := sorted(set(allowed) - known - set(dense)):
         message = (
             f"allow invalid rows: names {', '.join(unknown)}, but the tables are "
@@ -251,24 +257,24 @@ def _check_allowed(
         raise BuildError(message)
 
 
-def _ask_float_model(
-    output: FactoryOutput, loaded: Loaded, rows: Rows, asked: _Asked
-) -> _Reference | None:
+def _ask_float_model(weighted: Weighted, rows: Rows, asked: _Asked) -> _Reference | None:
     """Run the float model on the samples; its tables are the checkpoint's own mapped rows.
 
     Returns:
         None where there is no float model to ask: a module that its factory quantized, tables
         without rows, or that cannot be looked up without a copy.
     """
-    sources = {table: rows[table.key] for table in loaded.tables if table.key in rows}
-    if is_sharded(loaded.module) or not sources or len(sources) < len(loaded.tables):
+    output, module, collections = weighted.made.output, weighted.module, weighted.collections
+    tables = collections.float_tables
+    sources = {table: rows[table.key] for table in tables if table.key in rows}
+    if collections.is_sharded or not sources or len(sources) < len(tables):
         return None
     if not all(can_look_up(table, source) for table, source in sources.items()):
         return None
     with looked_up(sources):
-        lower(loaded.module, Options(threads=asked.options.threads), CPU)
-        signature = observe_signature(output, loaded.module, loaded.collections, CPU)
-        recorded = _record(loaded.module, output, signature, None, asked)
+        lower(module, Options(threads=asked.options.threads), CPU)
+        signature = observe_signature(output, module, collections, CPU)
+        recorded = _record(module, output, signature, None, asked)
     return _Reference(signature=signature, recorded=recorded)
 
 

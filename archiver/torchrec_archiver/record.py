@@ -14,8 +14,9 @@ from torchrec_archiver.samples import BATCHES, DrawnIds, draw_requests
 from torchrec_handler.archive.format import Signature
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import BuildError
+from torchrec_handler.load.call import call_recorded, said
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
-from torchrec_handler.load.self_test import call, largest_change, said
+from torchrec_handler.load.self_test import largest_change
 from torchrec_handler.load.signature.draw import STYLES, draw_inputs, open_inputs
 from torchrec_handler.serve.batch import combine, take_rows
 from torchrec_handler.serve.request import ValidRequest
@@ -228,7 +229,7 @@ def _call(
     inputs: Mapping[str, torch.Tensor],
 ) -> Sample | Failure:
     try:
-        outputs = call(module, qualname, inputs, output.result_metadata, CPU)
+        outputs = call_recorded(module, qualname, inputs, output.result_metadata, CPU)
     except Exception as error:  # noqa: BLE001  a user's model may raise anything
         return Failure(qualname=qualname, rows=rows, said=said(error))
     return Sample(qualname=qualname, rows=rows, inputs=inputs, outputs=outputs)

@@ -11,14 +11,15 @@ from tqdm import tqdm
 from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
 from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import BuildError
+from torchrec_handler.tables.find import Collections
 from torchrec_handler.tables.rows import (
     InvalidRow,
     check_kind,
     decode_rows,
     encode_rows,
+    encoded_rows,
     find_invalid,
 )
-from torchrec_handler.tables.store import encoded_rows, lookups
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +98,13 @@ def write_tables(
     return measured
 
 
-def check_sharded(module: torch.nn.Module, allowed: Collection[str]) -> None:
+def check_sharded(collections: Collections, allowed: Collection[str]) -> None:
     """Check the rows of a module that its factory sharded, which stay where they are.
 
     Raises:
         BuildError: a row that is not finite.
     """
-    for lookup in lookups(module):
+    for lookup in collections.lookups:
         tables = zip(encoded_rows(lookup), lookup.first_rows, strict=False)
         for (name, dtype, rows), first_row in tables:
             if found := find_invalid(rows, dtype):

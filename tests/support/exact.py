@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
 from torchrec_handler.archive.format import Count, InputSignature, OutputSplit, Signature
-from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.serve.request import Sparse, ValidRequest
 
 CPU = torch.device("cpu")

@@ -29,15 +29,15 @@ from torchrec_archiver import build_archive
 from torchrec_handler.archive.format import Signature
 from torchrec_handler.load.attach import attach
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import Predictor, load
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta, widen
+from torchrec_handler.load.loader import load
+from torchrec_handler.load.quantize import quantize, to_meta, widen
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature.inputs import observe_signature
-from torchrec_handler.load.signature.reach import find_collections
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options, Sharding, Tables
-from torchrec_handler.tables.find import is_collection
-from torchrec_handler.tables.rows import DATA_TYPES
-from torchrec_handler.tables.store import TableStore, layout, lookups, quantized_rows
+from torchrec_handler.tables.find import find_collections, is_collection
+from torchrec_handler.tables.rows import DATA_TYPES, quantized_rows
+from torchrec_handler.tables.store import TableStore, layout
 
 CPU = torch.device("cpu")
 KINDS: dict[str, type[KindFactory]] = {
@@ -136,12 +136,13 @@ def prepare(
 ) -> torch.nn.Module:
     """Quantize and shard a module that has its rows, as loading does, and point it at them."""
     options = Options.model_validate({"tables": tables or {}, "sharding": sharding or {}})
-    found = float_tables(module, options.tables.quantization_mapping)
-    rows = to_meta(found)
-    quantize(module, found, options.tables, widen(found, options.tables, rows))
-    store = TableStore.encode(layout(module), {**rows, **quantized_rows(module)})
-    sharded, _ = shard(module, options.sharding, plan, CPU)
-    attach(sharded, store, CPU)
+    found = find_collections(module, options.tables.quantization_mapping)
+    rows = to_meta(found.float_tables)
+    quantize(module, found, options.tables, widen(found.float_tables, options.tables, rows))
+    quantized = find_collections(module)
+    store = TableStore.encode(layout(quantized), {**rows, **quantized_rows(quantized)})
+    sharded, _ = shard(module, quantized, options.sharding, plan, CPU)
+    attach(find_collections(sharded), store, CPU)
     return sharded
 
 
@@ -171,7 +172,7 @@ def stored(module: torch.nn.Module) -> dict[str, str]:
     """Table -> FBGEMM's name of the data type it is looked up in."""
     return {
         spec[0]: spec[3].value
-        for lookup in lookups(module)
+        for lookup in find_collections(module).lookups
         for spec in lookup.operator.embedding_specs
     }
 
@@ -205,14 +206,21 @@ def assert_close(module: torch.nn.Module, expected: torch.nn.Module, inputs: Any
 def quantized(kind: type[KindFactory]) -> torch.nn.Module:
     """A kind with quantized collections that have no rows yet."""
     module: torch.nn.Module = kind().create_predict_module()
-    tables = float_tables(module)
-    to_meta(tables)
-    quantize(module, tables, Tables(), {})
+    found = find_collections(module)
+    to_meta(found.float_tables)
+    quantize(module, found, Tables(), {})
     return module
+
+
+def shard_all(
+    module: torch.nn.Module, options: Sharding, plan: Any = None
+) -> tuple[torch.nn.Module, Any]:
+    """Shard every collection of a module, on the CPU."""
+    return shard(module, find_collections(module), options, plan, CPU)
 
 
 def plan_of(kind: type[KindFactory], **options: Any) -> ShardingPlan:
     """The plan that TorchRec's planner finds."""
-    _, plan = shard(quantized(kind), Sharding(**options), None, CPU)
+    _, plan = shard_all(quantized(kind), Sharding(**options))
     assert plan is not None
     return plan

@@ -26,15 +26,14 @@ from tests.support.kinds import KINDS, prepare
 from tests.support.one_request import JSON, PROTOBUF, floats, ints
 from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import Predictor
 from torchrec_handler.load.signature.inputs import observe_signature
-from torchrec_handler.load.signature.reach import find_collections
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
 from torchrec_handler.serve import batch
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest, Response
-from torchrec_handler.tables.store import lookups
+from torchrec_handler.tables.find import find_collections
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -270,7 +269,7 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Predictor], list[int
 
     def watch(served: Predictor) -> list[int]:
         counts: list[int] = []
-        for lookup in lookups(served.module):
+        for lookup in find_collections(served.module).lookups:
             forward = lookup.operator.forward
 
             def counted(

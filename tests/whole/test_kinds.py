@@ -27,7 +27,7 @@ from tests.support.kinds import (
     torchrecs_float16,
 )
 from torchrec_handler.archive.samples import read_samples
-from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.states import Predictor
 
 QUANTIZED = "torchrec.quant.embedding_modules"
 ROWS = 9

@@ -5,15 +5,16 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import ArchiveError
+from torchrec_handler.tables.find import Collections
 from torchrec_handler.tables.rows import NAMES
-from torchrec_handler.tables.store import TableStore, lookups
+from torchrec_handler.tables.store import TableStore
 
 WHOLE = 1.0
 """FBGEMM's cache load factor of tables that are on the GPU as a whole."""
 
 
-def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> None:
-    """Point every lookup of the module at its rows.
+def attach(collections: Collections, store: TableStore, device: torch.device) -> None:
+    """Point every lookup at its rows.
 
     On the CPU that is one buffer and an offset per table. On CUDA each shard's rows are copied to
     the device the lookup was sharded to, or else to the worker's, where rows are padded to 16
@@ -22,7 +23,7 @@ def attach(module: torch.nn.Module, store: TableStore, device: torch.device) -> 
     Raises:
         ArchiveError: the module has a table that the store lacks, or of another shape.
     """
-    for lookup in lookups(module):
+    for lookup in collections.lookups:
         operator = lookup.operator
         shards = []
         for spec, first_row in zip(operator.embedding_specs, lookup.first_rows, strict=True):

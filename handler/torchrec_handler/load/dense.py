@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torchrec.inference.modules import quantize_dense
 
 from torchrec_handler.errors import OptionError
-from torchrec_handler.load.gradients import look_for_scripts
+from torchrec_handler.load.call import look_for_scripts
 from torchrec_handler.options import Options
 from torchrec_handler.tables.find import is_collection
 

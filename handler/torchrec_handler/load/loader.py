@@ -1,14 +1,12 @@
 """From an archive's folder to a predictor: the steps of loading, in order."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torchrec.distributed.types import ShardingPlan
-from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
 from torchrec_handler.archive.format import (
     DENSE,
@@ -16,9 +14,7 @@ from torchrec_handler.archive.format import (
     SAMPLES,
     TABLES,
     Index,
-    Report,
     Signature,
-    TableKey,
 )
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.archive.verify import verify
@@ -27,12 +23,10 @@ from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names, replace_forwards
 from torchrec_handler.load.attach import attach
 from torchrec_handler.load.dense import lower
-from torchrec_handler.load.factory import FactoryOutput, run_factory, run_weights_dependent
+from torchrec_handler.load.factory import run_factory, run_weights_dependent
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.quantize import (
-    FloatTable,
-    float_tables,
     quantize,
     to_meta,
     unpackable,
@@ -44,66 +38,20 @@ from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.load.signature.outputs import observe_outputs
 from torchrec_handler.load.signature.reach import (
-    Collections,
-    find_collections,
     guard,
     lets_rows_pass,
 )
 from torchrec_handler.load.signature.recorded import check_metadata, check_model, check_rows
+from torchrec_handler.load.states import Made, Predictor, Quantized, Weighted
 from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.store import TableStore, is_sharded, layout, quantized_rows
+from torchrec_handler.tables.find import Collections, find_collections
+from torchrec_handler.tables.rows import quantized_rows
+from torchrec_handler.tables.store import TableStore, layout
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictor:
-    """A model that is ready to serve."""
-
-    module: torch.nn.Module
-    signature: Signature
-    batching: Mapping[str, BatchingMetadata]
-    qualnames: Mapping[str, QualNameMetadata]
-    result_metadata: str
-    device: torch.device
-    tables: TableStore | None
-    """None for a module that its factory sharded, and for one without tables."""
-    plan: ShardingPlan | None
-    """None when nothing was left to shard."""
-    report: Report = field(default_factory=Report)
-    """What kernels replaced."""
-    index: Index | None = None
-    """What the archive says of itself; None for a plain one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A module that has its dense weights and whose tables are on `meta`."""
-
-    module: torch.nn.Module
-    tables: list[FloatTable]
-    """Its float tables; those that the factory quantized itself are not among them."""
-    own_rows: Mapping[TableKey, torch.Tensor]
-    """Float rows [rows, D] that the factory itself brought."""
-    collections: Collections
-    """As they were before quantizing and sharding."""
-    hidden: Mapping[str, torch.Tensor]
-    """Checkpoint name -> rows [rows, D] of float tables that the factory's transformations took out
-    of their collections, by tracing or scripting them: dense weights, which stay as they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantized:
-    """A module that has its dense weights and whose collections are quantized."""
-
-    module: torch.nn.Module
-    own_rows: Mapping[TableKey, torch.Tensor]
-    """Rows that the factory itself brought, float or encoded."""
-    collections: Collections
-    """As they were before quantizing and sharding."""
 
 
 def load(folder: Path, options: Options, device: torch.device) -> Predictor:
@@ -128,34 +76,16 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
         warn_of_versions(archive.index.versions)
     check_requirements(folder)
     init_process_group()
-    package = open_package(archive.package)
-    output = run_factory(package.factory, device, options.sharding.world_size)
     index = archive.index
+    made = make(open_package(archive.package), options, device)
     dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
-    loaded = load_weights(output, dense, options, device)
-    if index:
-        archived = {entry.key: entry.dtype for entry in index.tables}
-        widened = {
-            table.key.table: archived[table.key]
-            for table in unpackable(loaded.tables, options.tables)
-            if table.key in archived
-        }
-    else:
-        widened = widen(loaded.tables, options.tables, loaded.own_rows)
-    quantized = quantize_tables(loaded, options, widened)
-    if index:
-        _check_index(index, quantized.module)
-    if index and index.tables:
-        store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
-    elif is_sharded(quantized.module):
-        store = None
-    else:
-        store = TableStore.encode(layout(quantized.module), quantized.own_rows)
-    signature = index.signature if index else None
-    if signature:
-        check_metadata(signature, output)
-        check_rows(signature, quantized.collections.largest)
-    predictor = make_ready(package, output, quantized, store, signature, options, device)
+    weighted = load_weights(made, dense)
+    predictor = make_ready(
+        weighted,
+        _widened(weighted, index),
+        lambda quantized: _read_tables(quantized, folder, index),
+        index.signature if index else None,
+    )
     samples = read_samples(folder / SAMPLES) if index and SAMPLES in index.sha256 else []
     if index and len(samples) != index.samples:
         message = (
@@ -164,22 +94,50 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
         )
         raise ArchiveError(message)
     if options.self_test:
-        metadata = output.result_metadata
+        metadata = predictor.result_metadata
         self_test(predictor.module, samples, metadata, options.precision, device)
     if predictor.signature.splits is None:
-        predictor = _see_outputs(
-            predictor, output, options, must_answer=options.self_test and not index
-        )
+        predictor = _see_outputs(predictor, made, must_answer=options.self_test and not index)
     else:
-        check_model(predictor.signature, output, predictor.module, device, samples)
+        check_model(predictor.signature, made.output, predictor.module, device, samples)
     return replace(predictor, index=index)
 
 
-def _check_index(index: Index, module: torch.nn.Module) -> None:
+def _widened(weighted: Weighted, index: Index | None) -> dict[str, str]:
+    """Data types of tables that cannot be packed as wanted: those that the build chose."""
+    tables, options = weighted.collections.float_tables, weighted.made.options.tables
+    if index is None:
+        return widen(tables, options, weighted.own_rows)
+    archived = {entry.key: entry.dtype for entry in index.tables}
+    return {
+        table.key.table: archived[table.key]
+        for table in unpackable(tables, options)
+        if table.key in archived
+    }
+
+
+def _read_tables(quantized: Quantized, folder: Path, index: Index | None) -> TableStore | None:
+    """The archive's own tables, or of a plain one the factory's, encoded here."""
+    collections = quantized.collections
+    if index:
+        _check_index(index, collections)
+    if index and index.tables:
+        store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
+    elif collections.is_sharded:
+        store = None
+    else:
+        store = TableStore.encode(layout(collections), quantized.own_rows)
+    if index:
+        check_metadata(index.signature, quantized.weighted.made.output)
+        check_rows(index.signature, quantized.weighted.collections.largest)
+    return store
+
+
+def _check_index(index: Index, collections: Collections) -> None:
     """See that weights and tables are the archive's own, but for what the factory shards itself."""
-    if is_sharded(module):
+    if collections.is_sharded:
         return
-    tables = layout(module)
+    tables = layout(collections)
     if tables and not index.tables:
         message = (
             f"{INDEX}: lists no tables, but the module has {len(tables)}; the archive was altered "
@@ -194,13 +152,12 @@ def _check_index(index: Index, module: torch.nn.Module) -> None:
         raise ArchiveError(message)
 
 
-def _see_outputs(
-    predictor: Predictor, output: FactoryOutput, options: Options, *, must_answer: bool
-) -> Predictor:
+def _see_outputs(predictor: Predictor, made: Made, *, must_answer: bool) -> Predictor:
     """Find out how results are cut, where the archive does not tell."""
     signature = predictor.signature
     module, device = predictor.module, predictor.device
-    seen = observe_outputs(output, signature, module, device, precision=options.precision)
+    precision = made.options.precision
+    seen = observe_outputs(made.output, signature, module, device, precision=precision)
     for qualname, fault in seen.raised.items():
         message = (
             f"{qualname} {fault}, whatever was drawn for the inputs "
@@ -215,90 +172,76 @@ def _see_outputs(
     return replace(predictor, signature=replace(signature, splits=seen.splits))
 
 
-def load_weights(
-    output: FactoryOutput,
-    dense: Mapping[str, torch.Tensor] | None,
-    options: Options,
-    device: torch.device,
-) -> Loaded:
-    """Give the module its dense weights and transform it; rows are left to `tables`.
+def make(package: Package, options: Options, device: torch.device) -> Made:
+    """Run a package's factory, and see what collections it made."""
+    output = run_factory(package.factory, device, options.sharding.world_size)
+    collections = find_collections(output.module, options.tables.quantization_mapping)
+    return Made(
+        package=package, options=options, device=device, output=output, collections=collections
+    )
+
+
+def load_weights(made: Made, dense: Mapping[str, torch.Tensor] | None) -> Weighted:
+    """Give the module its dense weights and transform it; rows are left to `make_ready`.
 
     Args:
-        output: what the factory gave.
+        made: what `make` gave.
         dense: checkpoint name -> tensor; None when the factory brought its own weights, tables
             included.
-        options: all options.
-        device: where dense weights go that the factory left on `meta`.
     """
-    mapped = options.tables.quantization_mapping
-    named = table_names(output.module, mapped)
+    module = made.output.module
+    named = table_names(module, made.collections)
     if dense is not None:
         to_meta([table for name, table in named.items() if name not in dense])
-        load_dense(output.module, dense, device, mapped)
+        load_dense(module, made.collections, dense, made.device)
     given = {name: table.weight.detach() for name, table in named.items()}
-    before = find_collections(output.module) if named else None
-    module = run_weights_dependent(output)
-    tables = float_tables(module, mapped)
-    collections = find_collections(module)
-    left = {table.key.table for table in tables} | {entry.name for entry in layout(module)}
+    module = run_weights_dependent(made.output)
+    collections = find_collections(module, made.options.tables.quantization_mapping)
+    left = {table.key.table for table in collections.float_tables}
+    left |= {entry.name for entry in layout(collections)}
     hidden = {name: given[name] for name, table in named.items() if table.key.table not in left}
-    if hidden and before is not None:
-        collections = collections.beside(before)
-    return Loaded(
+    if hidden:
+        collections = collections.beside(made.collections)
+    return Weighted(
+        made=made,
         module=module,
-        tables=tables,
-        own_rows=to_meta(tables),
         collections=collections,
+        own_rows=to_meta(collections.float_tables),
         hidden=hidden,
     )
 
 
-def quantize_tables(loaded: Loaded, options: Options, widened: Mapping[str, str]) -> Quantized:
-    """Swap the module's float collections for quantized ones without rows, in place.
-
-    Args:
-        loaded: what `load_weights` gave.
-        options: all options.
-        widened: table name -> data type, of those that are `unpackable`.
-    """
-    quantize(loaded.module, loaded.tables, options.tables, widened)
-    return Quantized(
-        module=loaded.module,
-        own_rows={**loaded.own_rows, **quantized_rows(loaded.module)},
-        collections=loaded.collections,
-    )
-
-
-def make_ready(  # noqa: PLR0913, PLR0917  the results of all earlier steps
-    package: Package,
-    output: FactoryOutput,
-    quantized: Quantized,
-    store: TableStore | None,
+def make_ready(
+    weighted: Weighted,
+    widened: Mapping[str, str],
+    give_tables: Callable[[Quantized], TableStore | None],
     signature: Signature | None,
-    options: Options,
-    device: torch.device,
 ) -> Predictor:
-    """Shard, give the lookups their rows, fit to the machine.
+    """Quantize, shard, give the lookups their rows and fit to the machine.
 
     Args:
-        package: for a sharding plan in it.
-        output: what the factory gave.
-        quantized: what `quantize_tables` made of it.
-        store: the tables; None for a module that its factory sharded.
+        weighted: what `load_weights` gave.
+        widened: table name -> data type, of those that are `unpackable`.
+        give_tables: called once it is known what they are; gives None for a module that its
+            factory sharded.
         signature: as recorded; None to observe it.
-        options: all options.
-        device: where to serve.
     """
+    made, module = weighted.made, weighted.module
+    output, options, device = made.output, made.options, made.device
+    quantize(module, weighted.collections, options.tables, widened)
+    collections = find_collections(module)
+    own_rows = {**weighted.own_rows, **quantized_rows(collections)}
+    store = give_tables(Quantized(weighted=weighted, collections=collections, own_rows=own_rows))
     name = options.sharding.plan
-    given = package.load_config(name) if name else None
-    module, plan = shard(quantized.module, options.sharding, given, device)
+    given = made.package.load_config(name) if name else None
+    module, plan = shard(module, collections, options.sharding, given, device)
     if store is not None:
-        attach(module, store, device)
+        attach(find_collections(module), store, device)
     lower(module, options, device)
     # Before the kernels, after which modules no longer meet their inputs one by one.
-    signature = signature or observe_signature(output, module, quantized.collections, device)
+    signature = signature or observe_signature(output, module, weighted.collections, device)
     if lets_rows_pass(signature):
-        guard(module, quantized.collections)
+        guard(module, weighted.collections)
     target = Target(device=device, dtype=options.kernel_dtype)
     report = replace_forwards(module, target, options.kernels)
     return Predictor(

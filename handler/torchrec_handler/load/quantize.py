@@ -6,72 +6,26 @@ ever held twice; `tables` encodes the rows, or maps rows that the archiver encod
 
 import importlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torchrec.inference.modules import (
     DEFAULT_QUANT_MAPPING,
     FEATURE_PROCESSED_EBC_TYPE,
     quantize_inference_model,
-    trim_torch_package_prefix_from_typename,
 )
 from torchrec.modules.fp_embedding_modules import FeatureProcessorDictWrapper
 
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.find import Collections, Table, of_type
 from torchrec_handler.tables.rows import DATA_TYPES, find_invalid
 
 logger = logging.getLogger(__name__)
 
-COLLECTIONS = frozenset({*DEFAULT_QUANT_MAPPING, FEATURE_PROCESSED_EBC_TYPE})
-"""Type names of the float collections that `quantize_inference_model` finds by itself."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class FloatTable:
-    """One table of a float embedding collection."""
-
-    key: TableKey
-    """The quantized collection takes the float one's place."""
-    parameter: str
-    """Its path in the predict module, which is its key in a checkpoint."""
-    owner: torch.nn.Module
-    """The module whose `weight` it is."""
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """[rows, D], floating point."""
-        weight = self.owner.weight
-        assert isinstance(weight, torch.Tensor)  # noqa: S101  narrows nn.Module's attribute
-        return weight
-
-
-def float_tables(module: torch.nn.Module, mapped: Collection[str] = ()) -> list[FloatTable]:
-    """Every table that `quantize` will quantize, in the module's order.
-
-    Collections are found by type name, as `quantize_inference_model` finds them, so that classes
-    that came out of a torch.package count too.
-
-    Args:
-        module: not sharded; collections that are quantized already are left out.
-        mapped: type names that are quantized beside TorchRec's collections, as
-            `Tables.quantization_mapping` has them.
-    """
-    return [
-        FloatTable(
-            key=TableKey(collection, path.rsplit(".", 1)[-1]),
-            parameter=f"{collection}.{path}.weight",
-            owner=owner,
-        )
-        for collection, found in _of_type(module, COLLECTIONS.union(mapped))
-        for path, owner in found.named_modules()
-        if _holds_table(path)
-    ]
-
-
-def to_meta(tables: list[FloatTable]) -> dict[TableKey, torch.Tensor]:
+def to_meta(tables: Iterable[Table]) -> dict[TableKey, torch.Tensor]:
     """Take the rows out of their modules.
 
     Returns:
@@ -86,13 +40,13 @@ def to_meta(tables: list[FloatTable]) -> dict[TableKey, torch.Tensor]:
     return taken
 
 
-def unpackable(tables: list[FloatTable], options: Tables) -> list[FloatTable]:
+def unpackable(tables: Iterable[Table], options: Tables) -> list[Table]:
     """The tables whose width their data type cannot pack, as 1 or 3."""
     return [table for table in tables if table.weight.shape[1] % _multiple(_wanted(table, options))]
 
 
 def widen(
-    tables: list[FloatTable],
+    tables: Iterable[Table],
     options: Tables,
     rows: Mapping[TableKey, torch.Tensor],
 ) -> dict[str, str]:
@@ -127,18 +81,18 @@ def widen(
 
 def quantize(
     module: torch.nn.Module,
-    tables: list[FloatTable],
+    collections: Collections,
     options: Tables,
     widened: Mapping[str, str],
 ) -> None:
-    """Swap the collections of `tables` for quantized ones without rows, in place.
+    """Swap float collections for quantized ones without rows, in place.
 
     A managed-collision module keeps its place and its remapping; the collection inside it is
     swapped. TorchRec's own quantized form of it is had through `quantization_mapping`.
 
     Args:
         module: not sharded.
-        tables: its `float_tables`.
+        collections: those of the module, found with `quantization_mapping`.
         options: as the user gave them.
         widened: table name -> data type, of those that are `unpackable`.
 
@@ -147,12 +101,13 @@ def quantize(
             quantized counterpart cannot be imported.
         FactoryError: TorchRec cannot quantize the module.
     """
+    tables = collections.float_tables
     _check(module, tables, options)
-    _check_own(module, options)
+    _check_own(collections)
     mapping = {name: _find_class(path) for name, path in options.quantization_mapping.items()}
     if not tables and not mapping:
         return
-    for _, found in _of_type(module, {FEATURE_PROCESSED_EBC_TYPE}):
+    for _, found in of_type(module, {FEATURE_PROCESSED_EBC_TYPE}):
         # One processor a feature: the quantized collection calls what it holds, which a
         # ModuleDict does not allow.
         if isinstance(found._feature_processors, torch.nn.ModuleDict):  # noqa: SLF001
@@ -177,7 +132,7 @@ def quantize(
         raise FactoryError(message) from error
 
 
-def _check(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -> None:
+def _check(module: torch.nn.Module, tables: Sequence[Table], options: Tables) -> None:
     known = {table.key.table for table in tables}
     if unknown := sorted(set(options.per_table) - known):
         message = (
@@ -186,24 +141,24 @@ def _check(module: torch.nn.Module, tables: list[FloatTable], options: Tables) -
         )
         raise OptionError(message)
     for name in options.quantization_mapping:
-        if not any(True for _ in _of_type(module, {name})):
+        if not any(True for _ in of_type(module, {name})):
             message = (
                 f"torchrec.tables.quantization_mapping: the model has no module of type {name}"
             )
             raise OptionError(message)
 
 
-def _check_own(module: torch.nn.Module, options: Tables) -> None:
+def _check_own(collections: Collections) -> None:
     """Refuse what a quantized collection, which has modules of its own, would leave out."""
-    for path, found in _of_type(module, COLLECTIONS.union(options.quantization_mapping)):
-        for inner, part in found.named_modules():
+    for one in collections.of_kind("float"):
+        owners = [(table.parameter.removesuffix(".weight"), table.owner) for table in one.tables]
+        for where, part in [(one.path, one.module), *owners]:
             said = None
-            if "forward" in vars(part) and (not inner or _holds_table(inner)):
+            if "forward" in vars(part):
                 said = "its forward was replaced on the instance"
-            elif _holds_table(inner) and (part._forward_hooks or part._forward_pre_hooks):  # noqa: SLF001
+            elif part is not one.module and (part._forward_hooks or part._forward_pre_hooks):  # noqa: SLF001
                 said = "it has hooks"
             if said:
-                where = ".".join(filter(None, (path, inner)))
                 message = (
                     f"{where}: {said}, which quantizing would lose; do it in a module around the "
                     "collection"
@@ -211,7 +166,7 @@ def _check_own(module: torch.nn.Module, options: Tables) -> None:
                 raise FactoryError(message)
 
 
-def _wanted(table: FloatTable, options: Tables) -> str:
+def _wanted(table: Table, options: Tables) -> str:
     return options.per_table.get(table.key.table, options.dtype)
 
 
@@ -233,21 +188,3 @@ def _find_class(path: str) -> type[torch.nn.Module]:
         )
         raise OptionError(message)
     return found
-
-
-def _of_type(
-    module: torch.nn.Module, typenames: Collection[str]
-) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Modules of these types by path, none that is inside another."""
-    inside: list[str] = []
-    for path, found in module.named_modules():
-        if any(path.startswith(prefix) for prefix in inside):
-            continue
-        if trim_torch_package_prefix_from_typename(torch.typename(found)) in typenames:
-            inside.append(f"{path}.")
-            yield path, found
-
-
-def _holds_table(path: str) -> bool:
-    parts = path.split(".")
-    return len(parts) > 1 and parts[-2] in {"embedding_bags", "embeddings"}

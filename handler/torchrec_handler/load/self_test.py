@@ -1,18 +1,13 @@
-"""Last step of loading: replay recorded samples, which warms the model up and checks it.
-
-Letters in shapes: B rows, F features, D width, N ids.
-"""
+"""Last step of loading: replay recorded samples, which warms the model up and checks it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from torchrec_handler.archive.samples import Sample
-from torchrec_handler.errors import PredictError, SelfTestError
-from torchrec_handler.load.gradients import call_observed
-from torchrec_handler.load.result import read_result
+from torchrec_handler.errors import SelfTestError
+from torchrec_handler.load.call import call_recorded, said
 from torchrec_handler.options import DenseDtype
 
 MOST_SWAPPED = 0.1
@@ -39,40 +34,6 @@ TOLERANCES: Mapping[DenseDtype, Tolerance] = {
 """By the least precise type that anything computes in, `Options.precision`."""
 
 
-def call(
-    module: torch.nn.Module,
-    qualname: str,
-    inputs: Mapping[str, torch.Tensor],
-    result_metadata: str,
-    device: torch.device,
-) -> dict[str, tuple[torch.Tensor, ...]]:
-    """Call a method with recorded inputs.
-
-    Returns:
-        Output name -> its tensors, on the CPU, half precision as float32.
-
-    Raises:
-        PredictError: the result is not what `result_metadata` promises. What the method itself
-            raises passes through.
-    """
-    placed = {name: value.to(device) for name, value in inputs.items()}
-    batch: dict[str, Any] = {
-        name: list(value.unbind(0)) if value.dim() == 3 else value for name, value in placed.items()
-    }
-    result = call_observed(module, qualname, batch)
-    return {
-        name: tuple(map(_plain, tensors))
-        for name, tensors in read_result(result, qualname, result_metadata).items()
-    }
-
-
-def said(error: Exception) -> str:
-    """What a call raised, as the rest of a sentence; a result of another form is named itself."""
-    return (
-        str(error) if isinstance(error, PredictError) else f"raised {type(error).__name__}: {error}"
-    )
-
-
 def self_test(
     module: torch.nn.Module,
     samples: Iterable[Sample],
@@ -96,7 +57,7 @@ def self_test(
     for sample in samples:
         where = f"self-test: {sample.qualname}, sample of {sample.rows} rows"
         try:
-            outputs = call(module, sample.qualname, sample.inputs, result_metadata, device)
+            outputs = call_recorded(module, sample.qualname, sample.inputs, result_metadata, device)
         except Exception as error:
             message = f"{where}: {said(error)}"
             raise SelfTestError(message) from error
@@ -181,8 +142,3 @@ def _compare_exact(where: str, received: torch.Tensor, expected: torch.Tensor) -
             "was built"
         )
         raise SelfTestError(message)
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    host = tensor.detach().cpu()
-    return host.float() if host.dtype in (torch.float16, torch.bfloat16) else host

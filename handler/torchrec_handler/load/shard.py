@@ -1,7 +1,6 @@
 """Fifth step of loading: lay the quantized tables over devices with TorchRec's planner."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -10,17 +9,17 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import shard_quant_model
 from torchrec.modules.embedding_configs import DataType, data_type_to_sparse_type
-from torchrec.quant.embedding_modules import FeatureProcessedEmbeddingBagCollection
 
+from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Sharding
+from torchrec_handler.tables.find import Collection, Collections
 from torchrec_handler.tables.modules import SHARDERS, compute_device_everywhere
 from torchrec_handler.tables.rows import DATA_TYPES, NAMES
 
 UNBOUNDED_BYTES = 2**50
 """Host memory given to the planner: tables are mapped from a file, so their size is no limit."""
 
-SHARDABLE = frozenset(sharder.module_type for sharder in SHARDERS)
 SHARDING_TYPES = ("table_wise", "row_wise")
 HOOKS = (
     "_forward_hooks",
@@ -33,7 +32,11 @@ HOOKS = (
 
 
 def shard(
-    module: torch.nn.Module, options: Sharding, plan: ShardingPlan | None, device: torch.device
+    module: torch.nn.Module,
+    collections: Collections,
+    options: Sharding,
+    plan: ShardingPlan | None,
+    device: torch.device,
 ) -> tuple[torch.nn.Module, ShardingPlan | None]:
     """Shard every quantized collection; a module that its factory sharded is taken as it is.
 
@@ -43,6 +46,7 @@ def shard(
 
     Args:
         module: with quantized collections.
+        collections: all of the module's.
         options: constraints for the planner.
         plan: a plan to follow instead of planning.
         device: where to serve; of several GPUs its kind only, a plan names them by rank.
@@ -55,8 +59,8 @@ def shard(
             be sharded as they want it.
         FactoryError: the factory sharded some collections and left others.
     """
-    collections = dict(_unsharded(module))
-    names = [name for tables in collections.values() for name in tables]
+    unsharded = collections.of_kind("quantized")
+    names = [table.key.table for one in unsharded for table in one.tables]
     if unknown := sorted(set(options.per_table) - set(names)):
         message = (
             f"torchrec.sharding.per_table: names {', '.join(unknown)}, "
@@ -65,24 +69,26 @@ def shard(
         raise OptionError(message)
     if not names:
         return module, None
-    if sharded := [path for path, found in module.named_modules() if _is_sharded(found)]:
+    if collections.is_sharded:
+        sharded, others = (
+            ", ".join(one.path for one in found)
+            for found in (collections.of_kind("sharded"), unsharded)
+        )
         message = (
-            f"the factory sharded {', '.join(sharded)}, but not {', '.join(collections)}; "
-            "let it shard all collections or none"
+            f"the factory sharded {sharded}, but not {others}; let it shard all collections or none"
         )
         raise FactoryError(message)
     if plan is None:
         types = {name: options.per_table.get(name, options.type) for name in names}
     else:
-        _check_plan(plan, collections, options, device)
+        _check_plan(plan, unsharded, options, device)
         types = {
             name: entry.sharding_type
             for found in plan.plan.values()
             for name, entry in found.items()
         }
-    _check_position_weighted(module, types)
-    _show_logical_shapes(module)
-    hooked = {path: module.get_submodule(path) for path in collections}
+    _check_position_weighted(unsharded, types)
+    _show_logical_shapes(unsharded)
     # TorchRec counts GPUs from 0; a worker may have another one for itself.
     is_one_of_many = options.world_size == 1 and bool(device.index)
     try:
@@ -100,8 +106,8 @@ def shard(
     except PlannerError as error:
         message = f"torchrec.sharding: TorchRec's planner finds no plan: {error}"
         raise OptionError(message) from error
-    for path, found in hooked.items():
-        _keep_hooks(found, result[0].get_submodule(path))
+    for one in unsharded:
+        _keep_hooks(one.module, result[0].get_submodule(one.path))
     return result
 
 
@@ -109,23 +115,6 @@ def _keep_hooks(old: torch.nn.Module, new: torch.nn.Module) -> None:
     """Let a collection's hooks be called around the one that takes its place."""
     for name in HOOKS:
         getattr(new, name).update(getattr(old, name))
-
-
-def _is_sharded(module: torch.nn.Module) -> bool:
-    return hasattr(module, "tbes_configs")
-
-
-def _unsharded(module: torch.nn.Module) -> Iterator[tuple[str, list[str]]]:
-    """Path -> table names of every collection to shard."""
-    for path, found in module.named_modules():
-        if type(found) in SHARDABLE:
-            yield path, [config.name for config in _configs(found)]
-
-
-def _configs(collection: Any) -> Any:
-    if hasattr(collection, "embedding_bag_configs"):
-        return collection.embedding_bag_configs()
-    return collection.embedding_configs()
 
 
 def _constraints(types: Mapping[str, str]) -> dict[str, ParameterConstraints]:
@@ -137,22 +126,19 @@ def _constraints(types: Mapping[str, str]) -> dict[str, ParameterConstraints]:
     }
 
 
-def _check_position_weighted(module: torch.nn.Module, types: Mapping[str, str]) -> None:
-    for found in module.modules():
-        if type(found) is not FeatureProcessedEmbeddingBagCollection:
-            continue
-        for config in _configs(found):
-            if types[config.name] == "row_wise":
-                message = (
-                    f"torchrec.sharding: table {config.name!r} is row_wise, expected table_wise: "
-                    "its ids are weighted by their position, which a shard of its rows cannot tell"
-                )
-                raise OptionError(message)
+def _check_position_weighted(collections: Sequence[Collection], types: Mapping[str, str]) -> None:
+    for table in (table for one in collections if one.is_processed for table in one.tables):
+        if types[table.key.table] == "row_wise":
+            message = (
+                f"torchrec.sharding: table {table.key.table!r} is row_wise, expected table_wise: "
+                "its ids are weighted by their position, which a shard of its rows cannot tell"
+            )
+            raise OptionError(message)
 
 
 def _check_plan(
     plan: object,
-    collections: Mapping[str, list[str]],
+    collections: Sequence[Collection],
     options: Sharding,
     device: torch.device,
 ) -> None:
@@ -160,13 +146,15 @@ def _check_plan(
     if not isinstance(plan, ShardingPlan):
         message = f"{where} holds {type(plan).__name__}, expected a ShardingPlan"
         raise OptionError(message)
-    wanted = {(path, name) for path, names in collections.items() for name in names}
+    wanted = {table.key for one in collections for table in one.tables}
     given = {
-        (path, name): entry for path, table in plan.plan.items() for name, entry in table.items()
+        TableKey(path, name): entry
+        for path, table in plan.plan.items()
+        for name, entry in table.items()
     }
     if given.keys() != wanted:
-        missing = ", ".join(sorted(f"{path}.{name}" for path, name in wanted - given.keys()))
-        unknown = ", ".join(sorted(f"{path}.{name}" for path, name in given.keys() - wanted))
+        missing = ", ".join(sorted(map(".".join, wanted - given.keys())))
+        unknown = ", ".join(sorted(map(".".join, given.keys() - wanted)))
         message = f"{where} lacks {missing or 'none'} and names {unknown or 'none'} in vain"
         raise OptionError(message)
     for (_, name), entry in given.items():
@@ -191,19 +179,15 @@ def _planned_dtype(data_type: DataType) -> torch.dtype:
     return DATA_TYPES[name].torch if name.startswith("float") else torch.uint8
 
 
-def _show_logical_shapes(module: torch.nn.Module) -> None:
+def _show_logical_shapes(collections: Sequence[Collection]) -> None:
     """Give the planner each table as [rows, width], which a buffer of encoded rows is not."""
-    for found in module.modules():
-        if type(found) not in SHARDABLE:
-            continue
-        tables: Any = getattr(found, "embedding_bags", None) or found.embeddings
-        for config in _configs(found):
-            # Row-wise sharding cuts by num_embeddings, whatever was pruned.
-            pruned = getattr(config, "num_embeddings_post_pruning", None)
-            config.num_embeddings = pruned or config.num_embeddings
-            tables[config.name].weight = torch.empty(
-                config.num_embeddings,
-                config.embedding_dim,
-                dtype=_planned_dtype(config.data_type),
-                device="meta",
-            )
+    for table in (table for one in collections for table in one.tables):
+        config = table.config
+        # Row-wise sharding cuts by num_embeddings, whatever was pruned.
+        config.num_embeddings = table.rows
+        table.owner.weight = torch.empty(
+            config.num_embeddings,
+            config.embedding_dim,
+            dtype=_planned_dtype(config.data_type),
+            device="meta",
+        )

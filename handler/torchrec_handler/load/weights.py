@@ -1,16 +1,12 @@
 """Dense weights: all of a checkpoint that is not a table, loaded by the model's own names."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 
 from torchrec_handler.errors import WeightsError
-from torchrec_handler.load.quantize import FloatTable, float_tables
-from torchrec_handler.tables.store import lookups
-
-TABLE_PARTS = frozenset({"embedding_bags", "embeddings", "tbes"})
-"""Children of embedding collections, float or quantized, that hold rows of tables."""
+from torchrec_handler.tables.find import Collections, Table
 
 
 def checkpoint_root(module: torch.nn.Module) -> tuple[str, torch.nn.Module]:
@@ -26,24 +22,21 @@ def checkpoint_root(module: torch.nn.Module) -> tuple[str, torch.nn.Module]:
     return "", module
 
 
-def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[str, torch.Tensor]:
+def dense_state(module: torch.nn.Module, collections: Collections) -> dict[str, torch.Tensor]:
     """The module's own dense weights: checkpoint name -> tensor, parameters and buffers.
 
     Args:
         module: the predict module.
-        mapped: type names that are quantized beside TorchRec's collections, see `float_tables`.
+        collections: those of the module.
 
     Raises:
         WeightsError: a module keeps something else in its state, which only a pickle could hold.
     """
     prefix, root = checkpoint_root(module)
-    collections = {table.key.collection for table in float_tables(module, mapped)}
-    collections |= {lookup.collection for lookup in lookups(module)}
-    roots = tuple(f"{collection}.".removeprefix(prefix) for collection in collections)
     dense = {
         name: value
         for name, value in root.state_dict().items()
-        if not (name.startswith(roots) and TABLE_PARTS & set(name.split(".")))
+        if not collections.hold_rows(f"{prefix}{name}")
     }
     if odd := [name for name, value in dense.items() if not isinstance(value, torch.Tensor)]:
         message = (
@@ -54,39 +47,39 @@ def dense_state(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[s
     return dense
 
 
-def table_names(module: torch.nn.Module, mapped: Collection[str] = ()) -> dict[str, FloatTable]:
+def table_names(module: torch.nn.Module, collections: Collections) -> dict[str, Table]:
     """Checkpoint name -> float table.
 
     Args:
         module: the predict module.
-        mapped: as in `dense_state`.
+        collections: those of the module.
     """
     prefix, _ = checkpoint_root(module)
-    return {table.parameter.removeprefix(prefix): table for table in float_tables(module, mapped)}
+    return {table.parameter.removeprefix(prefix): table for table in collections.float_tables}
 
 
 def load_dense(
     module: torch.nn.Module,
+    collections: Collections,
     dense: Mapping[str, torch.Tensor],
     device: torch.device,
-    mapped: Collection[str] = (),
 ) -> None:
     """Load dense weights in place, keeping each parameter's device and data type.
 
     Args:
         module: the predict module.
+        collections: those of the module.
         dense: checkpoint name -> tensor; no tables but those that the factory's transformations
             take out of their collections.
         device: where parameters that are on `meta` go.
-        mapped: as in `dense_state`.
 
     Raises:
         WeightsError: lists every missing, unexpected and wrongly shaped entry.
     """
-    own = dense_state(module, mapped)
+    own = dense_state(module, collections)
     own |= {
         name: table.weight.detach()
-        for name, table in table_names(module, mapped).items()
+        for name, table in table_names(module, collections).items()
         if name in dense
     }
     faults = [f"missing: {name}" for name in own if name not in dense]

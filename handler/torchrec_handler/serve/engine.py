@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
-from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import ONCE, Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 
 from torchrec_handler.errors import InvalidRequest
-from torchrec_handler.load.gradients import no_gradients
-from torchrec_handler.load.result import read_result
+from torchrec_handler.load.call import call_method, read_result, to_host
 from torchrec_handler.serve.batch import Inputs
 from torchrec_handler.serve.codecs.json_document import shortened
 
@@ -28,12 +27,7 @@ def predict(
         PredictError: the method's result is not what `result_metadata` promises. What the method
             itself raises passes through.
     """
-    with no_gradients(module):
-        result = getattr(module, qualname)(inputs)
-    return {
-        name: tuple(map(_host, tensors))
-        for name, tensors in read_result(result, qualname, result_metadata).items()
-    }
+    return read_result(call_method(module, qualname, inputs), qualname, result_metadata, _array)
 
 
 def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -> Any:
@@ -42,31 +36,25 @@ def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -
     Raises:
         InvalidRequest: the method has no such parameters, or needs others.
     """
-    method = getattr(module, qualname)
     try:
-        inspect.signature(method).bind(**arguments)
+        inspect.signature(getattr(module, qualname)).bind(**arguments)
     except TypeError as error:
         message = f"{qualname}: {shortened(str(error))}"
         raise InvalidRequest(message) from None
-    with no_gradients(module):
-        result = method(**arguments)
-    return _to_host(result)
+    return _arrays(call_method(module, qualname, **arguments))
 
 
-def _to_host(value: Any) -> Any:
-    """Tensors inside any structure as arrays; half precision as float32, which JSON can hold."""
+def _arrays(value: Any) -> Any:
+    """Tensors inside any structure as arrays."""
     if isinstance(value, torch.Tensor):
-        return _host(value)
+        return _array(value)
     if isinstance(value, Mapping):
-        return {str(key): _to_host(part) for key, part in value.items()}
+        return {str(key): _arrays(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_host(part) for part in value]
+        return [_arrays(part) for part in value]
     return value
 
 
-def _host(tensor: torch.Tensor) -> HostArray:
+def _array(tensor: torch.Tensor) -> HostArray:
     """With one axis at least: a model that squeezes gives one row no axis."""
-    host = tensor.detach().cpu()
-    if host.dtype in (torch.float16, torch.bfloat16):
-        host = host.float()
-    return np.ascontiguousarray(host.numpy())
+    return np.ascontiguousarray(to_host(tensor).numpy())

@@ -4,14 +4,16 @@ A row that its data type cannot hold would be looked up as another one.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from fbgemm_gpu.split_embedding_configs import SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_inference import rounded_row_size_in_bytes
 
-from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES
+from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableKey
 from torchrec_handler.errors import WeightsError
+from torchrec_handler.tables.find import Collections, Lookup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +145,36 @@ def decode_rows(encoded: torch.Tensor, dtype: str) -> torch.Tensor:
         torch.roll(encoded, -SCALE_BIAS_BYTES, dims=1), ROW_BITS[dtype]
     )
     return rows
+
+
+def quantized_rows(collections: Collections) -> dict[TableKey, torch.Tensor]:
+    """The rows that a factory quantized itself.
+
+    Args:
+        collections: quantized, not sharded.
+
+    Returns:
+        Encoded rows, [rows, row_bytes] uint8, views. Lookups that have no rows yet are left out.
+    """
+    return {
+        TableKey(lookup.collection, name): rows
+        for lookup in collections.lookups
+        for name, _, rows in encoded_rows(lookup)
+    }
+
+
+def encoded_rows(lookup: Lookup) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """The rows that a lookup has already: table name, data type, [rows, row_bytes] uint8.
+
+    Of rows that are padded for another alignment, without the padding.
+    """
+    operator = lookup.operator
+    if not operator.weight_initialized or operator.weights_host.is_meta:
+        return
+    weights = operator.split_embedding_weights(split_scale_shifts=False)
+    for spec, (rows, _) in zip(operator.embedding_specs, weights, strict=True):
+        name, _, width, sparse_type, _ = spec
+        row_bytes = rounded_row_size_in_bytes(
+            width, sparse_type, 1, operator.scale_bias_size_in_bytes
+        )
+        yield name, NAMES[sparse_type], rows[:, :row_bytes].cpu()

@@ -9,34 +9,23 @@ reads any table at any offset of a buffer, so one buffer serves every plan.
 import mmap
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
-    IntNBitTableBatchedEmbeddingBagsCodegen,
     rounded_row_size_in_bytes,
 )
 
 from torchrec_handler.archive.format import TableEntry, TableKey, align
 from torchrec_handler.errors import WeightsError
+from torchrec_handler.tables.find import Collections
 from torchrec_handler.tables.rows import NAMES, check_kind, encode_rows, find_invalid
 
 KEPT_SHARE = 0.75
 """How much of a machine's memory tables may take and still stay there as a whole."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lookup:
-    """One FBGEMM operator of a quantized or sharded collection."""
-
-    collection: str
-    """Path of the collection in the predict module."""
-    operator: IntNBitTableBatchedEmbeddingBagsCodegen
-    first_rows: tuple[int, ...]
-    """Per table of the operator, which row of the whole table its shard starts at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,31 +104,11 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def lookups(module: torch.nn.Module) -> Iterator[Lookup]:
-    """The lookups of every quantized collection, sharded or not."""
-    for path, found in module.named_modules():
-        if hasattr(found, "tbes_configs"):
-            for operator, group in found.tbes_configs().items():
-                shards = [table.local_metadata for table in group.embedding_tables]
-                first_rows = tuple(shard.shard_offsets[0] if shard else 0 for shard in shards)
-                yield Lookup(collection=path, operator=operator, first_rows=first_rows)
-        elif isinstance(emb_modules := getattr(found, "_emb_modules", None), list):
-            for operator in emb_modules:
-                if isinstance(operator, IntNBitTableBatchedEmbeddingBagsCodegen):
-                    first_rows = (0,) * len(operator.embedding_specs)
-                    yield Lookup(collection=path, operator=operator, first_rows=first_rows)
-
-
-def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether the module holds a collection that is sharded already."""
-    return any(hasattr(found, "tbes_configs") for found in module.modules())
-
-
-def layout(module: torch.nn.Module) -> list[TableEntry]:
-    """Lay out the tables of a quantized, not yet sharded module, one block behind another."""
+def layout(collections: Collections) -> list[TableEntry]:
+    """Lay out the tables of quantized, not yet sharded collections, one block behind another."""
     entries: list[TableEntry] = []
     offset = 0
-    for lookup in lookups(module):
+    for lookup in collections.lookups:
         for name, rows, width, sparse_type, _ in lookup.operator.embedding_specs:
             row_bytes = rounded_row_size_in_bytes(
                 width, sparse_type, 1, lookup.operator.scale_bias_size_in_bytes
@@ -156,39 +125,6 @@ def layout(module: torch.nn.Module) -> list[TableEntry]:
             entries.append(entry)
             offset = align(offset + entry.nbytes)
     return entries
-
-
-def quantized_rows(module: torch.nn.Module) -> dict[TableKey, torch.Tensor]:
-    """The rows that a factory quantized itself.
-
-    Args:
-        module: quantized, not sharded.
-
-    Returns:
-        Encoded rows, [rows, row_bytes] uint8, views. Lookups that have no rows yet are left out.
-    """
-    return {
-        TableKey(lookup.collection, name): rows
-        for lookup in lookups(module)
-        for name, _, rows in encoded_rows(lookup)
-    }
-
-
-def encoded_rows(lookup: Lookup) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """The rows that a lookup has already: table name, data type, [rows, row_bytes] uint8.
-
-    Of rows that are padded for another alignment, without the padding.
-    """
-    operator = lookup.operator
-    if not operator.weight_initialized or operator.weights_host.is_meta:
-        return
-    weights = operator.split_embedding_weights(split_scale_shifts=False)
-    for spec, (rows, _) in zip(operator.embedding_specs, weights, strict=True):
-        name, _, width, sparse_type, _ = spec
-        row_bytes = rounded_row_size_in_bytes(
-            width, sparse_type, 1, operator.scale_bias_size_in_bytes
-        )
-        yield name, NAMES[sparse_type], rows[:, :row_bytes].cpu()
 
 
 def _by_key(entries: Sequence[TableEntry]) -> dict[TableKey, TableEntry]:

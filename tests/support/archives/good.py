@@ -18,7 +18,8 @@ from tests.support.factories.ranking import (
     seeded,
 )
 from torchrec_archiver import build_archive
-from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.loader import load
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import read_options
 
 CPU = torch.device("cpu")

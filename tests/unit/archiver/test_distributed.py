@@ -15,6 +15,7 @@ from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_archiver.fit import fit
 from torchrec_handler.errors import BuildError
 from torchrec_handler.ranks import init_process_group
+from torchrec_handler.tables.find import find_collections
 
 
 class Harmful:
@@ -41,7 +42,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> None:
-    fit(read_checkpoint(folder, folder.parent / "scratch"), DmpPredictModule(build("meta"), "cpu"))
+    module = DmpPredictModule(build("meta"), "cpu")
+    fit(read_checkpoint(folder, folder.parent / "scratch"), module, find_collections(module))
 
 
 def test_the_model_is_found_among_an_application_s_entries(

@@ -18,9 +18,10 @@ from tests.support.factories.packaged import QuantizedPredictFactory
 from tests.support.factories.ranking import RankingPredictModule, seeded
 from torchrec_archiver.checkpoint.entries import Checkpoint
 from torchrec_archiver.checkpoint.read import read_checkpoint
-from torchrec_archiver.fit import fit
+from torchrec_archiver.fit import Weights, fit
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.weights import load_dense
+from torchrec_handler.tables.find import find_collections
 
 TABLES = {
     ("_module.sparse", "t_user"),
@@ -29,6 +30,10 @@ TABLES = {
     ("_module.weighted", "t_tags"),
     ("_module.weighted", "t_clicks"),
 }
+
+
+def fit_all(checkpoint: Checkpoint, module: torch.nn.Module) -> Weights:
+    return fit(checkpoint, module, find_collections(module))
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -50,7 +55,7 @@ def error_of(call: Callable[[], object]) -> str:
 def test_every_weight_goes_where_it_belongs(module: torch.nn.Module) -> None:
     """With and without a PredictModule around the trained model."""
     checkpoint = state()
-    weights = fit(held(checkpoint), module)
+    weights = fit_all(held(checkpoint), module)
     assert sorted(weights.dense) == ["over.0.bias", "over.0.weight", "over.2.bias", "over.2.weight"]
     assert {name for _, name in weights.rows} == {name for _, name in TABLES}
     for (collection, name), rows in weights.rows.items():
@@ -60,7 +65,7 @@ def test_every_weight_goes_where_it_belongs(module: torch.nn.Module) -> None:
 
 def test_a_module_that_its_factory_quantized_takes_float_rows() -> None:
     module = QuantizedPredictFactory().create_predict_module()
-    weights = fit(held(state()), module)
+    weights = fit_all(held(state()), module)
     assert weights.rows.keys() == TABLES
     assert len(weights.dense) == 4
 
@@ -124,7 +129,7 @@ def test_every_fault_is_listed_at_once(
     checkpoint = state()
     change(checkpoint)
     module = RankingPredictModule(seeded("meta"), "cpu")
-    said = error_of(lambda: fit(held(checkpoint), module))
+    said = error_of(lambda: fit_all(held(checkpoint), module))
     assert said.splitlines() == [
         "weights: the checkpoint does not fit the predict module",
         *(f"  {fault}" for fault in faults),
@@ -136,11 +141,11 @@ def test_what_was_taken_and_left_is_said(caplog: pytest.LogCaptureFixture) -> No
     module = RankingPredictModule(seeded("meta"), "cpu")
     optimizer = {"state": {0: {"step": torch.zeros(1), "exp_avg": torch.zeros(1)}}}
     with caplog.at_level("INFO", "torchrec_archiver"):
-        fit(held(state()), module)
+        fit_all(held(state()), module)
         assert caplog.messages == []
         job = {"model": state(), "optimizer": optimizer, "epoch": 3, "best": torch.zeros(1)}
-        fit(held(job), module)
-        fit(
+        fit_all(held(job), module)
+        fit_all(
             held({name.replace("over.", "over._orig_mod."): v for name, v in state().items()}),
             module,
         )
@@ -161,7 +166,7 @@ class Wrapped(torch.nn.Module):
 def test_a_prefix_that_the_checkpoint_lacks_is_said(caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = state()
     with caplog.at_level("INFO", "torchrec_archiver"):
-        weights = fit(held({"state_dict": checkpoint}), Wrapped())
+        weights = fit_all(held({"state_dict": checkpoint}), Wrapped())
     assert torch.equal(weights.dense["net.over.0.bias"], checkpoint["over.0.bias"])
     assert caplog.messages == [
         (
@@ -185,7 +190,7 @@ class Tied(torch.nn.Module):
 def test_tied_weights_may_be_there_once(names: list[str]) -> None:
     """As safetensors' `save_model` keeps them."""
     value = torch.rand(3, 3)
-    weights = fit(held({f"{name}.weight": value for name in names}), Tied())
+    weights = fit_all(held({f"{name}.weight": value for name in names}), Tied())
     assert torch.equal(weights.dense["encode.weight"], value)
     assert torch.equal(weights.dense["decode.weight"], value)
 
@@ -224,7 +229,7 @@ def test_what_only_training_needs_of_managed_collision_is_left(
     collision._hash_zch_identities.data = torch.arange(16).unsqueeze(1) + 2**62
     served = hashed(train=False).eval()
     with caplog.at_level("INFO", "torchrec_archiver"):
-        weights = fit(held({"model": trained.state_dict()}), served)
+        weights = fit_all(held({"model": trained.state_dict()}), served)
     left = "model._managed_collision_collection._managed_collision_modules.t."
     assert caplog.messages[-1:] == [
         (
@@ -232,7 +237,7 @@ def test_what_only_training_needs_of_managed_collision_is_left(
             f"{left}_hash_zch_metadata"
         )
     ]
-    load_dense(served, weights.dense, torch.device("cpu"))
+    load_dense(served, find_collections(served), weights.dense, torch.device("cpu"))
     loaded = served._managed_collision_collection._managed_collision_modules["t"]
     assert torch.equal(loaded._hash_zch_identities, collision._hash_zch_identities)
 
@@ -240,17 +245,17 @@ def test_what_only_training_needs_of_managed_collision_is_left(
 def test_what_an_older_checkpoint_lacks_of_managed_collision_is_the_module_s_own() -> None:
     trained = hashed(train=False, persist_hash_zch_bucket=False)
     served = hashed(train=True)
-    weights = fit(held(trained.state_dict()), served)
+    weights = fit_all(held(trained.state_dict()), served)
     buckets = "_managed_collision_collection._managed_collision_modules.t._hash_zch_bucket"
     assert weights.dense[buckets].tolist() == [[2]]
-    load_dense(served, weights.dense, torch.device("cpu"))
+    load_dense(served, find_collections(served), weights.dense, torch.device("cpu"))
 
 
 def test_another_number_of_buckets_is_refused() -> None:
     """Ids would be looked for in other rows, without a word."""
     checkpoint = hashed(train=True, buckets=4).state_dict()
     name = "_managed_collision_collection._managed_collision_modules.t._hash_zch_bucket"
-    assert error_of(lambda: fit(held(checkpoint), hashed(train=False))) == (
+    assert error_of(lambda: fit_all(held(checkpoint), hashed(train=False))) == (
         f"weights: {name}: the checkpoint was trained with total_num_buckets=[[4]], the predict "
         "module has [[2]]; ids would be looked for where they are not"
     )
@@ -258,6 +263,6 @@ def test_another_number_of_buckets_is_refused() -> None:
 
 def test_weights_that_have_no_values_are_refused() -> None:
     checkpoint = {**state(), "over.0.bias": torch.zeros(16, device="meta")}
-    assert error_of(lambda: fit(held(checkpoint), seeded("meta"))) == (
+    assert error_of(lambda: fit_all(held(checkpoint), seeded("meta"))) == (
         "weights: over.0.bias were saved from the meta device, without values"
     )

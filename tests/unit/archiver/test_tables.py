@@ -12,8 +12,9 @@ from torchrec_archiver import tables
 from torchrec_archiver.tables import check_sharded, write_tables
 from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, TableKey, align
 from torchrec_handler.errors import BuildError, WeightsError
+from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.rows import decode_rows, encode_rows
-from torchrec_handler.tables.store import TableStore, lookups
+from torchrec_handler.tables.store import TableStore
 
 WIDTH = 16
 Rows = dict[TableKey, torch.Tensor]
@@ -204,19 +205,21 @@ def test_rows_that_the_factory_encoded_are_checked_too(tmp_path: Path, dtype: st
 
 
 def test_rows_that_the_factory_sharded_are_checked_too() -> None:
-    module = ShardedFactory().create_predict_module()
-    check_sharded(module, [])
-    at = [(found, spec[0]) for found in lookups(module) for spec in found.operator.embedding_specs]
+    collections = find_collections(ShardedFactory().create_predict_module())
+    check_sharded(collections, [])
+    at = [
+        (found, spec[0]) for found in collections.lookups for spec in found.operator.embedding_specs
+    ]
     (lookup, name), *_ = at
     scale_and_bias = lookup.operator.split_embedding_weights(split_scale_shifts=False)[0][0]
     scale_and_bias[7, :4] = 0xFF  # NaN
     with pytest.raises(BuildError) as caught:
-        check_sharded(module, [])
+        check_sharded(collections, [])
     assert str(caught.value) == (
         f"table {name!r}, int8: row {lookup.first_rows[0] + 7} holds nan, expected finite numbers; "
         f"--allow-invalid-rows {name} takes the table as it is"
     )
-    check_sharded(module, [name])
+    check_sharded(collections, [name])
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])

@@ -16,7 +16,8 @@ from torchrec_archiver.checkpoint import read as checkpoint
 from torchrec_archiver.checkpoint.entries import Checkpoint, from_tensors
 from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.loader import load
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 
 CPU = torch.device("cpu")

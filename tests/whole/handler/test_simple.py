@@ -20,7 +20,8 @@ from torchrec_archiver import DefaultPackager, build_archive
 from torchrec_handler.archive.format import PACKAGE
 from torchrec_handler.errors import BuildError, FactoryError
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.loader import load
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest

@@ -19,9 +19,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
+from torchrec_handler.load.call import call_observed
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
-from torchrec_handler.load.gradients import call_observed
-from torchrec_handler.load.signature.reach import Collections, Tags, watching
+from torchrec_handler.load.signature.reach import Tags, watching
+from torchrec_handler.tables.find import Collections
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def _observe_or_guess(
     if failure is None or len(unknown) != 1:
         return result, failure
     (facts,) = unknown
-    facts.num_features = number = len(collections.rows)
+    facts.num_features = number = len(collections.ids_below)
     guessed, fault = _observe(batching, module, known, device)
     if fault is None and facts.num_features == number == len(facts.keys):
         return guessed, None
@@ -319,7 +320,7 @@ def _input(name: str, kind: str, facts: _Facts, collections: Collections) -> Inp
     positions = range(facts.num_features or 0)
     keys = [facts.keys.get(position, list(facts.features[position:][:1])) for position in positions]
     features = facts.features or (tuple(found[0] for found in keys) if all(keys) else ())
-    rows = tuple(_least(collections.rows, found) for found in keys)
+    rows = tuple(_least(collections.ids_below, found) for found in keys)
     longest = tuple(_least(collections.longest, found) for found in keys)
     is_sparse = "sparse" in kind
     return InputSignature(
@@ -353,7 +354,7 @@ def _with_reach(  # noqa: PLR0913, PLR0917  all that is known
     batching = output.batching
     changes_ids = False
     tags = Tags.of(inputs, collections)
-    if tags and collections.can_be_watched(module, device):
+    if tags and device.type == "cpu" and collections.hold_all_lookups(module):
         sample = _sample(batching, known, device)
         for name, values in tags.values.items():
             sample[f"{name}.values"] = values.to(sample[f"{name}.values"])  # type: ignore[arg-type]

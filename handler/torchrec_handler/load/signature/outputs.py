@@ -15,8 +15,9 @@ import torch
 
 from torchrec_handler.archive.format import OutputSplit, Signature
 from torchrec_handler.archive.samples import Sample
+from torchrec_handler.load.call import call_recorded, said
 from torchrec_handler.load.factory import FactoryOutput
-from torchrec_handler.load.self_test import TOLERANCES, call, said
+from torchrec_handler.load.self_test import TOLERANCES
 from torchrec_handler.load.signature.counts import (
     CannotCutError,
     IsPaddedError,
@@ -224,7 +225,7 @@ def _see(  # noqa: PLR0913, PLR0917
     rows: int,
     inputs: Inputs,
 ) -> Seen:
-    given = call(module, qualname, inputs, output.result_metadata, device)
+    given = call_recorded(module, qualname, inputs, output.result_metadata, device)
     return see(signature, inputs, rows, given)
 
 
@@ -238,7 +239,7 @@ def _missing_input(
     """What a method raises that reads an input which is not there: that shows on any batch."""
     inputs = draw_inputs(signature.inputs, 1, STYLES[-1], np.random.default_rng(0))
     try:
-        call(module, qualname, inputs, output.result_metadata, device)
+        call_recorded(module, qualname, inputs, output.result_metadata, device)
     except KeyError as error:
         (key,) = error.args or (None,)
         return said(error) if isinstance(key, str) and key not in inputs else None

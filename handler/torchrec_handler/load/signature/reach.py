@@ -11,141 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torchrec.quant.embedding_modules import (
-    MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT,
-)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive.format import InputSignature, Signature
-from torchrec_handler.errors import FactoryError, InvalidRequest
+from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.tables.find import MOST_ROWS, Collections
 
-MOST_ROWS = 2**31 - 1
-"""Of a table: FBGEMM and the requests' formats count them in 32 bits."""
 LEAST_TAG = 1_000_003
 """No hash of a small table leaves such an id as it is."""
-PROCESSORS = ("_feature_processors", "feature_processor", "feature_processors_per_rank")
-"""What collections have that give each id a weight of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collections:
-    """A module's embedding collections, as they were before sharding."""
-
-    of_path: Mapping[str, Mapping[str, int]]
-    """Path of a collection -> feature -> rows of its table; of the smallest one if it has several.
-    Managed collision finds a row for any id, so collections behind it are not here."""
-    longest: Mapping[str, int]
-    """Feature -> how many ids of a list have a weight for their position."""
-    weighted: frozenset[str] = frozenset()
-    """Paths of those that read weights, or make their own."""
-
-    @property
-    def rows(self) -> dict[str, int]:
-        """Feature name -> rows of the smallest table that it is looked up in."""
-        least: dict[str, int] = {}
-        for features in self.of_path.values():
-            for feature, rows in features.items():
-                least[feature] = min(rows, least.get(feature, rows))
-        return least
-
-    @property
-    def largest(self) -> dict[str, int]:
-        """Feature name -> rows of the largest table that it is looked up in."""
-        most: dict[str, int] = {}
-        for features in self.of_path.values():
-            for feature, rows in features.items():
-                most[feature] = max(rows, most.get(feature, rows))
-        return most
-
-    def beside(self, others: "Collections") -> "Collections":
-        """Add collections that are no longer modules of their own."""
-        return Collections(
-            of_path={**others.of_path, **self.of_path},
-            longest={**others.longest, **self.longest},
-            weighted=self.weighted | others.weighted,
-        )
-
-    def can_be_watched(self, module: torch.nn.Module, device: torch.device) -> bool:
-        """Whether ids behind all tables do no harm: all lookups are in collections, on the CPU."""
-        paths = tuple(self.of_path) + tuple(
-            path
-            for path, found in module.named_modules()
-            if hasattr(found, "_managed_collision_collection")
-        )
-        return device.type == "cpu" and not any(
-            isinstance(found, torch.jit.ScriptModule)
-            or (
-                type(found).__module__.startswith("fbgemm_gpu")
-                and not any(path.startswith(f"{outer}.") for outer in paths)
-            )
-            for path, found in module.named_modules()
-        )
-
-    def present(self, module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-        """Path -> collection; a part that sharding took away is found where its whole is."""
-        seen = set()
-        modules = dict(module.named_modules())
-        for path in self.of_path:
-            while path not in modules:
-                path = path.rpartition(".")[0]  # noqa: PLW2901  its whole
-            outer = any(path.startswith(f"{other}.") for other in self.of_path)
-            if path not in seen and not outer:
-                seen.add(path)
-                yield path, modules[path]
-
-
-def find_collections(module: torch.nn.Module) -> Collections:
-    """See what a module looks up; must see it before sharding.
-
-    Raises:
-        FactoryError: a table has more rows than ids of 32 bits can tell.
-    """
-    of_path: dict[str, dict[str, int]] = {}
-    longest: dict[str, int] = {}
-    weighted: set[str] = set()
-    managed: list[str] = []
-    pruned: dict[str, int] = {}
-    for path, found in module.named_modules():
-        _add_longest(longest, path, found)
-        if hasattr(found, "_managed_collision_collection"):
-            managed.append(path)
-        if _reads_weights(found):
-            weighted.add(path)
-        # On a position-weighted collection it is set outside, the configs are inside.
-        pruned |= getattr(found, MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT, {})
-        configs = getattr(found, "embedding_bag_configs", None) or getattr(
-            found, "embedding_configs", None
-        )
-        features: dict[str, int] = {}
-        for config in configs() if callable(configs) else ():
-            if config.num_embeddings > MOST_ROWS:
-                message = (
-                    f"table {config.name!r}: has {config.num_embeddings} rows, expected at most "
-                    f"{MOST_ROWS}: lookups count rows in 32 bits; split the table"
-                )
-                raise FactoryError(message)
-            left = getattr(config, "num_embeddings_post_pruning", None) or config.num_embeddings
-            for feature in config.feature_names:
-                least = min(left, pruned.get(config.name, left))
-                features[feature] = min(features.get(feature, least), least)
-        if features and not any(path == outer or path.startswith(f"{outer}.") for outer in managed):
-            of_path[path] = features
-    return Collections(of_path=of_path, longest=longest, weighted=frozenset(weighted))
-
-
-def _reads_weights(found: Any) -> bool:
-    is_weighted = getattr(found, "is_weighted", False)
-    is_weighted = is_weighted() if callable(is_weighted) else is_weighted
-    return bool(is_weighted) or any(hasattr(found, name) for name in PROCESSORS)
-
-
-def _add_longest(longest: dict[str, int], path: str, found: Any) -> None:
-    of_features = getattr(found, "max_feature_lengths", None)
-    weight = getattr(found, "position_weight", None)
-    if isinstance(of_features, Mapping):
-        longest.update(of_features)
-    elif isinstance(weight, torch.Tensor):
-        longest[path.rpartition(".")[2]] = weight.numel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +33,7 @@ class Tags:
     @classmethod
     def of(cls, inputs: Sequence[InputSignature], collections: Collections) -> "Tags | None":
         """Make them; None where there is nothing to tell or no room behind the tables."""
-        next_tag = max([LEAST_TAG, *collections.rows.values()])
+        next_tag = max([LEAST_TAG, *collections.ids_below.values()])
         values: dict[str, torch.Tensor] = {}
         places: dict[int, tuple[str, int]] = {}
         for entry in inputs:
@@ -185,7 +58,8 @@ class Reached:
 
     def note(self, path: str, given: KeyedJaggedTensor) -> None:
         """Keep what a collection is given."""
-        if given.weights_or_none() is not None and path not in self.collections.weighted:
+        known = self.collections.by_path.get(path)
+        if given.weights_or_none() is not None and not (known and known.is_weighted):
             self.weighted[path] = list(given.keys())
         if self.tags is not None:
             ends = torch.tensor(given.length_per_key()).cumsum(0).tolist()
@@ -218,8 +92,8 @@ class Reached:
         """
         least: dict[tuple[str, int], int] = {}
         for (path, key), ids in self.ids.items():
-            rows = self.collections.of_path.get(path, self.collections.rows).get(key)
-            rows = self.collections.rows.get(key) if rows is None else rows
+            anywhere = self.collections.ids_below.get(key)
+            rows = self.collections.limited.get(path, {}).get(key, anywhere)
             for place in (tags.places[tag] for tag in ids if tag in tags.places):
                 if rows is not None:
                     least[place] = min(rows, least.get(place, rows))
@@ -255,7 +129,7 @@ def watching(
         return hook
 
     with ExitStack() as stack:
-        for path, found in collections.present(module):
+        for path, found in collections.limited_in(module):
             if not isinstance(found, torch.jit.ScriptModule):
                 handle = found.register_forward_pre_hook(watch(path), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -292,8 +166,8 @@ def guard(module: torch.nn.Module, collections: Collections) -> None:
 
         return hook
 
-    for path, found in collections.present(module):
-        features = collections.of_path.get(path) or collections.rows
+    for path, found in collections.limited_in(module):
+        features = collections.limited.get(path, collections.ids_below)
         if not isinstance(found, torch.jit.ScriptModule):
             found.register_forward_pre_hook(check(features), with_kwargs=True)
 

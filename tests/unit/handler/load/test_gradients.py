@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from torchrec_handler.load.gradients import call_observed, look_for_scripts, no_gradients
+from torchrec_handler.load.call import call_observed, look_for_scripts, no_gradients
 
 SCRIPTS = "ignore:`torch.jit.script:"
 X = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])

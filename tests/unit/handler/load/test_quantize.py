@@ -28,10 +28,10 @@ from tests.support.factories.kinds_sequence import ManagedSequenceFactory, Seque
 from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from tests.support.kinds import assert_equal, prepare, random_batch, stored
 from torchrec_handler.errors import FactoryError, OptionError
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import quantize, to_meta
 from torchrec_handler.options import Tables
+from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.rows import DATA_TYPES
-from torchrec_handler.tables.store import lookups
 
 OWN_TYPE = "tests.support.factories.kinds_own.OwnCollection"
 QUANTIZED = "torchrec.quant.embedding_modules"
@@ -49,13 +49,13 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def refused(module: torch.nn.Module, **options: Any) -> str:
     tables = Tables(**options)
     with pytest.raises(OptionError) as caught:
-        quantize(module, float_tables(module), tables, {})
+        quantize(module, find_collections(module), tables, {})
     return str(caught.value)
 
 
 def test_tables_are_found_by_their_place_in_a_checkpoint() -> None:
     module = TwoTowerFactory().create_predict_module()
-    tables = float_tables(module)
+    tables = find_collections(module).float_tables
     assert [(*table.key, table.parameter) for table in tables] == [
         (
             f"_module.{tower}.collection",
@@ -86,20 +86,20 @@ def test_a_collection_is_what_is_swapped_as_a_whole(
 ) -> None:
     """A position-weighted one with its processors; of a managed one, what is inside."""
     module = kind().create_predict_module()
-    assert {table.key.collection for table in float_tables(module)} == {collection}
+    assert {table.key.collection for table in find_collections(module).float_tables} == {collection}
     prepared = prepare(module)
-    assert {lookup.collection for lookup in lookups(prepared)} == {collection}
+    assert {lookup.collection for lookup in find_collections(prepared).lookups} == {collection}
 
 
 def test_rows_are_set_aside_and_none_is_held_twice() -> None:
     module = SumFactory().create_predict_module()
     expected = {name: value.clone() for name, value in module.predict_module.state_dict().items()}
-    rows = to_meta(float_tables(module))
+    rows = to_meta(find_collections(module).float_tables)
     assert list(rows) == [("_module.collection", "t_user"), ("_module.collection", "t_movie")]
     for (_, name), own in rows.items():
         assert torch.equal(own, expected[f"collection.embedding_bags.{name}.weight"])
-    assert all(table.weight.is_meta for table in float_tables(module))
-    assert to_meta(float_tables(module)) == {}
+    assert all(table.weight.is_meta for table in find_collections(module).float_tables)
+    assert to_meta(find_collections(module).float_tables) == {}
 
 
 @pytest.mark.parametrize("dtype", list(DATA_TYPES))
@@ -257,7 +257,7 @@ def test_what_torchrec_cannot_quantize_is_the_factorys_error() -> None:
     module = PositionWeightedFactory().collection(torch.device("cpu"))
     assert isinstance(module, FeatureProcessedEmbeddingBagCollection)
     with pytest.raises(FactoryError) as caught:
-        quantize(module, float_tables(module), Tables(), {})
+        quantize(module, find_collections(module), Tables(), {})
     assert str(caught.value) == (
         "quantize_inference_model raised ValueError: not enough values to unpack (expected 2, "
         "got 1)"
@@ -315,7 +315,11 @@ def test_a_pruned_position_weighted_table_keeps_its_first_rows() -> None:
     expected = PositionWeightedFactory().create_predict_module()
     set_pruning_data(module, {"t_movie": 7}, [FeatureProcessedEmbeddingBagCollection])
     prepared = prepare(module, tables={"dtype": "float32"})
-    specs = [spec for found in lookups(prepared) for spec in found.operator.embedding_specs]
+    specs = [
+        spec
+        for found in find_collections(prepared).lookups
+        for spec in found.operator.embedding_specs
+    ]
     assert [spec[:2] for spec in specs] == [("t_user", 50), ("t_movie", 7)]
     inputs = {
         "id_list_features.lengths": torch.tensor([2, 1], dtype=torch.int32),

@@ -17,7 +17,8 @@ from torchrec_handler.archive.format import Signature
 from torchrec_handler.errors import FactoryError, InvalidRequest
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.signature.inputs import observe_signature
-from torchrec_handler.load.signature.reach import find_collections, guard, lets_rows_pass
+from torchrec_handler.load.signature.reach import guard, lets_rows_pass
+from torchrec_handler.tables.find import find_collections
 
 CPU = torch.device("cpu")
 ROWS = 8

@@ -21,7 +21,6 @@ from tests.support.factories.kinds_pooled import (
 )
 from tests.support.factories.kinds_sequence import SequenceFactory
 from tests.support.kinds import (
-    CPU,
     KINDS,
     assert_close,
     assert_equal,
@@ -29,14 +28,14 @@ from tests.support.kinds import (
     prepare,
     quantized,
     random_batch,
+    shard_all,
     torchrec_quantized,
 )
 from torchrec_handler.errors import OptionError
-from torchrec_handler.load.quantize import float_tables, quantize
-from torchrec_handler.load.shard import shard
+from torchrec_handler.load.quantize import quantize
 from torchrec_handler.options import Options, Sharding, Tables
+from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.rows import DATA_TYPES
-from torchrec_handler.tables.store import lookups
 
 # TorchRec's own quantized form of these reads its inputs, or gives its values, in an order that
 # is not the float model's; the other kind has the same weights and does not depend on it.
@@ -135,42 +134,44 @@ def test_a_pruned_table_shards_row_wise_by_the_rows_it_keeps() -> None:
 def test_no_table_is_allocated_on_the_cpu() -> None:
     """A table of 2 TiB shards in an instant: its rows are mapped afterwards."""
     config = EmbeddingBagConfig(
-        name="t", num_embeddings=2**35, embedding_dim=64, feature_names=["f"]
+        name="t", num_embeddings=2**31 - 1, embedding_dim=1024, feature_names=["f"]
     )
     module = PredictModule(
         torch.nn.ModuleList([EmbeddingBagCollection(tables=[config], device=torch.device("meta"))])
     )
-    quantize(module, float_tables(module), Tables(), {})
-    sharded, _ = shard(module, Sharding(world_size=2, type="row_wise"), None, CPU)
-    assert [lookup.operator.weights_host.is_meta for lookup in lookups(sharded)] == [True, True]
+    quantize(module, find_collections(module), Tables(), {})
+    sharded, _ = shard_all(module, Sharding(world_size=2, type="row_wise"))
+    assert [
+        lookup.operator.weights_host.is_meta for lookup in find_collections(sharded).lookups
+    ] == [True, True]
 
 
 def test_a_model_that_the_planner_cannot_place_is_refused() -> None:
     config = EmbeddingBagConfig(
-        name="t", num_embeddings=2**48, embedding_dim=64, feature_names=["f"]
+        name="t", num_embeddings=2**31 - 1, embedding_dim=2**20, feature_names=["f"]
     )
     module = PredictModule(
         torch.nn.ModuleList([EmbeddingBagCollection(tables=[config], device=torch.device("meta"))])
     )
-    quantize(module, float_tables(module), Tables(), {})
+    quantize(module, find_collections(module), Tables(), {})
     with pytest.raises(OptionError) as caught:
-        shard(module, Sharding(), None, CPU)
+        shard_all(module, Sharding())
     assert str(caught.value).startswith("torchrec.sharding: TorchRec's planner finds no plan: ")
 
 
 def test_a_module_without_tables_is_left_alone() -> None:
     module = torch.nn.Linear(1, 1)
-    assert shard(module, Sharding(), None, CPU) == (module, None)
+    assert shard_all(module, Sharding()) == (module, None)
 
 
 def test_constraints_of_unknown_tables_are_refused() -> None:
     with pytest.raises(OptionError) as caught:
-        shard(quantized(SumFactory), Sharding(per_table={"users": "row_wise"}), None, CPU)
+        shard_all(quantized(SumFactory), Sharding(per_table={"users": "row_wise"}))
     assert str(caught.value) == (
         "torchrec.sharding.per_table: names users, but the tables to shard are t_user, t_movie"
     )
     with pytest.raises(OptionError) as caught:
-        shard(torch.nn.Linear(1, 1), Sharding(per_table={"users": "row_wise"}), None, CPU)
+        shard_all(torch.nn.Linear(1, 1), Sharding(per_table={"users": "row_wise"}))
     assert str(caught.value) == (
         "torchrec.sharding.per_table: names users, but the tables to shard are none"
     )
@@ -183,22 +184,17 @@ def test_position_weighted_tables_cannot_be_row_wise() -> None:
         "by their position, which a shard of its rows cannot tell"
     )
     with pytest.raises(OptionError) as caught:
-        shard(
-            quantized(PositionWeightedFactory),
-            Sharding(per_table={"t_movie": "row_wise"}),
-            None,
-            CPU,
-        )
+        shard_all(quantized(PositionWeightedFactory), Sharding(per_table={"t_movie": "row_wise"}))
     assert str(caught.value) == message
     plan = plan_of(SumFactory, per_table={"t_movie": "row_wise"})
     with pytest.raises(OptionError) as caught:
-        shard(quantized(PositionWeightedFactory), Sharding(plan="plan.pkl"), plan, CPU)
+        shard_all(quantized(PositionWeightedFactory), Sharding(plan="plan.pkl"), plan)
     assert str(caught.value) == message
 
 
 def refused(plan: Any, **options: Any) -> str:
     with pytest.raises(OptionError) as caught:
-        shard(quantized(SumFactory), Sharding(plan="plan.pkl", **options), plan, CPU)
+        shard_all(quantized(SumFactory), Sharding(plan="plan.pkl", **options), plan)
     return str(caught.value)
 
 

@@ -28,8 +28,8 @@ from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.signature.inputs import observe_signature
-from torchrec_handler.load.signature.reach import Collections, find_collections
 from torchrec_handler.options import Options
+from torchrec_handler.tables.find import Collection, Collections, find_collections
 
 
 def sparse(name: str, features: Mapping[str, int | None], kind: str = "sparse") -> InputSignature:
@@ -94,7 +94,7 @@ def observed(factory: Any, module: torch.nn.Module | None = None) -> Signature:
 
 def tables(rows: dict[str, int]) -> Collections:
     """Features of tables that the module itself does not have."""
-    return Collections(of_path={"": rows}, longest={})
+    return Collections(found=(Collection(path="", module=None, kind="other", ids_below=rows),))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -126,37 +126,38 @@ def test_rows_are_those_that_a_lookup_has() -> None:
     """Of a pruned table those that are left, whoever pruned it and wherever it is noted."""
     pruned = PrunedFactory()
     module = pruned.run_weights_independent_tranformations(pruned.create_predict_module())
-    assert find_collections(module).rows == {"user": 30, "movie": 25}
-    assert find_collections(quantize_inference_model(module)).rows == {"user": 30, "movie": 25}
+    assert find_collections(module).ids_below == {"user": 30, "movie": 25}
+    assert find_collections(quantize_inference_model(module)).ids_below == {"user": 30, "movie": 25}
     outside = PositionWeightedFactory().create_predict_module()
     set_pruning_data(outside, {"t_movie": 7}, [FeatureProcessedEmbeddingBagCollection])
-    assert find_collections(outside).rows == {"user": 50, "movie": 7}
+    assert find_collections(outside).ids_below == {"user": 50, "movie": 7}
 
 
 @pytest.mark.parametrize("kind", [QuantizedAtOnceFactory, ShardedFactory])
 def test_a_factorys_own_collections_tell_their_rows(kind: type[KindFactory]) -> None:
-    assert find_collections(kind().create_predict_module()).rows == {"user": 50, "movie": 40}
+    assert find_collections(kind().create_predict_module()).ids_below == {"user": 50, "movie": 40}
 
 
 def test_a_feature_of_several_tables_is_limited_by_the_smallest() -> None:
     modules = [SumFactory().create_predict_module(), WidthsFactory().create_predict_module()]
     modules[1].predict_module.collection.embedding_bag_configs()[1].num_embeddings = 9
-    rows = find_collections(torch.nn.ModuleList(modules)).rows
+    rows = find_collections(torch.nn.ModuleList(modules)).ids_below
     assert rows == {"user": 50, "movie": 9, "genre": 10, "tag": 30}
 
 
 def test_managed_collision_lifts_no_other_tables_limit() -> None:
     """The same feature may go to a plain table beside it."""
     modules = [ManagedFactory().create_predict_module(), SumFactory().create_predict_module()]
-    assert find_collections(torch.nn.ModuleList(modules[:1])).rows == {}
-    assert find_collections(torch.nn.ModuleList(modules)).rows == {"user": 50, "movie": 40}
+    assert find_collections(torch.nn.ModuleList(modules[:1])).ids_below == {}
+    assert find_collections(torch.nn.ModuleList(modules)).ids_below == {"user": 50, "movie": 40}
     mapping = {
         "torchrec.modules.mc_embedding_modules.ManagedCollisionEmbeddingBagCollection": (
             "torchrec.quant.embedding_modules:QuantManagedCollisionEmbeddingBagCollection"
         )
     }
     assert (
-        find_collections(prepare(modules[0], tables={"quantization_mapping": mapping})).rows == {}
+        find_collections(prepare(modules[0], tables={"quantization_mapping": mapping})).ids_below
+        == {}
     )
 
 

@@ -20,18 +20,12 @@ from tests.support.kinds import CPU, prepare, random_batch
 from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import ArchiveError, WeightsError
 from torchrec_handler.load.attach import attach
-from torchrec_handler.load.quantize import float_tables, quantize, to_meta
+from torchrec_handler.load.quantize import quantize, to_meta
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Sharding, Tables
-from torchrec_handler.tables.rows import DATA_TYPES, encode_rows
-from torchrec_handler.tables.store import (
-    KEPT_SHARE,
-    TableStore,
-    is_sharded,
-    layout,
-    lookups,
-    quantized_rows,
-)
+from torchrec_handler.tables.find import find_collections
+from torchrec_handler.tables.rows import DATA_TYPES, encode_rows, quantized_rows
+from torchrec_handler.tables.store import KEPT_SHARE, TableStore, layout
 
 Rows = dict[TableKey, torch.Tensor]
 
@@ -39,15 +33,15 @@ Rows = dict[TableKey, torch.Tensor]
 def without_rows(kind: type[KindFactory], dtype: str = "int8") -> tuple[torch.nn.Module, Rows]:
     """A kind with quantized collections, and the rows they lack."""
     module: torch.nn.Module = kind().create_predict_module()
-    tables = float_tables(module)
-    rows = to_meta(tables)
-    quantize(module, tables, Tables.model_validate({"dtype": dtype}), {})
+    found = find_collections(module)
+    rows = to_meta(found.float_tables)
+    quantize(module, found, Tables.model_validate({"dtype": dtype}), {})
     return module, rows
 
 
 def sharded_without_rows(kind: type[KindFactory], **options: Any) -> torch.nn.Module:
     module, _ = without_rows(kind)
-    sharded, _ = shard(module, Sharding(**options), None, CPU)
+    sharded, _ = shard(module, find_collections(module), Sharding(**options), None, CPU)
     return sharded
 
 
@@ -57,12 +51,14 @@ def test_the_bytes_are_those_of_torchrecs_own_quantized_tables(
     kind: type[KindFactory], dtype: str
 ) -> None:
     module, rows = without_rows(kind, dtype)
-    store = TableStore.encode(layout(module), rows)
+    store = TableStore.encode(layout(find_collections(module)), rows)
     expected = quantized_rows(
-        quantize_inference_model(
-            kind().create_predict_module(),
-            fp_weight_dtype=DATA_TYPES[dtype].torch,
-            quantization_dtype=DATA_TYPES[dtype].torch,
+        find_collections(
+            quantize_inference_model(
+                kind().create_predict_module(),
+                fp_weight_dtype=DATA_TYPES[dtype].torch,
+                quantization_dtype=DATA_TYPES[dtype].torch,
+            )
         )
     )
     assert store.entries.keys() == expected.keys()
@@ -81,8 +77,10 @@ def test_rows_are_packed_without_padding(dtype: str, row_bytes: int) -> None:
     encoded = encode_rows(rows, dtype)
     assert (encoded.dtype, encoded.shape) == (torch.uint8, (3, row_bytes))
     module, own = without_rows(SumFactory, dtype)
-    assert own[layout(module)[0].key].shape == (50, 8)
-    assert [(entry.row_bytes, entry.offset % 128) for entry in layout(module)] == [
+    assert own[layout(find_collections(module))[0].key].shape == (50, 8)
+    assert [
+        (entry.row_bytes, entry.offset % 128) for entry in layout(find_collections(module))
+    ] == [
         (row_bytes, 0),
         (row_bytes, 0),
     ]
@@ -110,7 +108,7 @@ def test_rows_may_come_in_pieces_and_in_any_precision() -> None:
 
 def test_tables_lie_one_behind_another_in_the_order_of_their_lookups() -> None:
     module, _ = without_rows(WidthsFactory)
-    assert layout(module) == [
+    assert layout(find_collections(module)) == [
         TableEntry(
             collection="_module.collection",
             name=name,
@@ -131,7 +129,7 @@ def test_tables_lie_one_behind_another_in_the_order_of_their_lookups() -> None:
 
 def test_rows_that_do_not_fit_are_refused() -> None:
     module, rows = without_rows(SumFactory)
-    entries = layout(module)
+    entries = layout(find_collections(module))
     user = TableKey("_module.collection", "t_user")
     for wrong, shape in [
         (torch.zeros(49, 8), "(49, 8), expected (50, 8)"),
@@ -152,8 +150,8 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 def test_the_rows_of_a_factory_that_quantized_itself_are_taken_out() -> None:
     """Without the padding of another row alignment, and without a copy."""
     module = QuantizedAtOnceFactory().create_predict_module()
-    taken = quantized_rows(module)
-    operator = next(lookups(module)).operator
+    taken = quantized_rows(find_collections(module))
+    operator = find_collections(module).lookups[0].operator
     assert operator.row_alignment == 16
     assert {key.table: tuple(rows.shape) for key, rows in taken.items()} == {
         "t_user": (50, 8),
@@ -162,14 +160,14 @@ def test_the_rows_of_a_factory_that_quantized_itself_are_taken_out() -> None:
     assert {rows.untyped_storage().data_ptr() for rows in taken.values()} == {
         operator.weights_host.untyped_storage().data_ptr()
     }
-    assert quantized_rows(without_rows(SumFactory)[0]) == {}
+    assert quantized_rows(find_collections(without_rows(SumFactory)[0])) == {}
 
 
 def test_only_what_a_factory_quantized_is_taken_out() -> None:
     module = PartFactory().run_weights_dependent_transformations(
         PartFactory().create_predict_module()
     )
-    assert [key for key, _ in quantized_rows(module).items()] == [
+    assert [key for key, _ in quantized_rows(find_collections(module)).items()] == [
         ("_module.pooled.collection", "t_user"),
         ("_module.pooled.collection", "t_movie"),
     ]
@@ -182,7 +180,7 @@ def test_only_what_a_factory_quantized_is_taken_out() -> None:
 def test_one_mapped_file_serves_every_plan(options: dict[str, Any], tmp_path: Path) -> None:
     """All lookups share its memory, wherever its tables lie."""
     module, rows = without_rows(WidthsFactory)
-    encoded = TableStore.encode(layout(module), rows)
+    encoded = TableStore.encode(layout(find_collections(module)), rows)
     # Behind bytes of something else, and in another order than the lookups'.
     entries, content, offset = [], bytearray(b"\xff" * 300), 384
     for entry in reversed(list(encoded.entries.values())):
@@ -195,10 +193,10 @@ def test_one_mapped_file_serves_every_plan(options: dict[str, Any], tmp_path: Pa
     path.write_bytes(content)
     store = TableStore.map(path, entries)
     sharded = sharded_without_rows(WidthsFactory, **options)
-    attach(sharded, store, CPU)
-    assert {lookup.operator.weights_host.data_ptr() for lookup in lookups(sharded)} == {
-        store.buffer.data_ptr()
-    }
+    attach(find_collections(sharded), store, CPU)
+    assert {
+        lookup.operator.weights_host.data_ptr() for lookup in find_collections(sharded).lookups
+    } == {store.buffer.data_ptr()}
     inputs = random_batch(WidthsFactory)
     expected = quantize_inference_model(WidthsFactory().create_predict_module())(inputs)
     torch.testing.assert_close(sharded(inputs), expected, atol=1e-6, rtol=0)
@@ -207,7 +205,7 @@ def test_one_mapped_file_serves_every_plan(options: dict[str, Any], tmp_path: Pa
 def test_an_unsharded_lookup_reads_packed_rows_too() -> None:
     """Managed collision's quantized form has no sharder here and stays as it is."""
     module, rows = without_rows(ManagedFactory)
-    attach(module, TableStore.encode(layout(module), rows), CPU)
+    attach(find_collections(module), TableStore.encode(layout(find_collections(module)), rows), CPU)
     inputs = random_batch(ManagedFactory)
     expected = quantize_inference_model(ManagedFactory().create_predict_module())(inputs)
     assert torch.equal(module(inputs)["default"], expected["default"])
@@ -222,7 +220,7 @@ def mapped_as(path: Path) -> tuple[str, list[str]]:
 
 def mapped_store(folder: Path) -> tuple[TableStore, Path]:
     module, rows = without_rows(SumFactory)
-    encoded = TableStore.encode(layout(module), rows)
+    encoded = TableStore.encode(layout(find_collections(module)), rows)
     path = folder / "tables.bin"
     path.write_bytes(encoded.buffer.numpy().tobytes())
     return TableStore.map(path, list(encoded.entries.values())), path
@@ -236,7 +234,7 @@ def test_a_mapped_file_is_not_written(tmp_path: Path) -> None:
     assert not {"wr", "mw"} & set(flags)
     before = path.read_bytes()
     sharded = sharded_without_rows(SumFactory)
-    attach(sharded, store, CPU)
+    attach(find_collections(sharded), store, CPU)
     sharded(random_batch(SumFactory))
     assert path.read_bytes() == before
 
@@ -256,11 +254,11 @@ def test_tables_that_memory_keeps_are_read_in_huge_pages(
 
 def test_an_archive_that_lacks_a_table_is_refused() -> None:
     module, rows = without_rows(SumFactory)
-    store = TableStore.encode(layout(module), rows)
+    store = TableStore.encode(layout(find_collections(module)), rows)
     entries = {key: entry for key, entry in store.entries.items() if key.table != "t_movie"}
     with pytest.raises(ArchiveError) as caught:
         attach(
-            sharded_without_rows(SumFactory),
+            find_collections(sharded_without_rows(SumFactory)),
             TableStore(entries=entries, buffer=store.buffer),
             CPU,
         )
@@ -279,12 +277,12 @@ def test_an_archive_that_lacks_a_table_is_refused() -> None:
 )
 def test_an_archive_of_other_tables_is_refused(field: str, value: Any, held: str) -> None:
     module, rows = without_rows(SumFactory)
-    store = TableStore.encode(layout(module), rows)
+    store = TableStore.encode(layout(find_collections(module)), rows)
     key = TableKey("_module.collection", "t_user")
     entries = {**store.entries, key: TableEntry(**{**vars(store.entries[key]), field: value})}
     with pytest.raises(ArchiveError) as caught:
         attach(
-            sharded_without_rows(SumFactory),
+            find_collections(sharded_without_rows(SumFactory)),
             TableStore(entries=entries, buffer=store.buffer),
             CPU,
         )
@@ -295,8 +293,8 @@ def test_an_archive_of_other_tables_is_refused(field: str, value: Any, held: str
 
 def test_sharded_modules_are_told_from_others() -> None:
     module, _ = without_rows(SumFactory)
-    assert not is_sharded(module)
-    assert is_sharded(sharded_without_rows(SumFactory))
+    assert not find_collections(module).is_sharded
+    assert find_collections(sharded_without_rows(SumFactory)).is_sharded
 
 
 @pytest.mark.parametrize("dtype", list(DATA_TYPES))
@@ -305,7 +303,7 @@ def test_rows_that_are_not_finite_are_named(dtype: str) -> None:
     module, rows = without_rows(SumFactory, dtype)
     rows[TableKey("_module.collection", "t_movie")][7, 3] = float("nan")
     with pytest.raises(WeightsError) as caught:
-        TableStore.encode(layout(module), rows)
+        TableStore.encode(layout(find_collections(module)), rows)
     assert str(caught.value) == (
         f"table 't_movie', {dtype}: row 7 holds nan, expected finite numbers"
     )
@@ -317,7 +315,7 @@ def test_rows_that_are_no_floating_point_numbers_are_named() -> None:
         TableKey("_module.collection", "t_movie")
     ].long()
     with pytest.raises(WeightsError) as caught:
-        TableStore.encode(layout(module), rows)
+        TableStore.encode(layout(find_collections(module)), rows)
     assert str(caught.value) == ("table 't_movie': received rows of int64, expected floating point")
 
 

@@ -18,6 +18,7 @@ from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCo
 from tests.support.factories.ranking import RankingPredictModule, seeded
 from torchrec_handler.errors import WeightsError
 from torchrec_handler.load.weights import checkpoint_root, dense_state, load_dense
+from torchrec_handler.tables.find import find_collections
 
 DENSE_NAMES = ["over.0.bias", "over.0.weight", "over.2.bias", "over.2.weight"]
 
@@ -61,7 +62,7 @@ def state() -> dict[str, torch.Tensor]:
 
 def error_of(module: torch.nn.Module, dense: dict[str, torch.Tensor]) -> str:
     with pytest.raises(WeightsError) as caught:
-        load_dense(module, dense, CPU)
+        load_dense(module, find_collections(module), dense, CPU)
     return str(caught.value)
 
 
@@ -70,15 +71,17 @@ def test_names_are_those_of_predict_module_state_dict() -> None:
     module = ranking()
     with pytest.warns(FutureWarning, match="Positional args"):  # TorchRec's own call
         whole = module.state_dict()
-    assert sorted(dense_state(module)) == [name for name in sorted(whole) if "over" in name]
-    assert sorted(dense_state(module)) == DENSE_NAMES
+    assert sorted(dense_state(module, find_collections(module))) == [
+        name for name in sorted(whole) if "over" in name
+    ]
+    assert sorted(dense_state(module, find_collections(module))) == DENSE_NAMES
     assert checkpoint_root(module) == ("_module.", module.predict_module)
 
 
 def test_a_module_without_predict_module_has_its_own_names() -> None:
     module = seeded()
     assert checkpoint_root(module) == ("", module)
-    assert sorted(dense_state(module)) == DENSE_NAMES
+    assert sorted(dense_state(module, find_collections(module))) == DENSE_NAMES
 
 
 def test_a_predict_module_that_is_computed_has_its_own_names() -> None:
@@ -95,21 +98,21 @@ def test_a_predict_module_that_is_computed_has_its_own_names() -> None:
 
     module = Computed()
     assert checkpoint_root(module) == ("", module)
-    assert sorted(dense_state(module)) == ["inner.bias", "inner.weight"]
+    assert sorted(dense_state(module, find_collections(module))) == ["inner.bias", "inner.weight"]
 
 
 def test_rows_are_no_dense_weights_however_far_the_module_is() -> None:
     quantized = quantize_inference_model(ranking())
-    assert sorted(dense_state(quantized)) == DENSE_NAMES
+    assert sorted(dense_state(quantized, find_collections(quantized))) == DENSE_NAMES
     set_propogate_device(True)
     sharded, _ = shard_quant_model(quantized, compute_device="cpu", sharding_device="cpu")
-    assert sorted(dense_state(sharded)) == DENSE_NAMES
+    assert sorted(dense_state(sharded, find_collections(sharded))) == DENSE_NAMES
 
 
 def test_rows_are_no_dense_weights_where_the_collection_is_all_there_is() -> None:
     tables = [EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=3, feature_names=["f"])]
     module = BufferedPredictModule(EmbeddingBagCollection(tables=tables), "cpu")
-    assert dense_state(module) == {}
+    assert dense_state(module, find_collections(module)) == {}
 
 
 def test_a_feature_processor_s_weights_are_dense() -> None:
@@ -119,12 +122,14 @@ def test_a_feature_processor_s_weights_are_dense() -> None:
         {"f": PositionWeightedModule(max_feature_length=5)},
     )
     module = BufferedPredictModule(torch.nn.Sequential(collection), "cpu")
-    assert sorted(dense_state(module)) == ["0._feature_processors.f.position_weight"]
+    assert sorted(dense_state(module, find_collections(module))) == [
+        "0._feature_processors.f.position_weight"
+    ]
 
 
 def test_parameters_and_kept_buffers_are_loaded() -> None:
     module = buffered()
-    load_dense(module, state(), CPU)
+    load_dense(module, find_collections(module), state(), CPU)
     loaded = module.predict_module.state_dict()
     assert sorted(loaded) == sorted(state())
     for name, value in state().items():
@@ -133,7 +138,7 @@ def test_parameters_and_kept_buffers_are_loaded() -> None:
 
 def test_a_parameter_keeps_its_data_type() -> None:
     module = buffered()
-    load_dense(module, state(), CPU)
+    load_dense(module, find_collections(module), state(), CPU)
     assert module.predict_module.half_weight.dtype == torch.float16
     assert module.predict_module.count.dtype == torch.int64
 
@@ -142,15 +147,17 @@ def test_weights_left_on_meta_are_made_real() -> None:
     with torch.device("meta"):
         inner = Buffered()
     module = BufferedPredictModule(inner, "cpu")
-    load_dense(module, state(), CPU)
+    load_dense(module, find_collections(module), state(), CPU)
     assert {value.device.type for value in module.predict_module.state_dict().values()} == {"cpu"}
 
 
 def test_the_checkpoint_s_tensors_are_not_shared_with_the_module_s_caller() -> None:
     """Loading again another checkpoint leaves the first one as it was."""
     module, first = buffered(), state()
-    load_dense(module, first, CPU)
-    load_dense(module, {name: value + 1 for name, value in first.items()}, CPU)
+    load_dense(module, find_collections(module), first, CPU)
+    load_dense(
+        module, find_collections(module), {name: value + 1 for name, value in first.items()}, CPU
+    )
     assert all(torch.equal(first[name], value) for name, value in state().items())
 
 
@@ -170,9 +177,14 @@ def test_every_fault_is_listed_at_once() -> None:
 
 def test_a_wrong_checkpoint_changes_nothing() -> None:
     module = buffered()
-    before = {name: value.clone() for name, value in dense_state(module).items()}
+    before = {
+        name: value.clone() for name, value in dense_state(module, find_collections(module)).items()
+    }
     error_of(module, {**state(), "more": torch.zeros(1)})
-    assert all(torch.equal(before[name], value) for name, value in dense_state(module).items())
+    assert all(
+        torch.equal(before[name], value)
+        for name, value in dense_state(module, find_collections(module)).items()
+    )
 
 
 def test_state_that_is_no_tensor_is_refused() -> None:
@@ -187,7 +199,7 @@ def test_state_that_is_no_tensor_is_refused() -> None:
 
     module = BufferedPredictModule(torch.nn.Sequential(torch.nn.Linear(1, 1), Packed()), "cpu")
     with pytest.raises(WeightsError) as caught:
-        dense_state(module)
+        dense_state(module, find_collections(module))
     assert str(caught.value) == (
         "the module's state holds 1._extra_state, expected tensors only; quantize or lower in "
         "run_weights_dependent_transformations"

@@ -13,7 +13,7 @@ from tests.support.archives import good
 from torchrec_archiver.__main__ import main
 from torchrec_handler.archive.format import Report
 from torchrec_handler.errors import OptionError
-from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.serve import batch
 from torchrec_handler.serve.engine import Engine

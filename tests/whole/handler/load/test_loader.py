@@ -36,7 +36,8 @@ from torchrec_handler.errors import (
     OptionError,
     WeightsError,
 )
-from torchrec_handler.load.loader import Predictor, load
+from torchrec_handler.load.loader import load
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options, read_options
 
 CONFIGS: Mapping[str, Any] = {"scale.pkl": Scale(2.0), "scale.txt": "5"}

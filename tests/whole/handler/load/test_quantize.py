@@ -27,7 +27,7 @@ from tests.support.factories.kinds_pooled import (
 )
 from tests.support.factories.kinds_sequence import ManagedSequenceFactory
 from tests.support.kinds import assert_equal, build, load_archive, random_batch, stored
-from torchrec_handler.load.loader import Predictor
+from torchrec_handler.load.states import Predictor
 
 OWN_TYPE = "tests.support.factories.kinds_own.OwnCollection"
 QUANTIZED = "torchrec.quant.embedding_modules"

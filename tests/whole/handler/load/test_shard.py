@@ -12,7 +12,6 @@ from tests.support.factories.kinds_pooled import (
     SumFactory,
 )
 from tests.support.kinds import (
-    CPU,
     assert_close,
     assert_equal,
     build,
@@ -20,18 +19,18 @@ from tests.support.kinds import (
     plan_of,
     prepare,
     random_batch,
+    shard_all,
     torchrec_quantized,
 )
 from torchrec_handler.errors import FactoryError
-from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Sharding
-from torchrec_handler.tables.store import lookups
+from torchrec_handler.tables.find import find_collections
 
 
 def test_a_module_that_its_factory_sharded_is_left_alone(tmp_path: Path) -> None:
     """The options of the archive do not touch it."""
     module = ShardedFactory().create_predict_module()
-    assert shard(module, Sharding(type="row_wise"), None, CPU) == (module, None)
+    assert shard_all(module, Sharding(type="row_wise")) == (module, None)
     predictor = load_archive(build(ShardedFactory, tmp_path))
     assert (predictor.tables, predictor.plan) == (None, None)
     assert_equal(predictor.module, torchrec_quantized(SumFactory), random_batch(SumFactory))
@@ -67,10 +66,11 @@ def test_a_plan_of_the_package_is_followed(tmp_path: Path) -> None:
     assert str(predictor.plan) == str(plan)
     on_rank = [
         sorted({spec[0] for spec in lookup.operator.embedding_specs})
-        for lookup in lookups(predictor.module)
+        for lookup in find_collections(predictor.module).lookups
     ]
     free = prepare(SharedFactory().create_predict_module(), sharding={"world_size": 2})
     assert on_rank != [
-        sorted({spec[0] for spec in lookup.operator.embedding_specs}) for lookup in lookups(free)
+        sorted({spec[0] for spec in lookup.operator.embedding_specs})
+        for lookup in find_collections(free).lookups
     ]
     assert_close(predictor.module, torchrec_quantized(SharedFactory), random_batch(SharedFactory))
