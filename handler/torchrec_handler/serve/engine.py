@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
+import orjson
 import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
@@ -13,9 +14,9 @@ from torchrec_handler.load.loader import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
-from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
-from torchrec_handler.serve.codecs.json_columns import encode
+from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
+from torchrec_handler.serve.codecs.json_values import JSON
 from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
@@ -32,7 +33,7 @@ MOST_SAID = 16_384
 """Characters of a message: a model's own may hold the whole input."""
 
 READING = "reading the request"
-NO_REPLY = Reply(format="json")
+NO_REPLY: Any = None
 """Of what is not answered but by an error."""
 
 Arguments = Mapping[str, Any]
@@ -234,7 +235,7 @@ class Engine:
         if isinstance(outcome, RequestError):
             return _error(outcome)
         written = _attempt("writing the answer", self._codecs.encode, outcome, reply)
-        return _error(written) if isinstance(written, RequestError) else _ok(*written)
+        return _error(written) if isinstance(written, RequestError) else written
 
 
 def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestError:
@@ -268,10 +269,8 @@ def _said(error: Exception) -> str:
         return "(a message that cannot be shown)"
 
 
-def _ok(content_type: str, body: bytes) -> Response:
-    return Response(status=200, phrase="OK", content_type=content_type, body=body)
-
-
 def _error(error: RequestError) -> Response:
     body: dict[str, Any] = {"code": error.status, "type": error.type, "message": _said(error)}
-    return Response(status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body))
+    return Response(
+        status=error.status, phrase=error.phrase, content_type=JSON, body=orjson.dumps(body)
+    )

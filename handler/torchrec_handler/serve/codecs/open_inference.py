@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,18 @@ import simdjson
 import torch
 
 from torchrec_handler.errors import InvalidRequest, PredictError
+from torchrec_handler.serve.codecs import json_values
+from torchrec_handler.serve.codecs.codec import Arguments, Asked, Body, Model, as_tensors, flat
 from torchrec_handler.serve.codecs.columns import Column
-from torchrec_handler.serve.codecs.json_document import (
+from torchrec_handler.serve.codecs.json_arrays import (
     MOST_AXES,
     check_size,
     count_lists,
-    names,
     read_array,
     refuse_nested,
-    shortened,
-    shown,
 )
-from torchrec_handler.serve.request import Columns
+from torchrec_handler.serve.codecs.json_document import names, shortened, shown
+from torchrec_handler.serve.request import Columns, Response
 
 INPUTS = "inputs"
 OUTPUTS = "outputs"
@@ -74,115 +75,131 @@ ANSWERED: Mapping[str, str] = {
 """numpy's names -> the protocol's."""
 
 
-def decode(
-    document: simdjson.Object,
-    body: bytes | bytearray,
-    given: Sequence[str],
-    columns: Mapping[str, Column],
-) -> Columns:
-    """Read a body.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted(Asked):
+    """What a request in the protocol's form asks of its answer, which is in that form too."""
 
-    Args:
-        document: the body, parsed.
-        body: the same.
-        given: its names.
-        columns: what it may hold.
+    id: str | None = None
+    """Given back."""
+    outputs: Sequence[str] = ()
+    """The outputs that are wanted, in this order; none for all."""
 
-    Raises:
-        InvalidRequest: not the protocol's form, an unknown name, or shape and data disagree.
-        RequestTooLarge: a tensor is longer than the limits allow.
-    """
+    def select(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the request named, one array a name; all where it named none.
+
+        Raises:
+            InvalidRequest: the model has no output of a name.
+        """
+        if not self.outputs:
+            return answer
+        arrays = flat(answer)
+        for position, name in enumerate(self.outputs):
+            if name not in arrays:
+                message = (
+                    f"{OUTPUTS}[{position}].name: received {shown(name)}, "
+                    f"expected one of {', '.join(arrays)}"
+                )
+                raise InvalidRequest(message)
+        return {name: arrays[name] for name in self.outputs}
+
+
+class OpenInference:
+    """Reads what has `inputs`, unless the model has an input of that name."""
+
+    name = "open_inference"
+    content_types = json_values.CONTENT_TYPES
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._is_known = INPUTS not in model.columns
+
+    def reads(self, body: Body) -> bool:
+        """Whether it has `inputs`."""
+        return self._is_known and INPUTS in body.names
+
+    def decode(self, body: Body) -> tuple[Columns, Wanted]:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: not the protocol's form, an unknown name, or shape and data disagree.
+            RequestTooLarge: a tensor is longer than the limits allow.
+        """
+        document, given = body.document, body.names
+        tensors = document[INPUTS]
+        if not isinstance(tensors, simdjson.Array):
+            message = f"{INPUTS}: received {shown(tensors)}, expected an array of tensors"
+            raise InvalidRequest(message)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        read: list[Read] = []
+        for position, tensor in enumerate(tensors):
+            where = f"{INPUTS}[{position}]"
+            if not isinstance(tensor, simdjson.Object):
+                message = f"{where}: received {shown(tensor)}, expected a tensor object"
+                raise InvalidRequest(message)
+            keys = names(where, tensor, MOST_NAMES)
+            name = _get(where, tensor, "name", keys)
+            column = self._model.columns.get(name) if isinstance(name, str) else None
+            if column is None:
+                message = (
+                    f"{where}.name: received {shown(name)}, "
+                    f"expected one of {', '.join(self._model.columns)}"
+                )
+                raise InvalidRequest(message)
+            if name in arrays:
+                message = f"{where}.name: {name} is given twice"
+                raise InvalidRequest(message)
+            arrays[name] = _tensor(f"{where} ({name})", tensor, keys, column, read)
+        # Of lists there are `inputs`, a shape of each, and often `outputs`.
+        lists = 1 + len(arrays) + (OUTPUTS in given)
+        if body.content.count(b"[") != lists + sum([count_lists(each[-1]) for each in read]):
+            refuse_nested(read)
+        if PARAMETERS in given:
+            _check_parameters(PARAMETERS, document[PARAMETERS])
+        identifier = document["id"] if "id" in given else None
+        wanted = Wanted(
+            id=identifier if isinstance(identifier, str) else None,
+            outputs=_outputs(document[OUTPUTS]) if OUTPUTS in given else (),
+        )
+        return Columns(arrays=arrays), wanted
+
+    def arguments(self, body: Body) -> tuple[Arguments, Asked]:
+        """Tensors by name; of a JSON object that has `inputs` of its own, its values."""
+        if not _has_tensors(body.document):
+            return json_values.arguments(body)
+        columns, wanted = self.decode(body)
+        return as_tensors(columns), wanted
+
+    def encode(self, answer: Mapping[str, Any], asked: Asked) -> Response:
+        """Write an answer in the protocol's form, or as JSON where it was not asked in that.
+
+        Raises:
+            PredictError: the protocol has no data type for a tensor.
+        """
+        if not isinstance(asked, Wanted):
+            return json_values.encode(answer)
+        document: dict[str, Any] = {"model_name": self._model.name}
+        if asked.id is not None:
+            document["id"] = asked.id
+        outputs = document["outputs"] = []
+        for name, array in flat(answer).items():
+            datatype = ANSWERED.get(array.dtype.name)
+            if datatype is None:
+                message = f"output {name!r}: {array.dtype.name} is no Open Inference data type"
+                raise PredictError(message)
+            data = np.ascontiguousarray(array).reshape(-1)
+            outputs.append(
+                {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
+            )
+        body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Response(content_type=json_values.JSON, body=body)
+
+
+def _has_tensors(document: simdjson.Object) -> bool:
     tensors = document[INPUTS]
-    if not isinstance(tensors, simdjson.Array):
-        message = f"{INPUTS}: received {shown(tensors)}, expected an array of tensors"
-        raise InvalidRequest(message)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    read: list[Read] = []
-    for position, tensor in enumerate(tensors):
-        where = f"{INPUTS}[{position}]"
-        if not isinstance(tensor, simdjson.Object):
-            message = f"{where}: received {shown(tensor)}, expected a tensor object"
-            raise InvalidRequest(message)
-        keys = names(where, tensor, MOST_NAMES)
-        name = _get(where, tensor, "name", keys)
-        column = columns.get(name) if isinstance(name, str) else None
-        if column is None:
-            message = f"{where}.name: received {shown(name)}, expected one of {', '.join(columns)}"
-            raise InvalidRequest(message)
-        if name in arrays:
-            message = f"{where}.name: {name} is given twice"
-            raise InvalidRequest(message)
-        arrays[name] = _tensor(f"{where} ({name})", tensor, keys, column, read)
-    # Of lists there are `inputs`, a shape of each, and often `outputs`.
-    lists = 1 + len(arrays) + (OUTPUTS in given)
-    if body.count(b"[") != lists + sum(count_lists(shape) for *_, shape in read):
-        refuse_nested(read)
-    if PARAMETERS in given:
-        _check_parameters(PARAMETERS, document[PARAMETERS])
-    identifier = document["id"] if "id" in given else None
-    return Columns(
-        arrays=arrays,
-        id=identifier if isinstance(identifier, str) else None,
-        outputs=_outputs(document[OUTPUTS]) if OUTPUTS in given else (),
-    )
-
-
-def is_request(document: simdjson.Object) -> bool:
-    """Whether a body is in the protocol's form, and no JSON object that has its own `inputs`."""
-    tensors = document.get(INPUTS)
     if not isinstance(tensors, simdjson.Array) or len(tensors) == 0:
         return False
     first: Any = tensors[0]
     return isinstance(first, simdjson.Object) and "datatype" in first
-
-
-def encode(
-    arrays: Mapping[str, npt.NDArray[Any]], model_name: str, identifier: str | None
-) -> bytes:
-    """Write an answer.
-
-    Args:
-        arrays: output name -> tensor.
-        model_name: as the server knows it.
-        identifier: the request's `id`, given back.
-
-    Raises:
-        PredictError: the protocol has no data type for a tensor.
-    """
-    document: dict[str, Any] = {"model_name": model_name}
-    if identifier is not None:
-        document["id"] = identifier
-    outputs = document["outputs"] = []
-    for name, array in arrays.items():
-        datatype = ANSWERED.get(array.dtype.name)
-        if datatype is None:
-            message = f"output {name!r}: {array.dtype.name} is no Open Inference data type"
-            raise PredictError(message)
-        data = np.ascontiguousarray(array).reshape(-1)
-        outputs.append(
-            {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
-        )
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def wanted(
-    arrays: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
-) -> Mapping[str, npt.NDArray[Any]]:
-    """Of an answer what the request named, in its order; all where it named none.
-
-    Raises:
-        InvalidRequest: the model has no output of a name.
-    """
-    if not outputs:
-        return arrays
-    for position, name in enumerate(outputs):
-        if name not in arrays:
-            message = (
-                f"{OUTPUTS}[{position}].name: received {shown(name)}, "
-                f"expected one of {', '.join(arrays)}"
-            )
-            raise InvalidRequest(message)
-    return {name: arrays[name] for name in outputs}
 
 
 def _outputs(value: Any) -> list[str]:
@@ -245,14 +262,15 @@ def _tensor(
     check_size(where, math.prod(shape), column)
     # The data may be nested or flat, and flat it is as long as the whole tensor.
     value = _get(where, tensor, "data", keys)
-    data = read_array(f"{where}.data", value, column)
-    read.append((f"{where}.data", value, column, data.shape))
+    place = f"{where}.data"
+    data = read_array(place, value, column)
+    read.append((place, value, column, data.shape))
     if data.shape not in (shape, (math.prod(shape),)):
         received = " x ".join(map(str, data.shape))
         expected = " x ".join(map(str, shape))
-        message = f"{where}.data: received {received} elements, expected {expected} (its shape)"
+        message = f"{place}: received {received} elements, expected {expected} (its shape)"
         raise InvalidRequest(message)
-    _check_range(f"{where}.data", data, datatype)
+    _check_range(place, data, datatype)
     # numpy refuses large sizes beside a 0.
     return data.reshape(shape) if data.size else data
 

@@ -10,7 +10,18 @@ from google.protobuf.message import DecodeError
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
-from torchrec_handler.serve.request import Columns
+from torchrec_handler.serve.codecs.codec import (
+    NOTHING,
+    Arguments,
+    Asked,
+    Body,
+    Model,
+    as_tensors,
+    flat,
+)
+from torchrec_handler.serve.request import Columns, Response
+
+PROTOBUF = "application/x-protobuf"
 
 FIELDS: Mapping[str, str] = {
     "float_features": "dense",
@@ -28,58 +39,75 @@ INT64 = np.dtype("<i8")
 FLOAT32 = np.dtype("<f4")
 
 
-def decode(body: bytes | bytearray, signature: Signature) -> Columns:
-    """Read a message; its arrays are views of its bytes.
+class Protobuf:
+    """Reads what is in no other format."""
 
-    Raises:
-        InvalidRequest: not the message, a field that the model has no input for, or bytes that do
-            not fit num_features and batch_size.
-    """
-    try:
-        request = PredictionRequest.FromString(bytes(body))
-    except DecodeError:
-        message = "body: not a PredictionRequest (truncated, or another message)"
-        raise InvalidRequest(message) from None
-    rows = request.batch_size
-    if rows < 1:
-        message = f"batch_size: received {rows}, expected at least 1"
-        raise InvalidRequest(message)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, kind in FIELDS.items():
-        field = getattr(request, name)
-        if field.num_features == 0 and not field.ListFields():
-            continue
-        entry = _input(name, kind, signature)
-        if entry.name in arrays or f"{entry.name}.lengths" in arrays:
-            message = f"{name}: another field gave {entry.name} already"
+    name = "protobuf"
+    content_types = (PROTOBUF, "application/protobuf", "application/octet-stream")
+
+    def __init__(self, model: Model) -> None:
+        self._signature = model.signature
+
+    def reads(self, body: Body) -> bool:
+        """Whether it is no JSON: nothing else tells a message from other bytes."""
+        return not body.is_json
+
+    def decode(self, body: Body) -> tuple[Columns, Asked]:
+        """Read a message; its arrays are views of its bytes.
+
+        Raises:
+            InvalidRequest: not the message, a field that the model has no input for, or bytes that
+                do not fit num_features and batch_size.
+        """
+        try:
+            request = PredictionRequest.FromString(bytes(body.content))
+        except DecodeError:
+            message = "body: not a PredictionRequest (truncated, or another message)"
+            raise InvalidRequest(message) from None
+        rows = request.batch_size
+        if rows < 1:
+            message = f"batch_size: received {rows}, expected at least 1"
             raise InvalidRequest(message)
-        if field.num_features < 1:
-            message = f"{name}.num_features: received {field.num_features}, expected at least 1"
-            raise InvalidRequest(message)
-        if entry.type == "dense":
-            arrays[entry.name] = _dense(name, field, rows)
-        elif entry.type == "embedding":
-            arrays[entry.name] = _embedding(name, entry, field, rows)
-        else:
-            arrays.update(_sparse(name, entry, field))
-    return Columns(arrays=arrays, batch_size=rows)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, kind in FIELDS.items():
+            field = getattr(request, name)
+            if field.num_features == 0 and not field.ListFields():
+                continue
+            entry = _input(name, kind, self._signature)
+            if entry.name in arrays or f"{entry.name}.lengths" in arrays:
+                message = f"{name}: another field gave {entry.name} already"
+                raise InvalidRequest(message)
+            if field.num_features < 1:
+                message = f"{name}.num_features: received {field.num_features}, expected at least 1"
+                raise InvalidRequest(message)
+            if entry.type == "dense":
+                arrays[entry.name] = _dense(name, field, rows)
+            elif entry.type == "embedding":
+                arrays[entry.name] = _embedding(name, entry, field, rows)
+            else:
+                arrays.update(_sparse(name, entry, field))
+        return Columns(arrays=arrays, batch_size=rows), NOTHING
 
+    def arguments(self, body: Body) -> tuple[Arguments, Asked]:
+        """Tensors by name."""
+        columns, asked = self.decode(body)
+        return as_tensors(columns), asked
 
-def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Write an answer, every tensor flat, as the message has it.
+    def encode(self, answer: Mapping[str, Any], asked: Asked) -> Response:  # noqa: ARG002
+        """Write an answer, every tensor flat, as the message has it.
 
-    Raises:
-        PredictError: a tensor holds no numbers.
-    """
-    response = PredictionResponse()
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            message = f"output {name!r}: {array.dtype.name} cannot be written as floats"
-            raise PredictError(message)
-        with np.errstate(over="ignore"):
-            data = array.reshape(-1).astype(np.float32)
-        response.predictions[name].data.extend(data.tolist())
-    return response.SerializeToString()
+        Raises:
+            PredictError: a tensor holds no numbers.
+        """
+        response = PredictionResponse()
+        for name, array in flat(answer).items():
+            if array.dtype.kind not in "biuf":
+                message = f"output {name!r}: {array.dtype.name} cannot be written as floats"
+                raise PredictError(message)
+            with np.errstate(over="ignore"):
+                data = array.reshape(-1).astype(np.float32)
+            response.predictions[name].data.extend(data.tolist())
+        return Response(content_type=PROTOBUF, body=response.SerializeToString())
 
 
 def _input(name: str, kind: str, signature: Signature) -> InputSignature:

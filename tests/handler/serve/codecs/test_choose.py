@@ -41,7 +41,8 @@ from torchrec_handler.errors import InvalidRequest, PredictError, UnsupportedMed
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine
-from torchrec_handler.serve.codecs.choose import Reply, flat
+from torchrec_handler.serve.codecs.codec import flat
+from torchrec_handler.serve.codecs.open_inference import Wanted
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest
 from torchrec_handler.serve.validate import Validator
@@ -81,7 +82,8 @@ class TestFormats:
         typed = codecs().decode(raw(BODIES[name], content_type(name)))
         for untyped in ("", "application/octet-stream"):
             columns, reply = codecs().decode(raw(BODIES[name], untyped))
-            assert reply == typed[1]
+            assert reply.codec.name == typed[1].codec.name == name.replace(" ", "_")
+            assert reply.asked == typed[1].asked
             assert {key: array.tolist() for key, array in columns.arrays.items()} == COLUMNS
 
     @pytest.mark.parametrize("name", ["json rows", "json columns", "open inference"])
@@ -176,26 +178,30 @@ class TestAccept:
     @pytest.mark.parametrize(
         ("name", "accept", "expected"),
         [
-            ("json columns", "", "json"),
-            ("json rows", "", "json"),
+            ("json columns", "", "json_columns"),
+            ("json rows", "", "json_rows"),
             ("open inference", "", "open_inference"),
             ("protobuf", "", "protobuf"),
-            ("json columns", "*/*", "json"),
+            ("json columns", "*/*", "json_columns"),
             ("protobuf", "*/*", "protobuf"),
-            ("json rows", "text/html", "json"),
+            ("json rows", "text/html", "json_rows"),
             ("json columns", "application/x-protobuf", "protobuf"),
             ("open inference", "Application/X-Protobuf", "protobuf"),
             ("json columns", "application/octet-stream", "protobuf"),
             ("protobuf", "application/octet-stream", "protobuf"),
-            ("protobuf", "application/json", "json"),
-            ("protobuf", "text/html, application/json;q=0.9, application/x-protobuf", "json"),
-            ("json rows", "application/json", "json"),
+            ("protobuf", "application/json", "json_columns"),
+            (
+                "protobuf",
+                "text/html, application/json;q=0.9, application/x-protobuf",
+                "json_columns",
+            ),
+            ("json rows", "application/json", "json_rows"),
             ("open inference", "application/json; charset=utf-8", "open_inference"),
         ],
     )
     def test_names_the_answers_format(self, name: str, accept: str, expected: str) -> None:
         _, reply = codecs().decode(raw(BODIES[name], content_type(name), accept))
-        assert reply.format == expected
+        assert reply.codec.name == expected
 
 
 class TestAnswer:
@@ -256,12 +262,15 @@ class TestAnswer:
 
     def test_of_another_kind_than_a_dict_is_json(self) -> None:
         """A method without need_preproc may return anything."""
-        for reply in (Reply(format="open_inference"), Reply(format="protobuf")):
-            assert codecs().encode([np.array([1, 2]), "text"], reply) == (JSON, b'[[1,2],"text"]')
+        for name in FORMATS:
+            _, reply = codecs().decode(raw(BODIES[name], content_type(name)))
+            response = codecs().encode([np.array([1, 2]), "text"], reply)
+            assert (response.content_type, response.body) == (JSON, b'[[1,2],"text"]')
 
     def test_that_is_no_array_is_refused_by_open_inference(self) -> None:
+        _, reply = codecs().decode(raw(BODIES["open inference"]))
         with pytest.raises(PredictError) as caught:
-            codecs().encode({"movie": "Amélie"}, Reply(format="open_inference"))
+            codecs().encode({"movie": "Amélie"}, reply)
         assert str(caught.value) == "output 'movie': str192 is no Open Inference data type"
 
     def test_of_bad_requests_is_json_whatever_was_accepted(self) -> None:
@@ -284,27 +293,29 @@ class TestArguments:
 
     def test_of_json_are_its_values(self) -> None:
         body = b'{"instances": [1], "movie": {"id": 3}, "text": "Am\\u00e9lie", "none": null}'
-        assert codecs().decode_arguments(raw(body)) == (
-            {"instances": [1], "movie": {"id": 3}, "text": "Amélie", "none": None},
-            Reply(format="json"),
-        )
+        arguments, reply = codecs().decode_arguments(raw(body))
+        assert arguments == {"instances": [1], "movie": {"id": 3}, "text": "Amélie", "none": None}
+        answer = {"instances": np.array([1])}
+        assert codecs().encode(answer, reply).body == b'{"instances":[1]}'
 
     @pytest.mark.parametrize("inputs", [[], [1], [{"name": "x"}], {"datatype": 1}, "text"])
     def test_may_be_called_inputs(self, inputs: Any) -> None:
         body = json.dumps({"inputs": inputs}).encode()
-        assert codecs().decode_arguments(raw(body))[0] == {"inputs": inputs}
+        arguments, reply = codecs().decode_arguments(raw(body))
+        assert arguments == {"inputs": inputs}
+        assert codecs().encode({"a": np.array([1])}, reply).body == b'{"a":[1]}'
 
     @pytest.mark.parametrize("name", ["open inference", "protobuf"])
     def test_of_other_formats_are_tensors(self, name: str) -> None:
         arguments, reply = codecs().decode_arguments(raw(BODIES[name], content_type(name)))
-        assert reply.format == name.replace(" ", "_")
+        assert reply.codec.name == name.replace(" ", "_")
         assert all(isinstance(value, torch.Tensor) for value in arguments.values())
         assert {key: value.tolist() for key, value in arguments.items()} == COLUMNS
 
     def test_may_be_written_to(self) -> None:
         """A protobuf's arrays are read-only views."""
         arguments, _ = codecs().decode_arguments(raw(BODIES["protobuf"], PROTOBUF))
-        arguments["float_features"] += 1
+        arguments["float_features"].add_(1)
 
     def test_deep_ones_are_read(self) -> None:
         body = b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}"
@@ -483,5 +494,5 @@ def test_a_list_where_others_hold_a_number_is_refused(
 def test_brackets_elsewhere_are_no_lists() -> None:
     document = {**open_inference(), "id": "[[[", "outputs": [{"name": "default"}], "more": [[]]}
     columns, reply = codecs().decode(raw(json.dumps(document).encode()))
-    assert reply.id == "[[["
+    assert reply.asked == Wanted(id="[[[", outputs=["default"])
     assert columns.arrays["float_features"].tolist() == COLUMNS["float_features"]
