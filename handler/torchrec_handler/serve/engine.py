@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
+from torchrec_handler.front.torchserve.answers import STATUSES
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
@@ -273,5 +274,6 @@ def _ok(content_type: str, body: bytes) -> Response:
 
 
 def _error(error: RequestError) -> Response:
-    body: dict[str, Any] = {"code": error.status, "type": error.type, "message": _said(error)}
-    return Response(status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body))
+    status, phrase = STATUSES[type(error)]
+    body: dict[str, Any] = {"code": status, "type": error.type, "message": _said(error)}
+    return Response(status=status, phrase=phrase, content_type=JSON, body=encode(body))
