@@ -10,6 +10,7 @@ import orjson
 import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
+from torchrec_handler.front.torchserve.answers import STATUSES
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
@@ -270,7 +271,6 @@ def _said(error: Exception) -> str:
 
 
 def _error(error: RequestError) -> Response:
-    body: dict[str, Any] = {"code": error.status, "type": error.type, "message": _said(error)}
-    return Response(
-        status=error.status, phrase=error.phrase, content_type=JSON, body=orjson.dumps(body)
-    )
+    status, phrase = STATUSES[type(error)]
+    body: dict[str, Any] = {"code": status, "type": error.type, "message": _said(error)}
+    return Response(status=status, phrase=phrase, content_type=JSON, body=orjson.dumps(body))

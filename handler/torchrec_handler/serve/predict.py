@@ -46,8 +46,7 @@ def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -
     try:
         inspect.signature(method).bind(**arguments)
     except TypeError as error:
-        message = f"{qualname}: {shortened(str(error))}"
-        raise InvalidRequest(message) from None
+        raise InvalidRequest(shortened(str(error)), where=qualname) from None
     with no_gradients(module):
         result = method(**arguments)
     return _to_host(result)
