@@ -105,10 +105,9 @@ class Codecs:
             raw = content_encoding.decode(raw)
         readers = self._readers.get(raw.content_type)
         if readers is None:
-            raise UnsupportedMediaType(self._unsupported(raw.content_type))
+            raise self._unsupported(raw.content_type)
         if not raw.body and raw.content_type in UNTYPED:
-            message = "body: received nothing, expected a request"
-            raise InvalidRequest(message)
+            raise InvalidRequest(where="body", received="nothing", expected="a request")
         body = Body(raw, self._parser, most_names)
         asked, other = readers
         for own in asked:
@@ -116,12 +115,13 @@ class Codecs:
                 return own, body
         return other, body
 
-    def _unsupported(self, content_type: str) -> str:
-        expected = ", ".join(name for name in self._readers if name)
-        message = f"received content type {shortened(content_type)!r}, expected one of {expected}"
-        if content_type == FORM:
-            message += "; with curl, add -H 'Content-Type: application/json'"
-        return message
+    def _unsupported(self, content_type: str) -> UnsupportedMediaType:
+        is_form = content_type == FORM
+        return UnsupportedMediaType(
+            received=f"content type {shortened(content_type)!r}",
+            expected=f"one of {', '.join(name for name in self._readers if name)}",
+            hint="with curl, add -H 'Content-Type: application/json'" if is_form else None,
+        )
 
     def _reply(self, accept: str, own: Reply, asked: Asked) -> Reply:
         """With the codec that `Accept` names, else the request's own."""

@@ -37,20 +37,19 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
         RequestTooLarge: more elements than the column may hold.
     """
     if not isinstance(value, simdjson.Array):
-        message = f"{name}: received {shown(value)}, expected an array"
-        raise InvalidRequest(message)
+        raise InvalidRequest(where=name, received=shown(value), expected="an array")
     shape = _shape(name, value, column)
     if shape is None:
-        raise InvalidRequest(_explain(name, value, column))
+        raise _explain(name, value, column)
     size = math.prod(shape)
     check_size(name, size, column)
     try:
         buffer = value.as_buffer(of_type="i" if column.is_integer else "d")
     except (TypeError, ValueError):
-        raise InvalidRequest(_explain(name, value, column)) from None
+        raise _explain(name, value, column) from None
     flat = np.frombuffer(buffer, dtype=np.int64 if column.is_integer else np.float64)
     if flat.size != size:
-        raise InvalidRequest(_explain(name, value, column))
+        raise _explain(name, value, column)
     return flat if len(shape) == 1 else flat.reshape(shape)
 
 
@@ -79,7 +78,7 @@ def refuse_nested(read: Iterable[tuple[str, Any, Column, Sequence[int]]]) -> Non
     """
     for name, value, column, shape in read:
         if cast("bytes", value.mini).count(b"[") != count_lists(shape):
-            raise InvalidRequest(_explain(name, value, column))
+            raise _explain(name, value, column)
 
 
 def check_size(name: str, size: int, column: Column) -> None:
@@ -89,10 +88,11 @@ def check_size(name: str, size: int, column: Column) -> None:
         RequestTooLarge: more elements than the column may hold.
     """
     if column.most is not None and size > column.most:
-        message = (
-            f"{name}: received {size} elements, expected at most {column.most} ({column.limit})"
+        raise RequestTooLarge(
+            where=name,
+            received=f"{size} elements",
+            expected=f"at most {column.most} ({column.limit})",
         )
-        raise RequestTooLarge(message)
 
 
 def _shape(name: str, array: simdjson.Array, column: Column) -> tuple[int, ...] | None:
@@ -104,14 +104,14 @@ def _shape(name: str, array: simdjson.Array, column: Column) -> tuple[int, ...] 
     level: list[Any] = [array]
     while shape[-1] and isinstance(level[0][0], simdjson.Array):
         if len(shape) == MOST_AXES:
-            message = f"{name}: its lists are nested deeper than {MOST_AXES} levels"
-            raise InvalidRequest(message)
+            raise InvalidRequest(
+                said=f"its lists are nested deeper than {MOST_AXES} levels", where=name
+            )
         lists = len(level) * shape[-1]
         check_size(name, lists, column)
         most = MOST_LISTS_OF_INTEGERS if column.is_integer else MOST_LISTS
         if lists > most:
-            message = f"{name}: received {lists} lists, expected at most {most}"
-            raise RequestTooLarge(message)
+            raise RequestTooLarge(where=name, received=f"{lists} lists", expected=f"at most {most}")
         level = list(chain.from_iterable(level))
         try:
             lengths = set(map(len, level))
@@ -123,7 +123,7 @@ def _shape(name: str, array: simdjson.Array, column: Column) -> tuple[int, ...] 
     return tuple(shape)
 
 
-def _explain(name: str, array: simdjson.Array, column: Column) -> str:
+def _explain(name: str, array: simdjson.Array, column: Column) -> InvalidRequest:
     """What is wrong with an array: the first element of a wrong kind, else its lists' lengths."""
     kind = "signed 64-bit integers" if column.is_integer else "numbers"
     path: list[int] = []
@@ -133,20 +133,20 @@ def _explain(name: str, array: simdjson.Array, column: Column) -> str:
         for position, value in open_lists[-1]:
             seen += LIST_STEPS if isinstance(value, simdjson.Array) else 1
             if seen > MOST_EXPLAINED:
-                return (
-                    f"{name}: its lists have different lengths, or hold something else than {kind}"
-                )
+                said = f"its lists have different lengths, or hold something else than {kind}"
+                return InvalidRequest(said, where=name)
             if isinstance(value, simdjson.Array):
                 path.append(position)
                 open_lists.append(enumerate(value))
                 break
             if not _is_number(value, column):
                 where = "".join(f"[{index}]" for index in [*path, position])
-                return f"{name}{where}: received {shown(value)}, expected {kind}"
+                return InvalidRequest(where=f"{name}{where}", received=shown(value), expected=kind)
         else:
             open_lists.pop()
             del path[-1:]
-    return f"{name}: its lists have different lengths, expected rows of one length"
+    said = "its lists have different lengths"
+    return InvalidRequest(said, where=name, expected="rows of one length")
 
 
 def _is_number(value: Any, column: Column) -> bool:

@@ -49,11 +49,11 @@ class JsonColumns:
             elif name == BATCH_SIZE:
                 batch_size = _batch_size(document[name])
             else:
-                message = (
-                    f"{shortened(name)}: unknown input, expected {', '.join(columns)} or "
-                    f"{BATCH_SIZE} (or instances, or inputs)"
+                raise InvalidRequest(
+                    said="unknown input",
+                    where=shortened(name) or '""',
+                    expected=f"{', '.join(columns)} or {BATCH_SIZE} (or instances, or inputs)",
                 )
-                raise InvalidRequest(message)
         if body.content.count(b"[") != lists:
             refuse_nested(
                 (name, document[name], columns[name], array.shape) for name, array in arrays.items()
@@ -71,6 +71,5 @@ class JsonColumns:
 
 def _batch_size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        message = f"{BATCH_SIZE}: received {shown(value)}, expected a positive integer"
-        raise InvalidRequest(message)
+        raise InvalidRequest(where=BATCH_SIZE, received=shown(value), expected="a positive integer")
     return value

@@ -37,17 +37,17 @@ class JsonParser:
             RequestTooLarge: more values than can be read safely.
         """
         if len(body) > MOST_COMMAS and body.count(b",") > MOST_COMMAS:
-            message = (
-                f"body: received more than {MOST_COMMAS} commas, expected fewer values in JSON; "
-                "send fewer rows, or protobuf"
+            raise RequestTooLarge(
+                where="body",
+                received=f"more than {MOST_COMMAS} commas",
+                expected="fewer values in JSON",
+                hint="send fewer rows, or protobuf",
             )
-            raise RequestTooLarge(message)
         if len(body) > KEPT_PARSER_BYTES:
             Memory(body).check_parsed()
         document = self._parse(body)
         if not isinstance(document, simdjson.Object):
-            message = f"body: received {shown(document)}, expected a JSON object"
-            raise InvalidRequest(message)
+            raise InvalidRequest(where="body", received=shown(document), expected="a JSON object")
         return document
 
     def _parse(self, body: bytes | bytearray) -> Any:
@@ -55,16 +55,14 @@ class JsonParser:
         try:
             return parser.parse(body)
         except UnicodeDecodeError:
-            message = "body: not valid UTF-8"
-            raise InvalidRequest(message) from None
+            raise InvalidRequest(said="not valid UTF-8", where="body") from None
         except (ValueError, RuntimeError) as error:
             # It will not parse while an object of an earlier body is alive (in a traceback, say).
             if "re-use" in str(error):
                 self._parser = simdjson.Parser()
                 return self._parse(body)
             reason = str(error).partition(":")[2].strip().partition(". ")[0]
-            message = f"body: not valid JSON ({reason or error})"
-            raise InvalidRequest(message) from None
+            raise InvalidRequest(said=f"not valid JSON ({reason or error})", where="body") from None
 
 
 def names(where: str, value: simdjson.Object, most: int) -> list[str]:
@@ -79,13 +77,13 @@ def names(where: str, value: simdjson.Object, most: int) -> list[str]:
         InvalidRequest: a name is given twice, or there are more.
     """
     if len(value) > most:
-        message = f"{where}: received {len(value)} names, expected at most {most}"
-        raise InvalidRequest(message)
+        raise InvalidRequest(
+            where=where, received=f"{len(value)} names", expected=f"at most {most}"
+        )
     given = list(value)
     if len(set(given)) < len(given):
         twice = next(name for name, count in Counter(given).items() if count > 1)
-        message = f"{where}: {shortened(twice)} is given twice"
-        raise InvalidRequest(message)
+        raise InvalidRequest(said=f"{shortened(twice)} is given twice", where=where)
     return given
 
 
@@ -101,8 +99,7 @@ def check_names(body: bytes | bytearray) -> None:
     try:
         json.loads(body, object_pairs_hook=_once, parse_float=len, parse_int=len)
     except RecursionError:
-        message = "body: its objects are nested too deeply"
-        raise InvalidRequest(message) from None
+        raise InvalidRequest(said="its objects are nested too deeply", where="body") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:
@@ -110,8 +107,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         twice = next(
             name for name, count in Counter(next(zip(*pairs, strict=True))).items() if count > 1
         )
-        message = f"body: {shortened(twice)} is given twice"
-        raise InvalidRequest(message)
+        raise InvalidRequest(said=f"{shortened(twice)} is given twice", where="body")
 
 
 def shown(value: Any) -> str:

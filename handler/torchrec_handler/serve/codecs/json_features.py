@@ -77,14 +77,17 @@ def decode_rows(
         known.update(features)
     for name in twice & (given | shared.keys()):
         owners = [entry.name for entry in signature.inputs if name in entry.features]
-        message = (
-            f"{shortened(name)}: a feature of {' and of '.join(owners)}, which rows cannot tell "
-            "apart; send columns"
+        raise InvalidRequest(
+            said=f"a feature of {' and of '.join(owners)}, which rows cannot tell apart",
+            where=shortened(name),
+            hint="send columns",
         )
-        raise InvalidRequest(message)
     if unknown := sorted((given | shared.keys()) - known):
-        message = f"{shortened(unknown[0])}: unknown feature, expected {', '.join(sorted(known))}"
-        raise InvalidRequest(message)
+        raise InvalidRequest(
+            said="unknown feature",
+            where=shortened(unknown[0]) or '""',
+            expected=", ".join(sorted(known)),
+        )
     return Columns(arrays=arrays, shared=shared_features, batch_size=len(rows)), given
 
 
@@ -101,8 +104,7 @@ def _numbers(names: Sequence[str], rows: Rows, shared: Row) -> npt.NDArray[Any]:
         if not set(map(type, column)) <= NUMBERS:
             position = next(i for i, value in enumerate(column) if type(value) not in NUMBERS)
             where = _where(name, position, rows)
-            message = f"{where}: received {shown(column[position])}, expected a number"
-            raise InvalidRequest(message)
+            raise InvalidRequest(where=where, received=shown(column[position]), expected="a number")
         block[:, feature] = np.array(column, dtype=np.float64)
     return block
 
@@ -130,11 +132,11 @@ def _vectors(
     if set(map(type, column)) != {list} or len(set(map(len, column))) != 1:
         width = len(column[0]) if type(column[0]) is list else 0
         position = next(i for i, v in enumerate(column) if type(v) is not list or len(v) != width)
-        message = (
-            f"{_where(name, position, rows)}: received {shown(column[position])}, "
-            "expected a list of numbers, as many as in every row"
+        raise InvalidRequest(
+            where=_where(name, position, rows),
+            received=shown(column[position]),
+            expected="a list of numbers, as many as in every row",
         )
-        raise InvalidRequest(message)
     if name in shared and not is_shared:
         repeated = sum(value is shared[name] for value in column)
         check_repeated(name, (repeated - 1) * len(column[0]))
@@ -143,8 +145,7 @@ def _vectors(
         position = next(i for i, value in enumerate(flat) if type(value) not in NUMBERS)
         row, inner = divmod(position, len(column[0]))
         where = f"{_where(name, row, rows)}[{inner}]"
-        message = f"{where}: received {shown(flat[position])}, expected a number"
-        raise InvalidRequest(message)
+        raise InvalidRequest(where=where, received=shown(flat[position]), expected="a number")
     block = np.array(flat, dtype=np.float64).reshape(len(column), -1)
     if is_shared:
         vectors[name] = block
@@ -160,11 +161,11 @@ def _embedding(
     width = blocks[0].shape[1]
     for name, block in zip(names, blocks, strict=True):
         if block.shape[1] != width:
-            message = (
-                f"{name}: received {block.shape[1]} numbers a row, expected {width}, "
-                f"as many as {names[0]} has"
+            raise InvalidRequest(
+                where=name,
+                received=f"{block.shape[1]} numbers a row",
+                expected=f"{width}, as many as {names[0]} has",
             )
-            raise InvalidRequest(message)
     shape = (max(map(len, blocks)), width)
     return np.stack([np.broadcast_to(block, shape) for block in blocks])
 
@@ -178,28 +179,28 @@ def _sparse(
 ) -> dict[str, npt.NDArray[Any]]:
     """Features of a list of ids a row each: lengths [F * B], values [N] and weights [N]."""
     if not entry.features:
-        message = (
-            f"{entry.name}: this model hides its feature names, so {INSTANCES} cannot be read; "
-            "send columns, or name them in PredictFactory.model_inputs_data"
+        raise InvalidRequest(
+            said=f"this model hides its feature names, so {INSTANCES} cannot be read",
+            where=entry.name,
+            hint="send columns, or name them in PredictFactory.model_inputs_data",
         )
-        raise InvalidRequest(message)
     lengths, flat = _gather(entry, rows, shared, given, limits)
     arrays: dict[str, npt.NDArray[Any]] = {f"{entry.name}.lengths": lengths.reshape(-1)}
     faults = _faults(entry, rows, shared)
     if entry.type == "weighted_sparse":
         if not (set(map(type, flat)) <= {list} and set(map(len, flat)) <= {2}):
-            raise InvalidRequest(next(faults))
+            raise next(faults)
         weights = list(map(itemgetter(1), flat))
         if not set(map(type, weights)) <= NUMBERS:
-            raise InvalidRequest(next(faults))
+            raise next(faults)
         arrays[f"{entry.name}.weights"] = np.array(weights, dtype=np.float64)
         flat = list(map(itemgetter(0), flat))
     if not set(map(type, flat)) <= {int}:
-        raise InvalidRequest(next(faults))
+        raise next(faults)
     try:
         arrays[f"{entry.name}.values"] = np.array(flat, dtype=np.int64)
     except OverflowError:
-        raise InvalidRequest(next(faults)) from None
+        raise next(faults) from None
     return arrays
 
 
@@ -229,7 +230,7 @@ def _gather(
             if int in kinds:
                 column = [[value] if type(value) is int else value for value in column]
             if not set(map(type, column)) <= {list, tuple}:
-                raise InvalidRequest(next(_faults(entry, rows, shared)))
+                raise next(_faults(entry, rows, shared))
             ids = chain.from_iterable(column)
             lists = list(map(len, column))
             count = sum(lists)
@@ -252,12 +253,15 @@ def _column(name: str, rows: Rows, shared: Row) -> list[Any]:
         return list(map(itemgetter(name), rows))
     except KeyError:
         position = next(i for i, row in enumerate(rows) if name not in row)
-        message = f"{INSTANCES}[{rows.first + position}].{name}: missing, expected in every row"
-        raise InvalidRequest(message) from None
+        raise InvalidRequest(
+            said="missing",
+            where=f"{INSTANCES}[{rows.first + position}].{name}",
+            expected="in every row",
+        ) from None
 
 
-def _faults(entry: InputSignature, rows: Rows, shared: Row) -> Iterator[str]:
-    """Where a sparse input's rows hold something else than ids, in words."""
+def _faults(entry: InputSignature, rows: Rows, shared: Row) -> Iterator[InvalidRequest]:
+    """Where a sparse input's rows hold something else than ids."""
     weighted = entry.type == "weighted_sparse"
     is_good, one, many = (
         (_is_pair, "a pair [id, weight]", "a list of [id, weight] pairs")
@@ -271,9 +275,10 @@ def _faults(entry: InputSignature, rows: Rows, shared: Row) -> Iterator[str]:
             if isinstance(value, list):
                 for inner, part in enumerate(value):
                     if not is_good(part):
-                        yield f"{where}[{inner}]: received {shown(part)}, expected {one}"
+                        place = f"{where}[{inner}]"
+                        yield InvalidRequest(where=place, received=shown(part), expected=one)
             elif weighted or not is_good(value):
-                yield f"{where}: received {shown(value)}, expected {many}"
+                yield InvalidRequest(where=where, received=shown(value), expected=many)
 
 
 def _is_id(value: Any) -> bool:
@@ -293,10 +298,10 @@ def check_ids(name: str, ids: int, limits: Limits) -> None:
         RequestTooLarge: it has.
     """
     if ids > limits.ids_per_request:
-        message = (
-            f"{name}: received more than {limits.ids_per_request} ids (limits.ids_per_request)"
+        raise RequestTooLarge(
+            received=f"more than {limits.ids_per_request} ids (limits.ids_per_request)",
+            where=name,
         )
-        raise RequestTooLarge(message)
 
 
 def _where(name: str, position: int, rows: Rows) -> str:

@@ -79,11 +79,14 @@ class Memory:
 
     def _check(self, needed: int) -> None:
         if needed > self._most:
-            message = (
-                f"body: received {self._values} values, names and lists in {self._bytes} bytes, "
-                f"which would take {needed // 2**20} MB to read; send fewer rows, or protobuf"
+            raise RequestTooLarge(
+                where="body",
+                received=(
+                    f"{self._values} values, names and lists in {self._bytes} bytes, which would "
+                    f"take {needed // 2**20} MB to read"
+                ),
+                hint="send fewer rows, or protobuf",
             )
-            raise RequestTooLarge(message)
 
 
 def _object_bytes(text: bytes | bytearray, counts: Mapping[bytes, int]) -> int:

@@ -114,25 +114,28 @@ def _document(body: Body, memory: Memory | None, limits: Limits) -> tuple[simdjs
     document, keys = body.document, body.names
     for name in keys:
         if name not in (INSTANCES, SHARED) and name not in READ_PAST:
-            message = f"{shortened(name)}: unknown key, expected {INSTANCES} or {SHARED}"
-            raise InvalidRequest(message)
+            raise InvalidRequest(
+                said="unknown key",
+                where=shortened(name) or '""',
+                expected=f"{INSTANCES} or {SHARED}",
+            )
     array = document[INSTANCES]
     if not isinstance(array, simdjson.Array) or len(array) == 0:
         received = "an empty array" if isinstance(array, simdjson.Array) else shown(array)
-        message = f"{INSTANCES}: received {received}, expected an array of objects, one a row"
-        raise InvalidRequest(message)
-    if len(array) > limits.rows_per_request:
-        message = (
-            f"{INSTANCES}: received {len(array)} rows, expected at most {limits.rows_per_request} "
-            "(limits.rows_per_request)"
+        raise InvalidRequest(
+            where=INSTANCES, received=received, expected="an array of objects, one a row"
         )
-        raise RequestTooLarge(message)
+    if len(array) > limits.rows_per_request:
+        raise RequestTooLarge(
+            where=INSTANCES,
+            received=f"{len(array)} rows",
+            expected=f"at most {limits.rows_per_request} (limits.rows_per_request)",
+        )
     if SHARED not in keys:
         return array, {}
     shared = document[SHARED]
     if not isinstance(shared, simdjson.Object):
-        message = f"{SHARED}: received {shown(shared)}, expected an object"
-        raise InvalidRequest(message)
+        raise InvalidRequest(where=SHARED, received=shown(shared), expected="an object")
     names(SHARED, shared, len(shared))
     if memory is not None:
         memory.check_part(_text(shared))
@@ -145,8 +148,9 @@ def _blocks(array: simdjson.Array, memory: Memory | None) -> Iterator[Rows]:
     while found := list(islice(left, BLOCK_ROWS)):
         if set(map(type, found)) != {simdjson.Object}:
             at = next(at for at, row in enumerate(found) if type(row) is not simdjson.Object)
-            message = f"{INSTANCES}[{first + at}]: received {shown(found[at])}, expected an object"
-            raise InvalidRequest(message)
+            raise InvalidRequest(
+                where=f"{INSTANCES}[{first + at}]", received=shown(found[at]), expected="an object"
+            )
         objects = cast("list[simdjson.Object]", found)
         if memory is not None:
             memory.check_part(b"".join(map(_text, objects)))

@@ -41,8 +41,8 @@ def encode(answer: Any) -> Response:
     try:
         body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY, default=_plain)
     except TypeError as error:
-        message = f"the answer cannot be written as JSON: {error}"
-        raise PredictError(message) from error
+        said = f"the answer cannot be written as JSON: {error}"
+        raise PredictError(said) from error
     return Response(content_type=JSON, body=body)
 
 

@@ -52,6 +52,9 @@ class TestDecode:
             "or batch_size (or instances, or inputs)"
         )
 
+    def test_shows_an_unknown_name_that_is_empty(self) -> None:
+        assert refusal(InvalidRequest, {"": []}).startswith('"": unknown input, ')
+
     def test_shortens_an_unknown_name(self) -> None:
         assert refusal(InvalidRequest, {"x" * 1_000: []}).startswith(
             f"{'x' * 80}…: unknown input, "
