@@ -13,6 +13,7 @@ from tests.factories.kinds_scripted import (
     TorchRecsDlrmFactory,
     TracedFactory,
 )
+from tests.handler.serve.answered import ask
 from tests.kinds import batch, build, load_archive
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
@@ -75,6 +76,6 @@ def test_tables_that_a_factory_traces_are_dense_weights(
     assert received["default"][0].tolist() == pytest.approx(expected, abs=tolerance or 1e-6)
     engine = Engine("model", predictor, Options())
     body = b'{"id_list_features.lengths": [1, 0], "id_list_features.values": [8]}'
-    (answer,) = engine.predict([RawRequest(body=body, content_type="application/json")])
+    (answer,) = ask(engine, [RawRequest(body=body, content_type="application/json")])
     assert answer.status == 400
     assert b"received id 8 of feature 'user', expected 0 to 7" in answer.body

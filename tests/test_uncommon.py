@@ -10,6 +10,7 @@ import torch
 
 from tests.factories import uncommon
 from tests.factories.kinds_base import KindFactory, trained
+from tests.handler.serve.answered import ask as answered
 from tests.kinds import batch, build, load_archive
 from torchrec_handler.errors import BuildError, FactoryError, LoadError
 from torchrec_handler.options import Options
@@ -41,7 +42,7 @@ def ask(engine: Engine, *bodies: Mapping[str, Any], qualname: str = "forward") -
         )
         for body in bodies
     ]
-    answers = engine.predict(requests)
+    answers = answered(engine, requests)
     return [(answer.status, json.loads(answer.body)) for answer in answers]
 
 

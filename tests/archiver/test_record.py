@@ -15,6 +15,7 @@ from torchrec.inference.modules import PredictFactory
 
 from tests.archives import good
 from tests.factories import outputs
+from tests.handler.serve.answered import ask as answered
 from torchrec_archiver import build_archive
 from torchrec_archiver.inspect import read_index, show
 from torchrec_archiver.record import Failure, Recorded, output_change
@@ -51,13 +52,14 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def ask(archive: Path, *bodies: Mapping[str, Any], qualname: str = "forward") -> list[Any]:
     """The scores of requests in one batch, each row a forward call for those with many rows."""
     engine = Engine("model", good.load_folder(archive), Options(limits=Limits(rows_per_forward=2)))
-    answers = engine.predict(
+    answers = answered(
+        engine,
         [
             RawRequest(
                 body=json.dumps(body).encode(), content_type="application/json", qualname=qualname
             )
             for body in bodies
-        ]
+        ],
     )
     documents = [json.loads(answer.body) for answer in answers]
     return [document.get("scores", document.get("message")) for document in documents]

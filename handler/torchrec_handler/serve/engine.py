@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
-import orjson
 import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
-from torchrec_handler.front.torchserve.answers import STATUSES
 from torchrec_handler.load.loader import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
 from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
-from torchrec_handler.serve.codecs.json_values import JSON
 from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
@@ -72,16 +69,16 @@ class Engine:
         self._budget = Budget(options.limits)
         self._limits = options.limits
 
-    def predict(self, requests: Sequence[RawRequest]) -> list[Response]:
+    def predict(self, requests: Sequence[RawRequest]) -> list[Response | RequestError]:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
-        responses: dict[int, Response] = {}
+        responses: dict[int, Response | RequestError] = {}
         waiting: dict[str, list[tuple[int, ValidRequest, Reply]]] = {}
         for position, (checked, reply) in enumerate(self._check(self._read(requests))):
             qualname = requests[position].qualname
             if isinstance(checked, ValidRequest):
                 waiting.setdefault(qualname, []).append((position, checked, reply))
             elif isinstance(checked, RequestError):
-                responses[position] = _error(checked)
+                responses[position] = checked
             else:
                 module = self._predictor.module
                 result = _attempt(qualname, call, module, qualname, checked)
@@ -232,11 +229,10 @@ class Engine:
         joined = splitter.join(results, [piece for piece, _ in parts])
         return answer(joined, self._predictor.result_metadata)
 
-    def _write(self, outcome: Any, reply: Reply) -> Response:
+    def _write(self, outcome: Any, reply: Reply) -> Response | RequestError:
         if isinstance(outcome, RequestError):
-            return _error(outcome)
-        written = _attempt("writing the answer", self._codecs.encode, outcome, reply)
-        return _error(written) if isinstance(written, RequestError) else written
+            return outcome
+        return _attempt("writing the answer", self._codecs.encode, outcome, reply)
 
 
 def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestError:
@@ -253,24 +249,18 @@ def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | Request
         logger.warning("%s raised", where, exc_info=True)
         if _is_out_of_memory(error):
             return OutOfMemory(f"{where}: out of memory; send fewer rows")
-        return PredictError(f"{where} raised {type(error).__name__}: {_said(error)}")
+        return PredictError(f"{where} raised {type(error).__name__}: {said(error)}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     # torch has no type of its own for host memory.
-    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in _said(error)
+    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in said(error)
     return is_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An error's message as text that can be sent, whatever a model put into it."""
     try:
         return shortened(str(error), MOST_SAID).encode("utf-8", "replace").decode()
     except Exception:  # noqa: BLE001  an exception's own __str__ may raise
         return "(a message that cannot be shown)"
-
-
-def _error(error: RequestError) -> Response:
-    status, phrase = STATUSES[type(error)]
-    body: dict[str, Any] = {"code": status, "type": error.type, "message": _said(error)}
-    return Response(status=status, phrase=phrase, content_type=JSON, body=orjson.dumps(body))

@@ -75,5 +75,3 @@ class Response:
 
     content_type: str
     body: bytes
-    status: int = 200
-    phrase: str = "OK"

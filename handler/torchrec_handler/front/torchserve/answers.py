@@ -1,6 +1,9 @@
-"""What TorchServe answers for each error of a request."""
+"""What TorchServe answers: status, phrase and body, for errors of requests too."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
 
 from torchrec_handler.errors import (
     InvalidRequest,
@@ -12,6 +15,8 @@ from torchrec_handler.errors import (
     UnknownQualname,
     UnsupportedMediaType,
 )
+from torchrec_handler.serve.engine import said
+from torchrec_handler.serve.request import Response
 
 STATUSES: Mapping[type[RequestError], tuple[int, str]] = {
     InvalidRequest: (400, "Bad Request"),
@@ -23,3 +28,32 @@ STATUSES: Mapping[type[RequestError], tuple[int, str]] = {
     OutOfMemory: (507, "Insufficient Storage"),
 }
 """Type of error -> HTTP status and its phrase."""
+
+
+class HttpAnswer(NamedTuple):
+    """What goes over HTTP."""
+
+    status: int
+    phrase: str
+    content_type: str
+    body: bytes
+
+
+def http_answer(outcome: Response | RequestError) -> HttpAnswer:
+    """An answer, or an error in the form that TorchServe's own errors have."""
+    if isinstance(outcome, Response):
+        return HttpAnswer(200, "OK", outcome.content_type, outcome.body)
+    body = orjson.dumps(error_document(outcome))
+    return HttpAnswer(*_status(outcome), "application/json", body)
+
+
+def error_document(error: RequestError) -> dict[str, Any]:
+    """Status, type and message."""
+    status, _ = _status(error)
+    return {"code": status, "type": error.type, "message": said(error)}
+
+
+def _status(error: RequestError) -> tuple[int, str]:
+    """Of its type, or of what that is made from: a model may raise errors of its own."""
+    kinds = (kind for kind in type(error).__mro__ if kind in STATUSES)
+    return STATUSES[next(kinds, PredictError)]

@@ -1,4 +1,4 @@
-"""The one class that TorchServe sees; only this and `socket_reader` import `ts`."""
+"""The one class that TorchServe sees; only this and `reader` import `ts`."""
 
 import fcntl
 import gc
@@ -20,6 +20,7 @@ from torchrec_handler import options as torchrec_options
 from torchrec_handler.errors import LoadError, OptionError
 from torchrec_handler.front.torchserve import model_infer
 from torchrec_handler.front.torchserve import reader as socket_reader
+from torchrec_handler.front.torchserve.answers import http_answer
 from torchrec_handler.load import loader
 from torchrec_handler.load.factory import FORWARD
 from torchrec_handler.load.process import become_worker
@@ -88,10 +89,11 @@ class TorchRecHandler(BaseHandler):
             return [self.engine.describe()]
         requests = [_raw(item, headers) for item, headers in zip(data, given, strict=True)]
         bodies: list[Any] = []
-        for at, response in enumerate(self.engine.predict(requests)):
+        for at, outcome in enumerate(self.engine.predict(requests)):
             if model_infer.is_call(given[at]):
-                bodies.append(model_infer.answer(response, self.engine.model_name, self.version))
+                bodies.append(model_infer.answer(outcome, self.engine.model_name, self.version))
                 continue
+            response = http_answer(outcome)
             if not any(isinstance(value, str) for value in given[at].values()):
                 # No HTTP, which sends some headers always.
                 context.set_response_header(at, *LAST_OF_STREAM)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.handler.serve.answered import ask
 from tests.handler.serve.codecs.one_request import (
     BODIES,
     COLUMNS,
@@ -65,7 +66,7 @@ class TestFormats:
 
     def test_give_the_same_answer(self) -> None:
         requests = [raw(BODIES[name], content_type(name), JSON) for name in FORMATS]
-        answers = [json.loads(response.body) for response in engine().predict(requests)]
+        answers = [json.loads(response.body) for response in ask(engine(), requests)]
         rows, columns, tensors, protobuf = (
             answers[FORMATS.index(name)]
             for name in ("json rows", "json columns", "open inference", "protobuf")
@@ -208,18 +209,18 @@ class TestAnswer:
     """In the request's format, for every result type."""
 
     def test_as_json(self) -> None:
-        (response,) = engine().predict([raw(BODIES["json columns"])])
+        (response,) = ask(engine(), [raw(BODIES["json columns"])])
         assert response.content_type == JSON
         assert shape(json.loads(response.body)) == {"default": [2], "flat": [6], "pair": [2, 2]}
 
     def test_as_json_of_several_tensors(self) -> None:
-        (response,) = engine("dict_of_tensors").predict([raw(BODIES["json rows"])])
+        (response,) = ask(engine("dict_of_tensors"), [raw(BODIES["json rows"])])
         answer = json.loads(response.body)
         assert [len(part) for part in answer["default"]] == [2, 6]
         assert [len(part) for part in answer["pair"]] == [2, 2, 6]
 
     def test_as_json_with_masks(self) -> None:
-        (response,) = engine("dict_with_mask_tensor").predict([raw(BODIES["json rows"])])
+        (response,) = ask(engine("dict_with_mask_tensor"), [raw(BODIES["json rows"])])
         answer = json.loads(response.body)
         assert [list(part) for part in answer.values()] == [["values", "mask"]] * 3
         assert len(answer["flat"]["values"]) == 6
@@ -244,8 +245,9 @@ class TestAnswer:
     def test_as_open_inference_and_protobuf(
         self, result_metadata: str, expected: dict[str, list[int]]
     ) -> None:
-        tensors, binary = engine(result_metadata).predict(
-            [raw(BODIES["open inference"]), raw(BODIES["protobuf"], PROTOBUF)]
+        tensors, binary = ask(
+            engine(result_metadata),
+            [raw(BODIES["open inference"]), raw(BODIES["protobuf"], PROTOBUF)],
         )
         assert tensors.content_type == JSON
         document = json.loads(tensors.body)
@@ -274,7 +276,7 @@ class TestAnswer:
         assert str(caught.value) == "output 'movie': str192 is no Open Inference data type"
 
     def test_of_bad_requests_is_json_whatever_was_accepted(self) -> None:
-        (response,) = engine().predict([raw(b"{}", JSON, PROTOBUF)])
+        (response,) = ask(engine(), [raw(b"{}", JSON, PROTOBUF)])
         assert (response.status, response.content_type) == (400, JSON)
 
 
@@ -351,7 +353,7 @@ class TestHostileBodies:
         served = engine()
         tracemalloc.start()
         try:
-            (response,) = served.predict([raw(content, "")])
+            (response,) = ask(served, [raw(content, "")])
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -364,7 +366,7 @@ class TestHostileBodies:
     def test_deep_ones_are_refused(self, start: bytes, opening: bytes, depth: int) -> None:
         closing = b"]" if opening == b"[" else b"}"
         body = start + opening * depth + b"1" + closing * depth + b"}"
-        (response,) = engine().predict([raw(body)])
+        (response,) = ask(engine(), [raw(body)])
         assert response.status == 400, response.body
 
 
@@ -421,7 +423,7 @@ class TestFuzz:
 
     def test_the_bodies_that_are_changed_are_good(self) -> None:
         for name in FORMATS:
-            (response,) = ENGINE.predict([raw(BODIES[name], content_type(name))])
+            (response,) = ask(ENGINE, [raw(BODIES[name], content_type(name))])
             assert response.status == 200
 
 
@@ -429,7 +431,7 @@ ENGINE = engine()
 
 
 def answered_or_refused(request: RawRequest) -> None:
-    (response,) = ENGINE.predict([request])
+    (response,) = ask(ENGINE, [request])
     assert response.status in (200, 400, 413), response.body
 
 

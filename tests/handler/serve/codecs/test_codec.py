@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.handler.serve.answered import ask
 from tests.handler.serve.codecs.one_request import BODIES, COLUMNS, JSON, ROWS, body, model, raw
 from tests.handler.serve.exact import DENSE, INPUTS, Exact, predictor
 from torchrec_handler.errors import InvalidRequest
@@ -145,35 +146,33 @@ class TestAFifthFormat:
 
     @pytest.mark.parametrize("content_type", ["text/csv", "", "application/octet-stream"])
     def test_is_read_and_written(self, engine: Engine, content_type: str) -> None:
-        (answered,) = engine.predict([raw(b"# x\n1,0,0\n2,0,0", content_type)])
-        assert isinstance(answered, Response)
+        (answered,) = ask(engine, [raw(b"# x\n1,0,0\n2,0,0", content_type)])
         assert (answered.content_type, answered.body) == ("text/csv", b"# x\ndefault,4.0,8.0")
 
     def test_is_accepted_by_and_accepts_others(self, engine: Engine) -> None:
-        csv, columns = engine.predict(
+        csv, columns = ask(
+            engine,
             [
                 raw(b'{"float_features": [[1, 0, 0]]}', JSON, "text/csv"),
                 raw(b"# x\n1,0,0", "text/csv", JSON),
-            ]
+            ],
         )
-        assert isinstance(csv, Response)
         assert csv.body.startswith(b"default,4.0\nflat,")
-        assert isinstance(columns, Response)
         assert json.loads(columns.body) == {"default": [4.0]}
 
     def test_leaves_the_others_as_they_were(self, monkeypatch: pytest.MonkeyPatch) -> None:
         served = predictor(Exact(INPUTS, "dict_of_tensor"), *INPUTS)
         requests = [raw(content, "") for content in BODIES.values()]
-        expected = Engine("ranking", served, Options()).predict(requests)
+        expected = ask(Engine("ranking", served, Options()), requests)
         monkeypatch.setattr(choose, "CODECS", [Csv, *CODECS])
-        assert Engine("ranking", served, Options()).predict(requests) == expected
+        assert ask(Engine("ranking", served, Options()), requests) == expected
 
     def test_refuses_in_its_own_words(self, engine: Engine) -> None:
-        (refused,) = engine.predict([raw(b"1,a,0", "text/csv")])
+        (refused,) = ask(engine, [raw(b"1,a,0", "text/csv")])
         assert b"body: not valid CSV (could not convert string to float: 'a')" in refused.body
 
     def test_is_told_to_who_sends_another(self, engine: Engine) -> None:
-        (refused,) = engine.predict([raw(b"1", "image/png")])
+        (refused,) = ask(engine, [raw(b"1", "image/png")])
         assert b"expected one of text/csv, application/json, text/json, " in refused.body
 
     def test_reads_arguments_of_a_method_that_is_called_alone(
@@ -187,5 +186,5 @@ class TestAFifthFormat:
         methods = {"forward": True, "total": False}
         served = predictor(Sums((DENSE,), "dict_of_tensor"), DENSE, methods=methods)
         request = RawRequest(body=b"1,2,3\n4,5,6", content_type="text/csv", qualname="total")
-        (answered,) = Engine("ranking", served, Options()).predict([request])
+        (answered,) = ask(Engine("ranking", served, Options()), [request])
         assert answered.body == b"default,5.0,7.0,9.0"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from grpc_tools import protoc
 
+from tests.handler.serve.answered import ask
 from tests.handler.serve.codecs.one_request import (
     BODIES,
     PROTOBUF,
@@ -113,11 +114,12 @@ def test_a_clients_bytes_are_served_as_they_are(client: ModuleType) -> None:
         b'"id_list_features.lengths": [1, 1, 0, 2, 0, 0], '
         b'"id_list_features.values": [7, 8, 3, 4]}'
     )
-    answered, expected = engine.predict(
+    answered, expected = ask(
+        engine,
         [
             raw(request.SerializeToString(), PROTOBUF),
             raw(document, accept=PROTOBUF),
-        ]
+        ],
     )
     assert (answered.status, answered.content_type) == (200, PROTOBUF)
     assert answered.body == expected.body
