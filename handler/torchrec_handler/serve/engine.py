@@ -15,6 +15,7 @@ from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
 from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
+from torchrec_handler.serve.observe import Observer, Stages
 from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
@@ -53,7 +54,14 @@ class _Read(NamedTuple):
 class Engine:
     """Answers requests with one predictor."""
 
-    def __init__(self, model_name: str, predictor: Predictor, options: Options) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        predictor: Predictor,
+        options: Options,
+        observer: Observer | None = None,
+    ) -> None:
+        self._stages = Stages(observer)
         self.model_name = model_name
         self._predictor = predictor
         self._options = options
@@ -71,26 +79,38 @@ class Engine:
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response | RequestError]:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
-        responses: dict[int, Response | RequestError] = {}
-        waiting: dict[str, list[tuple[int, ValidRequest, Reply]]] = {}
-        for position, (checked, reply) in enumerate(self._check(self._read(requests))):
+        stages = self._stages
+        stages.begin()
+        reads = self._read(requests)
+        rows = [0 if isinstance(read, RequestError) else read.size.rows for read in reads]
+        stages.done("read", reads, rows)
+        checked = list(self._check(reads))
+        outcomes: list[Any] = [content for content, _ in checked]
+        stages.done("check", outcomes, rows)
+        waiting: dict[str, list[int]] = {}
+        alone: list[int] = []
+        for position, content in enumerate(outcomes):
+            if isinstance(content, ValidRequest):
+                waiting.setdefault(requests[position].qualname, []).append(position)
+            elif not isinstance(content, RequestError):
+                alone.append(position)
+        for position in alone:
             qualname = requests[position].qualname
-            if isinstance(checked, ValidRequest):
-                waiting.setdefault(qualname, []).append((position, checked, reply))
-            elif isinstance(checked, RequestError):
-                responses[position] = checked
-            else:
-                module = self._predictor.module
-                result = _attempt(qualname, call, module, qualname, checked)
-                responses[position] = self._write(result, reply)
-        for qualname, members in waiting.items():
-            valid = [request for _, request, _ in members]
-            outcomes = _attempt(qualname, self._predict, qualname, valid)
-            if isinstance(outcomes, RequestError):
-                outcomes = [outcomes] * len(members)
-            for (position, _, reply), outcome in zip(members, outcomes, strict=True):
-                responses[position] = self._write(outcome, reply)
-        return [responses[position] for position in range(len(requests))]
+            module, arguments = self._predictor.module, outcomes[position]
+            outcomes[position] = _attempt(qualname, call, module, qualname, arguments)
+        if alone:
+            stages.done("predict", [outcomes[at] for at in alone], [rows[at] for at in alone])
+        for qualname, positions in waiting.items():
+            valid = [outcomes[position] for position in positions]
+            answers = _attempt(qualname, self._predict, qualname, valid)
+            if isinstance(answers, RequestError):
+                answers = [answers] * len(positions)
+            for position, outcome in zip(positions, answers, strict=True):
+                outcomes[position] = outcome
+        replies = (reply for _, reply in checked)
+        responses = [self._write(*each) for each in zip(outcomes, replies, strict=True)]
+        stages.done("write", responses, rows)
+        return responses
 
     def describe(self) -> dict[str, Any]:
         """What is served: signature, options, tables, plan, versions and digests, as JSON holds it.
@@ -186,13 +206,17 @@ class Engine:
         """
         splitter = self._splitters.get(qualname)
         if splitter is None:
-            return [_attempt(qualname, self._alone, qualname, request) for request in requests]
+            alone = [_attempt(qualname, self._alone, qualname, request) for request in requests]
+            self._stages.done("split", alone, [request.rows for request in requests])
+            return alone
         pieces: list[list[tuple[ValidRequest, HostResult | RequestError]]] = [[] for _ in requests]
         for forward_call in cut(requests, self._limits.rows_per_forward):
             outcomes = self._forward(qualname, [piece for _, piece in forward_call])
             for (position, piece), outcome in zip(forward_call, outcomes, strict=True):
                 pieces[position].append((piece, outcome))
-        return [_attempt(qualname, self._answer, splitter, parts) for parts in pieces]
+        answers = [_attempt(qualname, self._answer, splitter, parts) for parts in pieces]
+        self._stages.called("split")
+        return answers
 
     def _alone(self, qualname: str, request: ValidRequest) -> Answer:
         return answer(self._call(qualname, [request]), self._predictor.result_metadata)
@@ -205,18 +229,26 @@ class Engine:
         if not isinstance(results, RequestError):
             return list(results)
         if len(requests) == 1:
+            self._stages.done("predict", [results], [requests[0].rows])
             return [results]
+        self._stages.called("predict")
         half = len(requests) // 2
         return self._forward(qualname, requests[:half]) + self._forward(qualname, requests[half:])
 
     def _run(self, qualname: str, requests: Sequence[ValidRequest]) -> list[HostResult]:
-        return self._splitters[qualname].split(self._call(qualname, requests), requests)
+        results = self._splitters[qualname].split(self._call(qualname, requests), requests)
+        self._stages.called("split", len(requests), sum([each.rows for each in requests]))
+        return results
 
     def _call(self, qualname: str, requests: Sequence[ValidRequest]) -> HostResult:
         predictor = self._predictor
         batch = combine(requests, predictor.batching, predictor.device)
+        rows = sum(batch.rows)
+        self._stages.called("batch", len(requests), rows)
         with look_up_once(batch.shared):
-            return predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
+            result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
+        self._stages.called("predict", len(requests), rows)
+        return result
 
     def _answer(
         self, splitter: Splitter, parts: Sequence[tuple[ValidRequest, HostResult | RequestError]]

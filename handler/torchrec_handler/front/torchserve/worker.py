@@ -25,6 +25,7 @@ from torchrec_handler.load import loader
 from torchrec_handler.load.factory import FORWARD
 from torchrec_handler.load.process import become_worker
 from torchrec_handler.serve import engine
+from torchrec_handler.serve.observe import Totals
 from torchrec_handler.serve.request import RawRequest
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class TorchRecHandler(BaseHandler):
         """
         given = [context.get_all_request_header(at) for at in range(len(data))]
         if len(data) == 1 and _is_describe(data[0], given[0]):
-            return [self.engine.describe()]
+            return [{**self.engine.describe(), "served": self.totals.as_json()}]
         requests = [_raw(item, headers) for item, headers in zip(data, given, strict=True)]
         bodies: list[Any] = []
         for at, outcome in enumerate(self.engine.predict(requests)):
@@ -112,7 +113,8 @@ class TorchRecHandler(BaseHandler):
         become_worker(options, self.device)
         predictor = loader.load(Path(properties["model_dir"]), options, self.device)
         self.model = predictor.module
-        self.engine = engine.Engine(context.model_name, predictor, options)
+        self.totals = Totals()
+        self.engine = engine.Engine(context.model_name, predictor, options, self.totals)
         # A full collection looks at every object of torch's modules, some 0.2 s in which no request
         # is answered; what is loaded now stays.
         gc.collect()
