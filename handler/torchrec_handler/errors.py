@@ -1,4 +1,4 @@
-"""Every error that users can meet, in one place, each with the HTTP status it answers with.
+"""Every error that users can meet, in one place. What it is answered with is a front-end's choice.
 
 TorchRecServeError
 ├── BuildError                   the archiver could not build an archive
@@ -10,16 +10,14 @@ TorchRecServeError
 │   └── SelfTestError            the model does not answer as it did when it was built
 ├── AnswerError                  what a client got instead of an answer
 └── RequestError                 one request failed
-    ├── InvalidRequest       400 not decodable, wrong shape, type or value
-    ├── UnknownQualname      404 no method of that name
-    ├── RequestTooLarge      413 more rows or ids than the limits
-    ├── UnsupportedMediaType 415 a content type that no codec reads
-    ├── PredictError         500 the model raised on this request alone; the worker goes on
-    ├── Overloaded           503 too much beside other requests; to be sent again
-    └── OutOfMemory          507 not enough memory for this request
+    ├── InvalidRequest       not decodable, wrong shape, type or value
+    ├── UnknownQualname      no method of that name
+    ├── RequestTooLarge      more rows or ids than the limits
+    ├── UnsupportedMediaType a content type that no codec reads
+    ├── PredictError         the model raised on this request alone; the worker goes on
+    ├── Overloaded           too much beside other requests; to be sent again
+    └── OutOfMemory          not enough memory for this request
 """
-
-from typing import ClassVar
 
 
 class TorchRecServeError(Exception):
@@ -70,8 +68,44 @@ class AnswerError(TorchRecServeError):
 class RequestError(TorchRecServeError):
     """One request failed; the others of its batch are answered."""
 
-    status: ClassVar[int] = 500
-    phrase: ClassVar[str] = "Internal Server Error"
+    def __init__(
+        self,
+        said: str | None = None,
+        *,
+        where: str | None = None,
+        received: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        """Keep what is known, each without the words that `__str__` puts between them.
+
+        Args:
+            said: what none of the others can say; the sentence begins with it.
+            where: the input, the part of the request or the output at fault, and the place in it.
+            received: what stands there.
+            expected: what may stand there.
+            hint: what to do.
+        """
+        super().__init__(said)
+        self.said = said
+        self.where = where
+        self.received = received
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """All that is known, as one sentence."""
+        told = ", ".join(
+            part
+            for part in (
+                self.said,
+                self.received and f"received {self.received}",
+                self.expected and f"expected {self.expected}",
+            )
+            if part
+        )
+        sentence = ": ".join(part for part in (self.where, told) if part)
+        return "; ".join(part for part in (sentence, self.hint) if part)
 
     @property
     def type(self) -> str:
@@ -82,47 +116,26 @@ class RequestError(TorchRecServeError):
 class InvalidRequest(RequestError):
     """The request cannot be decoded, or a shape, type or value is wrong."""
 
-    status = 400
-    phrase = "Bad Request"
-
 
 class UnknownQualname(RequestError):
     """The predict module has no served method of the name asked for."""
-
-    status = 404
-    phrase = "Not Found"
 
 
 class RequestTooLarge(RequestError):
     """The request holds more rows or ids than the limits allow."""
 
-    status = 413
-    phrase = "Request Entity Too Large"
-
 
 class UnsupportedMediaType(RequestError):
     """No codec reads the request's content type."""
-
-    status = 415
-    phrase = "Unsupported Media Type"
 
 
 class PredictError(RequestError):
     """The model raised on this request alone; the worker goes on."""
 
-    status = 500
-    phrase = "Internal Server Error"
-
 
 class Overloaded(RequestError):
     """Too much beside the requests that arrived with it: alone, or later, it would be answered."""
 
-    status = 503
-    phrase = "Service Unavailable"
-
 
 class OutOfMemory(RequestError):
     """There was not enough memory to predict this request."""
-
-    status = 507
-    phrase = "Insufficient Storage"

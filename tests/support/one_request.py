@@ -10,6 +10,9 @@ from torchrec_handler.archive.format import Signature
 from torchrec_handler.message.predictor_pb2 import PredictionRequest
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.choose import Codecs
+from torchrec_handler.serve.codecs.codec import Body, Model
+from torchrec_handler.serve.codecs.columns import columns
+from torchrec_handler.serve.codecs.json_document import JsonParser
 from torchrec_handler.serve.request import RawRequest
 
 JSON = "application/json"
@@ -119,6 +122,15 @@ def codecs(signature: Signature = SIGNATURE, /, **limits: int) -> Codecs:
 
 def signature(*inputs: Any) -> Signature:
     return Signature(inputs=inputs, methods={"forward": True}, result_metadata="dict_of_tensor")
+
+
+def body(content: bytes) -> Body:
+    return Body(raw(content), JsonParser(), 100)
+
+
+def model(signature: Signature = SIGNATURE, /, **limits: int) -> Model:
+    most = Limits(**limits)
+    return Model(name="ranking", signature=signature, limits=most, columns=columns(signature, most))
 
 
 def raw(body: bytes, content_type: str = JSON, accept: str = "") -> RawRequest:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.answered import ask
 from tests.support.exact import CPU, examples
 from tests.support.factories.kinds_base import Batch, KindFactory, keyed
 from tests.support.factories.kinds_own import PartFactory, PrunedFactory
@@ -25,6 +26,7 @@ from tests.support.factories.ranking import RankingPredictFactory
 from tests.support.kinds import KINDS, prepare
 from tests.support.one_request import JSON, PROTOBUF, floats, ints
 from torchrec_handler.archive.format import InputSignature
+from torchrec_handler.front.torchserve.answers import HttpAnswer
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.load.states import Predictor
@@ -32,7 +34,7 @@ from torchrec_handler.message.predictor_pb2 import PredictionRequest, Prediction
 from torchrec_handler.options import Options
 from torchrec_handler.serve import batch
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.request import RawRequest, Response
+from torchrec_handler.serve.request import RawRequest
 from torchrec_handler.tables.find import find_collections
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -234,8 +236,8 @@ def raw(body: bytes, content_type: str = JSON, qualname: str = "forward") -> Raw
 
 def assert_same(served: Engine, pairs: Sequence[tuple[RawRequest, RawRequest]]) -> None:
     """What is pooled bit for bit; a dense layer rounds by where its input lies in memory."""
-    given = served.predict([given for given, _ in pairs])
-    full = served.predict([full for _, full in pairs])
+    given = ask(served, [given for given, _ in pairs])
+    full = ask(served, [full for _, full in pairs])
     for response, expected in zip(given, full, strict=True):
         assert response.status == expected.status == 200
         outputs, wanted = opened(response), opened(expected)
@@ -245,7 +247,7 @@ def assert_same(served: Engine, pairs: Sequence[tuple[RawRequest, RawRequest]]) 
             np.testing.assert_allclose(outputs[name], values, atol=tolerance, rtol=tolerance)
 
 
-def opened(response: Response) -> dict[str, Any]:
+def opened(response: HttpAnswer) -> dict[str, Any]:
     """Output name -> values."""
     if response.content_type == PROTOBUF:
         message = PredictionResponse.FromString(response.body)
@@ -386,7 +388,7 @@ class TestIdsThatReachTheOperators:
         served = predictor(name, sharding)
         counts = looked_up(served)
         body = ranking_request(served.signature.inputs, self.ROWS, self.IDS)
-        (response,) = engine(served).predict([raw(body)])
+        (response,) = ask(engine(served), [raw(body)])
         assert response.status == 200
         assert sum(counts) == sum(
             self.IDS * (len(entry.features) - 1) + self.ROWS
@@ -403,7 +405,7 @@ class TestIdsThatReachTheOperators:
         served = predictor(name)
         counts = looked_up(served)
         body = ranking_request(served.signature.inputs, self.ROWS, self.IDS)
-        (response,) = engine(served).predict([raw(body)])
+        (response,) = ask(engine(served), [raw(body)])
         assert response.status == 200
         assert sum(counts) == sum(
             self.ROWS * (self.IDS * (len(entry.features) - 1) + 1)
@@ -424,8 +426,8 @@ class TestIdsThatReachTheOperators:
         """Short lists, and few of them, are looked up faster than their pooled rows are copied."""
         served = predictor("dlrm")
         counts = looked_up(served)
-        (response,) = engine(served).predict(
-            [raw(ranking_request(served.signature.inputs, rows, ids))]
+        (response,) = ask(
+            engine(served), [raw(ranking_request(served.signature.inputs, rows, ids))]
         )
         assert response.status == 200
         assert sum(counts) == rows + 2 * ids * (1 if once else rows)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.answered import ask
 from tests.support.factories.kinds_base import trained
 from tests.support.factories.kinds_scripted import (
     MetaScriptedFactory,
@@ -75,6 +76,6 @@ def test_tables_that_a_factory_traces_are_dense_weights(
     assert received["default"][0].tolist() == pytest.approx(expected, abs=tolerance or 1e-6)
     engine = Engine("model", predictor, Options())
     body = b'{"id_list_features.lengths": [1, 0], "id_list_features.values": [8]}'
-    (answer,) = engine.predict([RawRequest(body=body, content_type="application/json")])
+    (answer,) = ask(engine, [RawRequest(body=body, content_type="application/json")])
     assert answer.status == 400
     assert b"received id 8 of feature 'user', expected 0 to 7" in answer.body

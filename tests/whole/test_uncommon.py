@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.answered import ask as answered
 from tests.support.factories import uncommon
 from tests.support.factories.kinds_base import KindFactory, trained
 from tests.support.kinds import batch, build, load_archive
@@ -41,7 +42,7 @@ def ask(engine: Engine, *bodies: Mapping[str, Any], qualname: str = "forward") -
         )
         for body in bodies
     ]
-    answers = engine.predict(requests)
+    answers = answered(engine, requests)
     return [(answer.status, json.loads(answer.body)) for answer in answers]
 
 

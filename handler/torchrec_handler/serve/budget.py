@@ -81,6 +81,7 @@ def _length(value: Any) -> int:
 
 def _refusal(what: str, received: int, taken: int, most: int) -> Overloaded:
     return Overloaded(
-        f"received {received} {what} beside {taken} of other requests, expected at most {most} "
-        f"together (limits.{what}_per_batch); try again"
+        received=f"{received} {what} beside {taken} of other requests",
+        expected=f"at most {most} together (limits.{what}_per_batch)",
+        hint="try again",
     )

@@ -13,9 +13,9 @@ from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import ONCE, Options
 from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
-from torchrec_handler.serve.codecs.choose import JSON, Codecs, Reply
-from torchrec_handler.serve.codecs.json_columns import encode
+from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
+from torchrec_handler.serve.observe import Observer, Stages
 from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
@@ -32,7 +32,7 @@ MOST_SAID = 16_384
 """Characters of a message: a model's own may hold the whole input."""
 
 READING = "reading the request"
-NO_REPLY = Reply(format="json")
+NO_REPLY: Any = None
 """Of what is not answered but by an error."""
 
 Arguments = Mapping[str, Any]
@@ -54,7 +54,14 @@ class _Read(NamedTuple):
 class Engine:
     """Answers requests with one predictor."""
 
-    def __init__(self, model_name: str, predictor: Predictor, options: Options) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        predictor: Predictor,
+        options: Options,
+        observer: Observer | None = None,
+    ) -> None:
+        self._stages = Stages(observer)
         self.model_name = model_name
         self._predictor = predictor
         self._options = options
@@ -71,28 +78,40 @@ class Engine:
         self._limits = options.limits
         self._looks_up_once = options.kernels.allow(ONCE)
 
-    def predict(self, requests: Sequence[RawRequest]) -> list[Response]:
+    def predict(self, requests: Sequence[RawRequest]) -> list[Response | RequestError]:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
-        responses: dict[int, Response] = {}
-        waiting: dict[str, list[tuple[int, ValidRequest, Reply]]] = {}
-        for position, (checked, reply) in enumerate(self._check(self._read(requests))):
+        stages = self._stages
+        stages.begin()
+        reads = self._read(requests)
+        rows = [0 if isinstance(read, RequestError) else read.size.rows for read in reads]
+        stages.done("read", reads, rows)
+        checked = list(self._check(reads))
+        outcomes: list[Any] = [content for content, _ in checked]
+        stages.done("check", outcomes, rows)
+        waiting: dict[str, list[int]] = {}
+        alone: list[int] = []
+        for position, content in enumerate(outcomes):
+            if isinstance(content, ValidRequest):
+                waiting.setdefault(requests[position].qualname, []).append(position)
+            elif not isinstance(content, RequestError):
+                alone.append(position)
+        for position in alone:
             qualname = requests[position].qualname
-            if isinstance(checked, ValidRequest):
-                waiting.setdefault(qualname, []).append((position, checked, reply))
-            elif isinstance(checked, RequestError):
-                responses[position] = _error(checked)
-            else:
-                module = self._predictor.module
-                result = _attempt(qualname, call, module, qualname, checked)
-                responses[position] = self._write(result, reply)
-        for qualname, members in waiting.items():
-            valid = [request for _, request, _ in members]
-            outcomes = _attempt(qualname, self._predict, qualname, valid)
-            if isinstance(outcomes, RequestError):
-                outcomes = [outcomes] * len(members)
-            for (position, _, reply), outcome in zip(members, outcomes, strict=True):
-                responses[position] = self._write(outcome, reply)
-        return [responses[position] for position in range(len(requests))]
+            module, arguments = self._predictor.module, outcomes[position]
+            outcomes[position] = _attempt(qualname, call, module, qualname, arguments)
+        if alone:
+            stages.done("predict", [outcomes[at] for at in alone], [rows[at] for at in alone])
+        for qualname, positions in waiting.items():
+            valid = [outcomes[position] for position in positions]
+            answers = _attempt(qualname, self._predict, qualname, valid)
+            if isinstance(answers, RequestError):
+                answers = [answers] * len(positions)
+            for position, outcome in zip(positions, answers, strict=True):
+                outcomes[position] = outcome
+        replies = (reply for _, reply in checked)
+        responses = [self._write(*each) for each in zip(outcomes, replies, strict=True)]
+        stages.done("write", responses, rows)
+        return responses
 
     def describe(self) -> dict[str, Any]:
         """What is served: signature, options, tables, plan, versions and digests, as JSON holds it.
@@ -189,13 +208,17 @@ class Engine:
         """
         splitter = self._splitters.get(qualname)
         if splitter is None:
-            return [_attempt(qualname, self._alone, qualname, request) for request in requests]
+            alone = [_attempt(qualname, self._alone, qualname, request) for request in requests]
+            self._stages.done("split", alone, [request.rows for request in requests])
+            return alone
         pieces: list[list[tuple[ValidRequest, HostResult | RequestError]]] = [[] for _ in requests]
         for forward_call in cut(requests, self._limits.rows_per_forward):
             outcomes = self._forward(qualname, [piece for _, piece in forward_call])
             for (position, piece), outcome in zip(forward_call, outcomes, strict=True):
                 pieces[position].append((piece, outcome))
-        return [_attempt(qualname, self._answer, splitter, parts) for parts in pieces]
+        answers = [_attempt(qualname, self._answer, splitter, parts) for parts in pieces]
+        self._stages.called("split")
+        return answers
 
     def _alone(self, qualname: str, request: ValidRequest) -> Answer:
         return answer(self._call(qualname, [request]), self._predictor.result_metadata)
@@ -208,18 +231,26 @@ class Engine:
         if not isinstance(results, RequestError):
             return list(results)
         if len(requests) == 1:
+            self._stages.done("predict", [results], [requests[0].rows])
             return [results]
+        self._stages.called("predict")
         half = len(requests) // 2
         return self._forward(qualname, requests[:half]) + self._forward(qualname, requests[half:])
 
     def _run(self, qualname: str, requests: Sequence[ValidRequest]) -> list[HostResult]:
-        return self._splitters[qualname].split(self._call(qualname, requests), requests)
+        results = self._splitters[qualname].split(self._call(qualname, requests), requests)
+        self._stages.called("split", len(requests), sum([each.rows for each in requests]))
+        return results
 
     def _call(self, qualname: str, requests: Sequence[ValidRequest]) -> HostResult:
         predictor = self._predictor
         batch = combine(requests, predictor.batching, predictor.device)
+        rows = sum(batch.rows)
+        self._stages.called("batch", len(requests), rows)
         with look_up_once(batch.shared if self._looks_up_once else ()):
-            return predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
+            result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
+        self._stages.called("predict", len(requests), rows)
+        return result
 
     def _answer(
         self, splitter: Splitter, parts: Sequence[tuple[ValidRequest, HostResult | RequestError]]
@@ -232,11 +263,10 @@ class Engine:
         joined = splitter.join(results, [piece for piece, _ in parts])
         return answer(joined, self._predictor.result_metadata)
 
-    def _write(self, outcome: Any, reply: Reply) -> Response:
+    def _write(self, outcome: Any, reply: Reply) -> Response | RequestError:
         if isinstance(outcome, RequestError):
-            return _error(outcome)
-        written = _attempt("writing the answer", self._codecs.encode, outcome, reply)
-        return _error(written) if isinstance(written, RequestError) else _ok(*written)
+            return outcome
+        return _attempt("writing the answer", self._codecs.encode, outcome, reply)
 
 
 def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestError:
@@ -253,27 +283,18 @@ def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | Request
         logger.warning("%s raised", where, exc_info=True)
         if _is_out_of_memory(error):
             return OutOfMemory(f"{where}: out of memory; send fewer rows")
-        return PredictError(f"{where} raised {type(error).__name__}: {_said(error)}")
+        return PredictError(f"{where} raised {type(error).__name__}: {said(error)}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     # torch has no type of its own for host memory.
-    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in _said(error)
+    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in said(error)
     return is_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An error's message as text that can be sent, whatever a model put into it."""
     try:
         return shortened(str(error), MOST_SAID).encode("utf-8", "replace").decode()
     except Exception:  # noqa: BLE001  an exception's own __str__ may raise
         return "(a message that cannot be shown)"
-
-
-def _ok(content_type: str, body: bytes) -> Response:
-    return Response(status=200, phrase="OK", content_type=content_type, body=body)
-
-
-def _error(error: RequestError) -> Response:
-    body: dict[str, Any] = {"code": error.status, "type": error.type, "message": _said(error)}
-    return Response(status=error.status, phrase=error.phrase, content_type=JSON, body=encode(body))

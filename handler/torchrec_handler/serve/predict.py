@@ -39,8 +39,7 @@ def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -
     try:
         inspect.signature(getattr(module, qualname)).bind(**arguments)
     except TypeError as error:
-        message = f"{qualname}: {shortened(str(error))}"
-        raise InvalidRequest(message) from None
+        raise InvalidRequest(shortened(str(error)), where=qualname) from None
     return _arrays(call_method(module, qualname, **arguments))
 
 

@@ -3,7 +3,7 @@
 Letters in shapes: B rows, F features, D width, N ids.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +40,6 @@ class Columns:
     shared: Mapping[str, Mask] = field(default_factory=dict)
     """Sparse input -> [F] features that hold, in their first row, what all rows have."""
     batch_size: int | None = None
-    id: str | None = None
-    """What Open Inference Protocol gives back in the answer."""
-    outputs: Sequence[str] = ()
-    """What Open Inference Protocol wants to be answered, in this order; none for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +73,5 @@ class ValidRequest:
 class Response:
     """An answer, ready to send."""
 
-    status: int
-    phrase: str
     content_type: str
     body: bytes

@@ -21,9 +21,9 @@ def route(qualname: str, methods: Mapping[str, bool]) -> bool:
         UnknownQualname: lists the known names.
     """
     if qualname not in methods:
-        message = (
-            f"qualname: received {shortened(qualname)!r}, "
-            f"expected one of {', '.join(sorted(methods))}"
+        raise UnknownQualname(
+            where="qualname",
+            received=repr(shortened(qualname)),
+            expected=f"one of {', '.join(sorted(methods))}",
         )
-        raise UnknownQualname(message)
     return methods[qualname]

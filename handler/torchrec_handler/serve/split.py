@@ -99,10 +99,9 @@ class Splitter:
         if known is None or len(known) != len(tensors):
             received = "was not given" if known is None else f"had {len(known)} tensors"
             message = (
-                f"{where}: {received} when the model was observed, so it is not known whose its "
-                "values are"
+                f"{received} when the model was observed, so it is not known whose its values are"
             )
-            raise PredictError(message)
+            raise PredictError(message, where=where)
         return [(where, tensor, part) for tensor, part in zip(tensors, known, strict=True)]
 
 
@@ -157,8 +156,7 @@ def _cut(where: str, tensor: HostArray, known: OutputSplit, measured: _Measured)
     sizes = _fitting(where, tensor, known, measured)
     if measured.requests > 1 and tensor.shape[1:] != known.shape:
         expected = f"({', '.join(['…', *map(str, known.shape)])})"
-        message = f"{where}: received shape {tensor.shape}, expected {expected}"
-        raise PredictError(message)
+        raise PredictError(where=where, received=f"shape {tensor.shape}", expected=expected)
     if sizes.shape[1] > 1:
         tensor = _transpose(tensor, sizes.T)
     ends = np.cumsum(sizes.sum(axis=1)).tolist()
@@ -169,9 +167,9 @@ def _join(
     where: str, pieces: Sequence[HostArray], known: OutputSplit, measured: _Measured
 ) -> HostArray:
     if len({piece.shape[1:] for piece in pieces}) > 1:
-        received = " and ".join(map(str, dict.fromkeys(piece.shape for piece in pieces)))
-        message = f"{where}: received shapes {received} for a request that was cut by rows"
-        raise PredictError(message)
+        shapes = " and ".join(map(str, dict.fromkeys(piece.shape for piece in pieces)))
+        received = f"shapes {shapes} for a request that was cut by rows"
+        raise PredictError(where=where, received=received)
     tensor = np.concatenate(pieces)
     sizes = _fitting(where, tensor, known, measured)
     return _transpose(tensor, sizes) if sizes.shape[1] > 1 else tensor
@@ -185,11 +183,12 @@ def _fitting(where: str, tensor: HostArray, known: OutputSplit, measured: _Measu
         expected = " or ".join(
             _shown(count, sizes) for count, sizes in zip(known.counts, possible, strict=True)
         )
-        message = f"{where}: received shape {tensor.shape}, expected a first axis of {expected}"
-        raise PredictError(message)
+        raise PredictError(
+            where=where, received=f"shape {tensor.shape}", expected=f"a first axis of {expected}"
+        )
     if not all(np.array_equal(fitting[0], sizes) for sizes in fitting[1:]):
-        message = f"{where}: it cannot be told whether its values are for rows or for ids"
-        raise PredictError(message)
+        message = "it cannot be told whether its values are for rows or for ids"
+        raise PredictError(message, where=where)
     return fitting[0]
 
 

@@ -68,11 +68,10 @@ class Validator:
         blocks = {entry.name: _block(entry, columns) for entry in self._inputs}
         rows = columns.batch_size or self._observed_rows(blocks)
         if rows > self._limits.rows_per_request:
-            message = (
-                f"received {rows} rows, expected at most {self._limits.rows_per_request} "
-                "(limits.rows_per_request)"
+            raise RequestTooLarge(
+                received=f"{rows} rows",
+                expected=f"at most {self._limits.rows_per_request} (limits.rows_per_request)",
             )
-            raise RequestTooLarge(message)
         lengths = {
             entry.name: _lengths(entry, blocks[entry.name], rows)
             for entry in self._inputs
@@ -104,16 +103,16 @@ class Validator:
         for entry in self._inputs:
             received = blocks[entry.name].size
             if entry.num_features and received:
-                message = (
-                    f"{entry.name}.lengths: received {received} lengths, "
-                    f"expected {entry.num_features} features x B rows"
+                raise InvalidRequest(
+                    where=f"{entry.name}.lengths",
+                    received=f"{received} lengths",
+                    expected=f"{entry.num_features} features x B rows",
                 )
-                raise InvalidRequest(message)
-        message = (
-            f"{self._inputs[0].name}: holds no rows, expected at least one "
-            "(where no input tells the rows, give batch_size)"
+        raise InvalidRequest(
+            said="holds no rows",
+            where=self._inputs[0].name,
+            expected="at least one (where no input tells the rows, give batch_size)",
         )
-        raise InvalidRequest(message)
 
     def _count_ids(
         self, columns: Columns, lengths: Mapping[str, npt.NDArray[Any]], rows: int
@@ -129,11 +128,8 @@ class Validator:
                 f"{given[name]} ids of {name}" + (f" x {share} rows" if share > 1 else "")
                 for name, share in shares.items()
             )
-            message = (
-                f"received {received}, expected at most {self._limits.ids_per_request} ids "
-                "(limits.ids_per_request)"
-            )
-            raise RequestTooLarge(message)
+            expected = f"at most {self._limits.ids_per_request} ids (limits.ids_per_request)"
+            raise RequestTooLarge(received=received, expected=expected)
         return total
 
     def _sparse(
@@ -142,33 +138,36 @@ class Validator:
         where = f"{entry.name}.lengths"
         if lengths.size and lengths.min() < 0:
             position = int(lengths.argmin())
-            message = f"{where}[{position}]: received {lengths.flat[position]}, expected 0 or more"
-            raise InvalidRequest(message)
+            raise InvalidRequest(
+                where=f"{where}[{position}]",
+                received=str(lengths.flat[position]),
+                expected="0 or more",
+            )
         values = _values(columns, entry.name)
         # No sum of what passes here overflows.
         if lengths.size and lengths.max() > self._limits.ids_per_request:
             position = int(lengths.argmax())
-            message = (
-                f"{where}[{position}]: received {lengths.flat[position]}, expected at most "
-                f"{self._limits.ids_per_request} (limits.ids_per_request)"
+            raise RequestTooLarge(
+                where=f"{where}[{position}]",
+                received=str(lengths.flat[position]),
+                expected=f"at most {self._limits.ids_per_request} (limits.ids_per_request)",
             )
-            raise RequestTooLarge(message)
         total = int(lengths.sum(dtype=np.int64))
         if total != values.size:
-            message = (
-                f"{entry.name}.values: received {values.size} ids, expected {total}, "
-                f"the sum of {where}"
+            raise InvalidRequest(
+                where=f"{entry.name}.values",
+                received=f"{values.size} ids",
+                expected=f"{total}, the sum of {where}",
             )
-            raise InvalidRequest(message)
         weights = None
         if entry.type == "weighted_sparse":
             weights = _finite(f"{entry.name}.weights", _column(columns, f"{entry.name}.weights"))
             if weights.shape != values.shape:
-                message = (
-                    f"{entry.name}.weights: received {_shown(weights.shape)} weights, expected "
-                    f"{total}, one for each of {entry.name}.values"
+                raise InvalidRequest(
+                    where=f"{entry.name}.weights",
+                    received=f"{_shown(weights.shape)} weights",
+                    expected=f"{total}, one for each of {entry.name}.values",
                 )
-                raise InvalidRequest(message)
         _check_longest(entry, lengths)
         dtype = np.int64 if entry.is_wide else np.int32
         values = self._in_range(entry, values, lengths).astype(dtype)
@@ -205,11 +204,11 @@ class Validator:
         position = int(bad.argmax())
         feature = int(np.searchsorted(np.cumsum(counts), position, side="right"))
         name = f" of feature {entry.features[feature]!r}" if entry.features else ""
-        message = (
-            f"{entry.name}.values[{position}]: received id {values[position]}{name}, "
-            f"expected 0 to {last[position]}"
+        raise InvalidRequest(
+            where=f"{entry.name}.values[{position}]",
+            received=f"id {values[position]}{name}",
+            expected=f"0 to {last[position]}",
         )
-        raise InvalidRequest(message)
 
 
 def last_ids(entry: InputSignature) -> npt.NDArray[np.int64]:
@@ -236,27 +235,29 @@ def _check_longest(entry: InputSignature, lengths: npt.NDArray[Any]) -> None:
     if bad.any():
         feature, row = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
         name = f" of feature {entry.features[feature]!r}" if entry.features else ""
-        message = (
-            f"{entry.name}.lengths: received {lengths[feature, row]} ids{name} in row {row}, "
-            f"expected at most {longest[feature]}, the positions that have a weight"
+        raise InvalidRequest(
+            where=f"{entry.name}.lengths",
+            received=f"{lengths[feature, row]} ids{name} in row {row}",
+            expected=f"at most {longest[feature]}, the positions that have a weight",
         )
-        raise InvalidRequest(message)
 
 
 def _column(columns: Columns, name: str) -> npt.NDArray[Any]:
     array = columns.arrays.get(name)
     if array is None:
         given = ", ".join(columns.arrays) or "nothing"
-        message = f"{name}: missing, received {given}"
-        raise InvalidRequest(message)
+        raise InvalidRequest(said="missing", where=name, received=given)
     return array
 
 
 def _values(columns: Columns, name: str) -> npt.NDArray[Any]:
     values = _column(columns, f"{name}.values")
     if values.ndim != 1:
-        message = f"{name}.values: received shape {_shown(values.shape)}, expected a flat list"
-        raise InvalidRequest(message)
+        raise InvalidRequest(
+            where=f"{name}.values",
+            received=f"shape {_shown(values.shape)}",
+            expected="a flat list",
+        )
     return values
 
 
@@ -279,8 +280,8 @@ def _block(entry: InputSignature, columns: Columns) -> npt.NDArray[Any]:
             and entry.width in (None, block.shape[2])
         )
     if not is_good or block.size == 0:
-        message = f"{entry.name}: received shape {_shown(array.shape)}, expected {expected}"
-        raise InvalidRequest(message)
+        received = f"shape {_shown(array.shape)}"
+        raise InvalidRequest(where=entry.name, received=received, expected=expected)
     return block
 
 
@@ -309,8 +310,7 @@ def _lengths(entry: InputSignature, array: npt.NDArray[Any], rows: int) -> npt.N
     expected = f"{features or 'F'} features x {rows} rows"
     if features:
         expected += f" = {features * rows}"
-    message = f"{entry.name}.lengths: received {received}, expected {expected}"
-    raise InvalidRequest(message)
+    raise InvalidRequest(where=f"{entry.name}.lengths", received=received, expected=expected)
 
 
 def _floats(entry: InputSignature, block: npt.NDArray[Any], rows: int) -> Floats:
@@ -322,8 +322,11 @@ def _floats(entry: InputSignature, block: npt.NDArray[Any], rows: int) -> Floats
         return floats
     if floats.shape[0] == 1:
         return np.broadcast_to(floats, (rows, *floats.shape[1:]))
-    message = f"{entry.name}: received {floats.shape[0]} rows, expected {rows} (or 1 for all)"
-    raise InvalidRequest(message)
+    raise InvalidRequest(
+        where=entry.name,
+        received=f"{floats.shape[0]} rows",
+        expected=f"{rows} (or 1 for all)",
+    )
 
 
 def _finite(where: str, array: npt.NDArray[Any]) -> Floats:
@@ -333,8 +336,9 @@ def _finite(where: str, array: npt.NDArray[Any]) -> Floats:
     if not finite.all():
         position = tuple(map(int, np.argwhere(~finite)[0]))
         index = "".join(f"[{part}]" for part in position)
-        message = f"{where}{index}: received {array[position]}, expected a finite float32"
-        raise InvalidRequest(message)
+        raise InvalidRequest(
+            where=f"{where}{index}", received=str(array[position]), expected="a finite float32"
+        )
     return floats
 
 

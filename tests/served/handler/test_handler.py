@@ -395,6 +395,22 @@ def test_describe_tells_what_is_served(movielens: TorchServe, movielens_archive:
     assert movielens_archive.suffix == ".mar"
 
 
+def test_describe_tells_what_a_worker_has_served(movielens: TorchServe, test_rows: Rows) -> None:
+    def served() -> dict[str, Any]:
+        answer = movielens.management.get(f"/models/{NAME}", params={"customized": "true"})
+        found: dict[str, Any] = answer.json()[0]["customizedMetadata"]["served"]
+        return found
+
+    before = served()
+    movielens.predict(NAME, some(test_rows, 0, 3))
+    movielens.predict(NAME, {"float_features": [["a"] * 6]})
+    after = served()
+    assert after["requests"] == before["requests"] + 2
+    assert after["rows"] == before["rows"] + 3
+    assert after["errors"]["InvalidRequest"] == before["errors"].get("InvalidRequest", 0) + 1
+    assert set(after["seconds"]) == {"read", "check", "batch", "predict", "split", "write"}
+
+
 def test_an_archive_of_plain_torch_model_archiver_is_served(
     server: TorchServe, tmp_path: Path
 ) -> None:

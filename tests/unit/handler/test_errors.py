@@ -1,36 +1,35 @@
-"""The tree of errors: as its file draws it, each with the HTTP status it answers with."""
+"""The tree of errors, as its file draws it, and the sentence that a request's error makes."""
 
+import copy
+import pickle
 import re
+from collections.abc import Mapping
 
 import pytest
 
 from torchrec_handler import errors
 
-DRAWN = re.compile(r"^(?P<lead>[│├└─ ]*)(?P<name>[A-Z]\w+)(?: +(?P<status>\d{3}))?")
+DRAWN = re.compile(r"^(?P<lead>[│├└─ ]*)(?P<name>[A-Z]\w+)")
 
 
-def _drawn() -> list[tuple[str, str | None, int | None]]:
-    """(error, its base, its status) as the docstring of `errors` draws them."""
-    found: list[tuple[str, str | None, int | None]] = []
+def _drawn() -> list[tuple[str, str | None]]:
+    """(error, its base) as the docstring of `errors` draws them."""
+    found: list[tuple[str, str | None]] = []
     above: dict[int, str] = {}
     for line in str(errors.__doc__).splitlines()[2:]:
         match = DRAWN.match(line)
         assert match, line
         depth = len(match["lead"]) // 4
         above[depth] = match["name"]
-        status = int(match["status"]) if match["status"] else None
-        found.append((match["name"], above.get(depth - 1), status))
+        found.append((match["name"], above.get(depth - 1)))
     return found
 
 
-def _real() -> list[tuple[str, str | None, int | None]]:
+def _real() -> list[tuple[str, str | None]]:
     return [
         (
             found.__name__,
             None if found is errors.TorchRecServeError else found.__bases__[0].__name__,
-            found.status
-            if issubclass(found, errors.RequestError) and found is not errors.RequestError
-            else None,
         )
         for found in vars(errors).values()
         if isinstance(found, type) and issubclass(found, Exception)
@@ -42,23 +41,28 @@ def test_the_tree_is_drawn_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "phrase"),
+    ("parts", "sentence"),
     [
-        (errors.InvalidRequest, 400, "Bad Request"),
-        (errors.UnknownQualname, 404, "Not Found"),
-        (errors.RequestTooLarge, 413, "Request Entity Too Large"),
-        (errors.UnsupportedMediaType, 415, "Unsupported Media Type"),
-        (errors.PredictError, 500, "Internal Server Error"),
-        (errors.Overloaded, 503, "Service Unavailable"),
-        (errors.OutOfMemory, 507, "Insufficient Storage"),
+        ({"said": "why"}, "why"),
+        ({"where": "ids[3]", "received": "-1", "expected": "0"}, "ids[3]: received -1, expected 0"),
+        ({"received": "3 rows", "expected": "at most 2"}, "received 3 rows, expected at most 2"),
+        ({"said": "missing", "where": "ids", "received": "x"}, "ids: missing, received x"),
+        ({"said": "too late", "hint": "try again"}, "too late; try again"),
+        (
+            {"where": "a", "received": "b", "expected": "c", "hint": "d"},
+            "a: received b, expected c; d",
+        ),
     ],
 )
-def test_request_errors_have_a_status_and_their_name_as_type(
-    error: type[errors.RequestError], status: int, phrase: str
+def test_a_request_error_is_data_and_says_all_of_it(
+    parts: Mapping[str, str], sentence: str
 ) -> None:
-    raised = error("why")
-    assert (raised.status, raised.phrase, raised.type) == (status, phrase, error.__name__)
-    assert str(raised) == "why"
+    raised = errors.InvalidRequest(**parts)
+    for error in (raised, copy.copy(raised), pickle.loads(pickle.dumps(raised))):
+        assert str(error) == sentence
+        assert error.type == "InvalidRequest"
+        for name in ("said", "where", "received", "expected", "hint"):
+            assert getattr(error, name) == parts.get(name)
 
 
 def test_loading_errors_are_runtime_errors() -> None:

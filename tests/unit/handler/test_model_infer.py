@@ -10,7 +10,7 @@ NAME = "typed"
 
 def test_what_the_protocol_has_no_form_for_is_bytes() -> None:
     """A method without need_preproc may answer anything."""
-    response = Response(status=200, phrase="OK", content_type="application/json", body=b"[1, 2]")
+    response = Response(content_type="application/json", body=b"[1, 2]")
     assert json.loads(model_infer.answer(response, NAME, "1.0")) == {
         "id": "",
         "model_name": NAME,

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torchrec.inference.modules import PredictFactory
 
+from tests.support.answered import ask as answered
 from tests.support.archives import good
 from tests.support.factories import outputs
 from torchrec_archiver import build_archive
@@ -51,13 +52,14 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def ask(archive: Path, *bodies: Mapping[str, Any], qualname: str = "forward") -> list[Any]:
     """The scores of requests in one batch, each row a forward call for those with many rows."""
     engine = Engine("model", good.load_folder(archive), Options(limits=Limits(rows_per_forward=2)))
-    answers = engine.predict(
+    answers = answered(
+        engine,
         [
             RawRequest(
                 body=json.dumps(body).encode(), content_type="application/json", qualname=qualname
             )
             for body in bodies
-        ]
+        ],
     )
     documents = [json.loads(answer.body) for answer in answers]
     return [document.get("scores", document.get("message")) for document in documents]

@@ -11,6 +11,7 @@ import torch
 from torch.package.package_importer import PackageImporter
 from torchrec.inference.model_packager import PredictFactoryPackager
 
+from tests.support.answered import ask as answered
 from tests.support.archives.good import unmangled
 from tests.support.archives.plain import build_plain
 from tests.support.factories import simple
@@ -65,7 +66,7 @@ def build(folder: Path, factory: str | type[SimpleFactory], **arguments: Any) ->
 def ask(predictor: Predictor, document: Any, qualname: str = "forward") -> tuple[int, Any]:
     body = json.dumps(document).encode()
     request = RawRequest(body=body, content_type="application/json", qualname=qualname)
-    (response,) = Engine("simple", predictor, Options()).predict([request])
+    (response,) = answered(Engine("simple", predictor, Options()), [request])
     return response.status, json.loads(response.body)
 
 

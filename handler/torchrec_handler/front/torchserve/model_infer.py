@@ -10,17 +10,16 @@ from typing import Any
 
 import orjson
 
+from torchrec_handler.errors import RequestError
+from torchrec_handler.front.torchserve.answers import error_document
 from torchrec_handler.serve.request import Response
 
 CALL = {"body": {"content-type": "application/json"}}
 """What TorchServe tells of a ModelInfer call: a JSON body, and no header, as no HTTP request."""
 DATATYPES = {"FP16": "FP32", "BF16": "FP32"}
 """What the frontend leaves out of the answer -> what holds the same numbers."""
-OK = 200
 NOT_A_NUMBER = "NaN"
 """What the frontend reads as a float that is not one."""
-NOTHING_RECEIVED = (".data: received 0 elements", ".data: missing")
-"""In an error's message, where the frontend handed a tensor on without its data."""
 HINT = (
     "; TorchServe hands on contents, but neither raw_input_contents nor contents of FP16 and BF16"
 )
@@ -31,15 +30,18 @@ def is_call(headers: Mapping[str, Any]) -> bool:
     return headers == CALL
 
 
-def answer(response: Response, model_name: str, version: str) -> bytes:
+def answer(outcome: Response | RequestError, model_name: str, version: str) -> bytes:
     """Write an answer so that the frontend can read it.
 
     An error becomes the one output `error`, of datatype BYTES: the body that it has over HTTP. So
     does, as `default`, what a method answers that the protocol has no form for.
     """
-    document = orjson.loads(response.body)
-    if not isinstance(document, dict) or not isinstance(document.get("outputs"), list):
-        document = {"outputs": [_as_bytes(response.status, document)]}
+    if isinstance(outcome, RequestError):
+        document = {"outputs": [_as_bytes("error", _error(outcome))]}
+    else:
+        document = orjson.loads(outcome.body)
+        if not isinstance(document, dict) or not isinstance(document.get("outputs"), list):
+            document = {"outputs": [_as_bytes("default", document)]}
     outputs = document["outputs"]
     for output in outputs:
         output["datatype"] = DATATYPES.get(output["datatype"], output["datatype"])
@@ -55,10 +57,14 @@ def answer(response: Response, model_name: str, version: str) -> bytes:
     )
 
 
-def _as_bytes(status: int, document: Any) -> dict[str, Any]:
-    """An output that holds a JSON text."""
-    is_error = status != OK
-    if is_error and any(part in document["message"] for part in NOTHING_RECEIVED):
+def _error(error: RequestError) -> dict[str, Any]:
+    document = error_document(error)
+    is_without_data = error.said == "missing" or error.received == "0 elements"
+    if is_without_data and (error.where or "").endswith(".data"):
         document["message"] += HINT
-    name = "error" if is_error else "default"
+    return document
+
+
+def _as_bytes(name: str, document: Any) -> dict[str, Any]:
+    """An output that holds a JSON text."""
     return {"name": name, "datatype": "BYTES", "shape": [1], "data": [document]}

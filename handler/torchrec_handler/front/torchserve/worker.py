@@ -1,4 +1,4 @@
-"""The one class that TorchServe sees; only this and `socket_reader` import `ts`."""
+"""The one class that TorchServe sees; only this and `reader` import `ts`."""
 
 import fcntl
 import gc
@@ -20,10 +20,12 @@ from torchrec_handler import options as torchrec_options
 from torchrec_handler.errors import LoadError, OptionError
 from torchrec_handler.front.torchserve import model_infer
 from torchrec_handler.front.torchserve import reader as socket_reader
+from torchrec_handler.front.torchserve.answers import http_answer
 from torchrec_handler.load import loader
 from torchrec_handler.load.factory import FORWARD
 from torchrec_handler.load.process import become_worker
 from torchrec_handler.serve import engine
+from torchrec_handler.serve.observe import Totals
 from torchrec_handler.serve.request import RawRequest
 
 logger = logging.getLogger(__name__)
@@ -85,13 +87,14 @@ class TorchRecHandler(BaseHandler):
         """
         given = [context.get_all_request_header(at) for at in range(len(data))]
         if len(data) == 1 and _is_describe(data[0], given[0]):
-            return [self.engine.describe()]
+            return [{**self.engine.describe(), "served": self.totals.as_json()}]
         requests = [_raw(item, headers) for item, headers in zip(data, given, strict=True)]
         bodies: list[Any] = []
-        for at, response in enumerate(self.engine.predict(requests)):
+        for at, outcome in enumerate(self.engine.predict(requests)):
             if model_infer.is_call(given[at]):
-                bodies.append(model_infer.answer(response, self.engine.model_name, self.version))
+                bodies.append(model_infer.answer(outcome, self.engine.model_name, self.version))
                 continue
+            response = http_answer(outcome)
             if not any(isinstance(value, str) for value in given[at].values()):
                 # No HTTP, which sends some headers always.
                 context.set_response_header(at, *LAST_OF_STREAM)
@@ -110,7 +113,8 @@ class TorchRecHandler(BaseHandler):
         become_worker(options, self.device)
         predictor = loader.load(Path(properties["model_dir"]), options, self.device)
         self.model = predictor.module
-        self.engine = engine.Engine(context.model_name, predictor, options)
+        self.totals = Totals()
+        self.engine = engine.Engine(context.model_name, predictor, options, self.totals)
         # A full collection looks at every object of torch's modules, some 0.2 s in which no request
         # is answered; what is loaded now stays.
         gc.collect()

@@ -1,50 +1,30 @@
 """Which codec reads a request and which writes its answer."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
-import torch
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torchrec_handler.archive.format import Signature
 from torchrec_handler.errors import InvalidRequest, UnsupportedMediaType
 from torchrec_handler.options import Limits
-from torchrec_handler.serve.codecs import (
-    content_encoding,
-    json_columns,
-    json_rows,
-    open_inference,
-    predictions,
-    protobuf,
-)
+from torchrec_handler.serve.codecs import content_encoding, json_values
+from torchrec_handler.serve.codecs.codec import NOTHING, Arguments, Asked, Body, Codec, Model
 from torchrec_handler.serve.codecs.columns import columns
-from torchrec_handler.serve.codecs.json_document import (
-    JsonParser,
-    Memory,
-    check_names,
-    names,
-    shortened,
-)
-from torchrec_handler.serve.request import Columns, RawRequest
+from torchrec_handler.serve.codecs.json_columns import JsonColumns
+from torchrec_handler.serve.codecs.json_document import JsonParser, shortened
+from torchrec_handler.serve.codecs.json_rows import JsonRows
+from torchrec_handler.serve.codecs.open_inference import OpenInference
+from torchrec_handler.serve.codecs.protobuf import Protobuf
+from torchrec_handler.serve.request import Columns, RawRequest, Response
 
-JSON = "application/json"
-PROTOBUF = "application/x-protobuf"
+CODECS: list[Callable[[Model], Codec]] = [JsonRows, OpenInference, JsonColumns, Protobuf]
+"""The most particular first: of those that may read a body the first does that says so, or else the
+last, which also writes, of those of a content type, what is accepted by another one's client."""
+
 OCTET_STREAM = "application/octet-stream"
+UNTYPED = frozenset({"", OCTET_STREAM})
+"""Content types that leave it to the bytes what they are."""
+
 FORM = "application/x-www-form-urlencoded"
-
-Format = Literal["json", "open_inference", "protobuf"]
-
-CONTENT_TYPES: Mapping[str, Literal["json", "protobuf", "bytes"]] = {
-    JSON: "json",
-    "text/json": "json",
-    PROTOBUF: "protobuf",
-    "application/protobuf": "protobuf",
-    OCTET_STREAM: "bytes",
-    "": "bytes",
-}
-"""Content type -> how its body is read; `bytes`: by what the bytes are."""
 
 MOST_NAMES = 64
 """Of a JSON body, beside one for each array that the model knows."""
@@ -52,41 +32,33 @@ MOST_NAMES = 64
 MOST_ARGUMENTS = 1_024
 """Of a method that is called alone."""
 
-JSON_STARTS = b" \t\r\n{["
-"""What a JSON body starts with; no PredictionRequest does."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """How one request wants to be answered."""
 
-    format: Format
-    id: str | None = None
-    """Open Inference Protocol's `id`, given back."""
-    outputs: Sequence[str] = ()
-    """The outputs that Open Inference Protocol wants, in this order; none for all."""
-    instances: int = 0
-    """How many of a body with `instances` want a prediction each, made by `qualname`."""
-    qualname: str = ""
-
-
-OWN: Mapping[Format, Reply] = {
-    "json": Reply(format="json"),
-    "open_inference": Reply(format="open_inference"),
-    "protobuf": Reply(format="protobuf"),
-}
-"""What most requests want."""
+    codec: Codec
+    asked: Asked = NOTHING
 
 
 class Codecs:
     """Reads requests for one model, writes its answers."""
 
     def __init__(self, model_name: str, signature: Signature, limits: Limits) -> None:
-        self._model_name = model_name
-        self._signature = signature
-        self._limits = limits
-        self._columns = columns(signature, limits)
+        known = columns(signature, limits)
+        model = Model(name=model_name, signature=signature, limits=limits, columns=known)
+        codecs = [make(model) for make in CODECS]
+        self._most_names = len(known) + MOST_NAMES
         self._parser = JsonParser()
+        readers: dict[str, list[Reply]] = {}
+        for reply in map(Reply, codecs):
+            for name in reply.codec.content_types:
+                readers.setdefault(name, []).append(reply)
+        self._writers = {name: found[-1] for name, found in readers.items()}
+        any_codec = list(map(Reply, codecs))
+        readers.update((name, any_codec) for name in UNTYPED)
+        self._readers = {name: (found[:-1], found[-1]) for name, found in readers.items()}
+        """Content type -> those that are asked, and the one that reads what they do not; each with
+        what most of its requests want."""
 
     def decode(self, raw: RawRequest) -> tuple[Columns, Reply]:
         """Read a request's input tensors.
@@ -96,27 +68,11 @@ class Codecs:
             InvalidRequest: the codec could not read the body.
             RequestTooLarge: the body holds more than the limits allow.
         """
-        if raw.content_encoding:
-            raw = content_encoding.decode(raw)
-        if _body_format(raw) == "protobuf":
-            read = protobuf.decode(raw.body, self._signature)
-            return read, _reply(raw, "protobuf", None)
-        document = self._parser.parse(raw.body)
-        # simdjson's own `in` raises and catches a KeyError for a name that is not there.
-        given = names("body", document, len(self._columns) + MOST_NAMES)
-        if json_rows.INSTANCES in given and json_rows.INSTANCES not in self._columns:
-            read = json_rows.decode(document, raw.body, self._signature, self._limits)
-            reply = _reply(raw, "json", None)
-            return read, replace(reply, instances=read.batch_size or 0, qualname=raw.qualname)
-        if open_inference.INPUTS in given and open_inference.INPUTS not in self._columns:
-            read = open_inference.decode(document, raw.body, given, self._columns)
-            reply = _reply(raw, "open_inference", read.id)
-            return read, replace(reply, outputs=read.outputs) if read.outputs else reply
-        return json_columns.decode(document, raw.body, given, self._columns), _reply(
-            raw, "json", None
-        )
+        own, body = self._open(raw, self._most_names)
+        read, asked = own.codec.decode(body)
+        return read, self._reply(raw.accept, own, asked)
 
-    def decode_arguments(self, raw: RawRequest) -> tuple[dict[str, Any], Reply]:
+    def decode_arguments(self, raw: RawRequest) -> tuple[Arguments, Reply]:
         """Read the keyword arguments of a method without `need_preproc`.
 
         A JSON object's values as they are; of any other format the input tensors by name.
@@ -124,92 +80,59 @@ class Codecs:
         Raises:
             UnsupportedMediaType, InvalidRequest, RequestTooLarge: as `decode`.
         """
-        if raw.content_encoding:
-            raw = content_encoding.decode(raw)
-        if _body_format(raw) == "json":
-            document = self._parser.parse(raw.body)
-            if not open_inference.is_request(document):
-                names("body", document, MOST_ARGUMENTS)
-                if memory := Memory.of(raw.body):
-                    memory.check_whole()
-                if raw.body.count(b"{") > 1:
-                    check_names(raw.body)
-                arguments: dict[str, Any] = document.as_dict()
-                return arguments, _reply(raw, "json", None)
-            del document
-        read, reply = self.decode(raw)
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in read.arrays.items()}
-        return tensors, reply
+        own, body = self._open(raw, MOST_ARGUMENTS)
+        read, asked = own.codec.arguments(body)
+        return read, self._reply(raw.accept, own, asked)
 
-    def encode(self, answer: Any, reply: Reply) -> tuple[str, bytes]:
-        """Write an answer.
+    def encode(self, answer: Any, reply: Reply) -> Response:
+        """Write an answer; one that is no mapping of outputs is JSON.
 
         Args:
             answer: output name -> array, list of arrays, or values and mask; of a method without
                 `need_preproc` anything.
             reply: from `decode`.
 
-        Returns:
-            Content type and body.
-
         Raises:
             PredictError: the answer cannot be written in that format.
             InvalidRequest: the request wants an output that the model does not have.
         """
-        if reply.format == "json" or not isinstance(answer, Mapping):
-            if reply.instances:
-                splits = (self._signature.splits or {}).get(reply.qualname, {})
-                answer = predictions.add(answer, reply.instances, splits)
-            return JSON, json_columns.encode(answer)
-        arrays = open_inference.wanted(flat(answer), reply.outputs)
-        if reply.format == "protobuf":
-            return PROTOBUF, protobuf.encode(arrays)
-        return JSON, open_inference.encode(arrays, self._model_name, reply.id)
+        if not isinstance(answer, Mapping):
+            return json_values.encode(answer)
+        return reply.codec.encode(reply.asked.select(answer), reply.asked)
 
+    def _open(self, raw: RawRequest, most_names: int) -> tuple[Reply, Body]:
+        if raw.content_encoding:
+            raw = content_encoding.decode(raw)
+        readers = self._readers.get(raw.content_type)
+        if readers is None:
+            raise self._unsupported(raw.content_type)
+        if not raw.body and raw.content_type in UNTYPED:
+            raise InvalidRequest(where="body", received="nothing", expected="a request")
+        body = Body(raw, self._parser, most_names)
+        asked, other = readers
+        for own in asked:
+            if own.codec.reads(body):
+                return own, body
+        return other, body
 
-def flat(answer: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """One array a name.
-
-    Several tensors of a name are `NAME.0`, `NAME.1` …; a masked one `NAME.values` and `NAME.mask`.
-    """
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, value in answer.items():
-        if isinstance(value, Mapping):
-            arrays.update({f"{name}.{part}": np.asarray(array) for part, array in value.items()})
-        elif isinstance(value, list) and value and isinstance(value[0], np.ndarray):
-            arrays.update({f"{name}.{part}": array for part, array in enumerate(value)})
-        else:
-            arrays[name] = np.asarray(value)
-    return arrays
-
-
-def _body_format(raw: RawRequest) -> Literal["json", "protobuf"]:
-    kind = CONTENT_TYPES.get(raw.content_type)
-    if kind is None:
-        expected = ", ".join(name for name in CONTENT_TYPES if name)
-        message = (
-            f"received content type {shortened(raw.content_type)!r}, expected one of {expected}"
+    def _unsupported(self, content_type: str) -> UnsupportedMediaType:
+        is_form = content_type == FORM
+        return UnsupportedMediaType(
+            received=f"content type {shortened(content_type)!r}",
+            expected=f"one of {', '.join(name for name in self._readers if name)}",
+            hint="with curl, add -H 'Content-Type: application/json'" if is_form else None,
         )
-        if raw.content_type == FORM:
-            message += "; with curl, add -H 'Content-Type: application/json'"
-        raise UnsupportedMediaType(message)
-    if kind != "bytes":
-        return kind
-    if not raw.body:
-        message = "body: received nothing, expected a request"
-        raise InvalidRequest(message)
-    return "json" if raw.body[0] in JSON_STARTS else "protobuf"
 
+    def _reply(self, accept: str, own: Reply, asked: Asked) -> Reply:
+        """With the codec that `Accept` names, else the request's own."""
+        reply = self._accepted(accept, own) if accept else own
+        return reply if asked is NOTHING else Reply(reply.codec, asked)
 
-def _reply(raw: RawRequest, own: Format, identifier: str | None) -> Reply:
-    """The format that `Accept` names, else the request's own."""
-    if not raw.accept:
-        return Reply(format=own, id=identifier) if identifier is not None else OWN[own]
-    accepted = [part.partition(";")[0].strip().lower() for part in raw.accept.split(",")]
-    for name in accepted:
-        kind = CONTENT_TYPES.get(name) if name else None
-        if kind in ("protobuf", "bytes"):
-            return Reply(format="protobuf")
-        if kind == "json":
-            return Reply(format="json" if own == "protobuf" else own, id=identifier)
-    return Reply(format=own, id=identifier)
+    def _accepted(self, accept: str, own: Reply) -> Reply:
+        for part in accept.split(","):
+            name = part.partition(";")[0].strip().lower()
+            if name in own.codec.content_types:
+                return own
+            if name in self._writers:
+                return self._writers[name]
+        return own

@@ -51,15 +51,15 @@ def decode(raw: RawRequest) -> RawRequest:
     """
     names = [name.strip().lower() for name in raw.content_encoding.split(",") if name.strip()]
     if len(names) > MOST_ENCODINGS:
-        message = f"received {len(names)} content encodings, expected at most {MOST_ENCODINGS}"
-        raise UnsupportedMediaType(message)
+        raise UnsupportedMediaType(
+            received=f"{len(names)} content encodings", expected=f"at most {MOST_ENCODINGS}"
+        )
     for name in names:
         if name not in FORMATS:
-            message = (
-                f"received content encoding {shortened(repr(name))}, "
-                f"expected one of {', '.join(sorted(set(FORMATS.values())))}"
+            raise UnsupportedMediaType(
+                received=f"content encoding {shortened(repr(name))}",
+                expected=f"one of {', '.join(sorted(set(FORMATS.values())))}",
             )
-            raise UnsupportedMediaType(message)
     body = raw.body
     most = min(MOST_BYTES, MOST_TIMES * len(body) + SPARE_BYTES)
     for name in reversed(names):
@@ -84,23 +84,23 @@ def _inflate(name: str, body: bytes | bytearray, most: int) -> bytearray:
                 inflated += member.decompress(rest)
                 rest = member.unused_data
             if len(inflated) > most:
+                said, hint = f"inflates to more than {most} bytes", "send fewer rows"
                 if most < MOST_BYTES:
-                    message = (
-                        f"body: inflates to more than {most} bytes, {MOST_TIMES} times its own and "
-                        f"{SPARE_BYTES}; send it less compressed"
-                    )
-                else:
-                    message = f"body: inflates to more than {MOST_BYTES} bytes; send fewer rows"
-                raise RequestTooLarge(message)
+                    said += f", {MOST_TIMES} times its own and {SPARE_BYTES}"
+                    hint = "send it less compressed"
+                raise RequestTooLarge(where="body", said=said, hint=hint)
             if members > MOST_MEMBERS:
-                message = f"body: {name} in more than {MOST_MEMBERS} pieces; compress it as one"
-                raise InvalidRequest(message)
+                raise InvalidRequest(
+                    said=f"{name} in more than {MOST_MEMBERS} pieces",
+                    where="body",
+                    hint="compress it as one",
+                )
     except (zlib.error, zstandard.ZstdError) as error:
-        message = f"body: not valid {name} ({str(error).rpartition(': ')[2]})"
-        raise InvalidRequest(message) from None
+        raise InvalidRequest(
+            said=f"not valid {name} ({str(error).rpartition(': ')[2]})", where="body"
+        ) from None
     if not member.eof:
-        message = f"body: not valid {name} (ends too early)"
-        raise InvalidRequest(message)
+        raise InvalidRequest(said=f"not valid {name} (ends too early)", where="body")
     return inflated
 
 

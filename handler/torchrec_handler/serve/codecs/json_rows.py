@@ -7,152 +7,135 @@ one a number; an embedding one a list of D numbers. A dense input whose features
 given whole, as a list under the input's own name. An instance's value goes before a shared one.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from itertools import chain, islice
-from operator import itemgetter, methodcaller
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import simdjson
 
-from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Limits
-from torchrec_handler.serve.codecs.json_document import (
-    Memory,
-    names,
-    shortened,
-    shown,
+from torchrec_handler.serve.codecs import json_values, predictions
+from torchrec_handler.serve.codecs.codec import Arguments, Asked, Body, Model
+from torchrec_handler.serve.codecs.json_document import names, shortened, shown
+from torchrec_handler.serve.codecs.json_features import (
+    INSTANCES,
+    SHARED,
+    Row,
+    Rows,
+    Vectors,
+    check_ids,
+    decode_rows,
 )
-from torchrec_handler.serve.codecs.row_blocks import check_repeated, count_ids, join
-from torchrec_handler.serve.request import Columns, Mask
-
-INSTANCES = "instances"
-SHARED = "shared"
+from torchrec_handler.serve.codecs.json_memory import Memory
+from torchrec_handler.serve.codecs.row_blocks import count_ids, join
+from torchrec_handler.serve.request import Columns, Response
 
 READ_PAST = frozenset({"parameters", "signature_name"})
 """What clients of KServe, Vertex AI and TensorFlow Serving send beside the instances."""
 
-NUMBERS = frozenset({int, float})
-
 BLOCK_ROWS = 256
 """What is made Python objects at once, before the next."""
 
-Row = dict[str, Any]
 
-Vectors = dict[str, npt.NDArray[Any]]
-"""Name -> [1, D], of what all rows share."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instances(Asked):
+    """That an answer has a prediction for each instance."""
 
-
-class Rows(list[Row]):
-    """Some rows of a request, in order."""
-
-    def __init__(self, rows: Iterable[Row], first: int) -> None:
-        super().__init__(rows)
-        self.first = first
-        """How many stand before them."""
+    rows: int
+    """B"""
+    qualname: str
+    """The method that made it."""
 
 
-def decode(
-    document: simdjson.Object, body: bytes | bytearray, signature: Signature, limits: Limits
-) -> Columns:
-    """Read a body, block by block: objects that live shortly cost a ninth of the time.
+class JsonRows:
+    """Reads what has `instances`, unless the model has an input of that name."""
 
-    Args:
-        document: the body, parsed.
-        body: the same.
-        signature: what the model takes.
-        limits: how much of it.
+    name = "json_rows"
+    content_types = json_values.CONTENT_TYPES
 
-    Raises:
-        InvalidRequest: not rows, an unknown or missing feature, or a value of the wrong type.
-        RequestTooLarge: more rows or ids than the limits allow, or one of the blocks takes too much
-            memory.
-    """
-    memory = Memory.of(body)
-    if memory is not None and memory.fits_whole:
-        memory = None
-    array, shared = _document(document, memory, limits)
-    vectors: Vectors = {}
-    blocks = (_decode(rows, shared, vectors, signature, limits) for rows in _blocks(array, memory))
-    if len(array) <= BLOCK_ROWS:
-        return next(blocks)[0]
-    given: set[str] = set()
-    ids = dict.fromkeys((entry.name for entry in signature.inputs if "sparse" in entry.type), 0)
-    read: list[Columns] = []
-    for block, names_of_block in blocks:
-        given |= names_of_block
-        for name in ids:
-            ids[name] += count_ids(block, name)
-            _check_ids(name, ids[name], limits)
-        read.append(block)
-    return join(read, given, signature)
+    def __init__(self, model: Model) -> None:
+        self._signature = model.signature
+        self._limits = model.limits
+        self._is_known = INSTANCES not in model.columns
 
+    def reads(self, body: Body) -> bool:
+        """Whether it has `instances`."""
+        return INSTANCES in body.names and self._is_known
 
-def _decode(
-    rows: Rows, shared: Row, vectors: Vectors, signature: Signature, limits: Limits
-) -> tuple[Columns, frozenset[str]]:
-    """Rows to columns, and the names that they give themselves."""
-    given = frozenset(chain.from_iterable(rows))
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    shared_features: dict[str, Mask] = {}
-    known: set[str] = set()
-    twice: set[str] = set()
-    for entry in signature.inputs:
-        features = entry.features or (entry.name,)
-        if entry.type == "embedding":
-            arrays[entry.name] = _embedding(entry, rows, shared, vectors, given)
-        elif entry.type != "dense":
-            arrays.update(_sparse(entry, rows, shared, given, limits))
-            shared_features[entry.name] = np.array(
-                [name not in given for name in features], np.bool_
-            )
-        elif not entry.features or _is_whole(entry, given, shared):
-            features = (entry.name,)
-            arrays[entry.name] = _vectors(entry.name, rows, shared, vectors, given)
-        else:
-            arrays[entry.name] = _numbers(features, rows, shared)
-        twice |= known.intersection(features)
-        known.update(features)
-    for name in twice & (given | shared.keys()):
-        owners = [entry.name for entry in signature.inputs if name in entry.features]
-        message = (
-            f"{shortened(name)}: a feature of {' and of '.join(owners)}, which rows cannot tell "
-            "apart; send columns"
+    def decode(self, body: Body) -> tuple[Columns, Instances]:
+        """Read a body, block by block: objects that live shortly cost a ninth of the time.
+
+        Raises:
+            InvalidRequest: not rows, an unknown or missing feature, or a value of the wrong type.
+            RequestTooLarge: more rows or ids than the limits allow, or one of the blocks takes too
+                much memory.
+        """
+        memory = Memory.of(body.content)
+        if memory is not None and memory.fits_whole:
+            memory = None
+        array, shared = _document(body, memory, self._limits)
+        vectors: Vectors = {}
+        blocks = (
+            decode_rows(rows, shared, vectors, self._signature, self._limits)
+            for rows in _blocks(array, memory)
         )
-        raise InvalidRequest(message)
-    if unknown := sorted((given | shared.keys()) - known):
-        message = f"{shortened(unknown[0])}: unknown feature, expected {', '.join(sorted(known))}"
-        raise InvalidRequest(message)
-    return Columns(arrays=arrays, shared=shared_features, batch_size=len(rows)), given
+        columns = next(blocks)[0] if len(array) <= BLOCK_ROWS else self._join(blocks)
+        return columns, Instances(rows=len(array), qualname=body.qualname)
+
+    def arguments(self, body: Body) -> tuple[Arguments, Asked]:
+        """A JSON object's values as they are."""
+        return json_values.arguments(body)
+
+    def encode(self, answer: Mapping[str, Any], asked: Asked) -> Response:
+        """Write arrays as lists, by name, and beside them a prediction for each instance."""
+        if isinstance(asked, Instances):
+            splits = (self._signature.splits or {}).get(asked.qualname, {})
+            answer = predictions.add(answer, asked.rows, splits)
+        return json_values.encode(answer)
+
+    def _join(self, blocks: Iterable[tuple[Columns, AbstractSet[str]]]) -> Columns:
+        inputs = self._signature.inputs
+        given: set[str] = set()
+        ids = dict.fromkeys((entry.name for entry in inputs if "sparse" in entry.type), 0)
+        read: list[Columns] = []
+        for block, names_of_block in blocks:
+            given |= names_of_block
+            for name in ids:
+                ids[name] += count_ids(block, name)
+                check_ids(name, ids[name], self._limits)
+            read.append(block)
+        return join(read, given, self._signature)
 
 
-def _document(
-    document: simdjson.Object, memory: Memory | None, limits: Limits
-) -> tuple[simdjson.Array, Row]:
-    keys = list(document)
+def _document(body: Body, memory: Memory | None, limits: Limits) -> tuple[simdjson.Array, Row]:
+    document, keys = body.document, body.names
     for name in keys:
         if name not in (INSTANCES, SHARED) and name not in READ_PAST:
-            message = f"{shortened(name)}: unknown key, expected {INSTANCES} or {SHARED}"
-            raise InvalidRequest(message)
+            raise InvalidRequest(
+                said="unknown key",
+                where=shortened(name) or '""',
+                expected=f"{INSTANCES} or {SHARED}",
+            )
     array = document[INSTANCES]
     if not isinstance(array, simdjson.Array) or len(array) == 0:
         received = "an empty array" if isinstance(array, simdjson.Array) else shown(array)
-        message = f"{INSTANCES}: received {received}, expected an array of objects, one a row"
-        raise InvalidRequest(message)
-    if len(array) > limits.rows_per_request:
-        message = (
-            f"{INSTANCES}: received {len(array)} rows, expected at most {limits.rows_per_request} "
-            "(limits.rows_per_request)"
+        raise InvalidRequest(
+            where=INSTANCES, received=received, expected="an array of objects, one a row"
         )
-        raise RequestTooLarge(message)
+    if len(array) > limits.rows_per_request:
+        raise RequestTooLarge(
+            where=INSTANCES,
+            received=f"{len(array)} rows",
+            expected=f"at most {limits.rows_per_request} (limits.rows_per_request)",
+        )
     if SHARED not in keys:
         return array, {}
     shared = document[SHARED]
     if not isinstance(shared, simdjson.Object):
-        message = f"{SHARED}: received {shown(shared)}, expected an object"
-        raise InvalidRequest(message)
+        raise InvalidRequest(where=SHARED, received=shown(shared), expected="an object")
     names(SHARED, shared, len(shared))
     if memory is not None:
         memory.check_part(_text(shared))
@@ -165,8 +148,9 @@ def _blocks(array: simdjson.Array, memory: Memory | None) -> Iterator[Rows]:
     while found := list(islice(left, BLOCK_ROWS)):
         if set(map(type, found)) != {simdjson.Object}:
             at = next(at for at, row in enumerate(found) if type(row) is not simdjson.Object)
-            message = f"{INSTANCES}[{first + at}]: received {shown(found[at])}, expected an object"
-            raise InvalidRequest(message)
+            raise InvalidRequest(
+                where=f"{INSTANCES}[{first + at}]", received=shown(found[at]), expected="an object"
+            )
         objects = cast("list[simdjson.Object]", found)
         if memory is not None:
             memory.check_part(b"".join(map(_text, objects)))
@@ -181,214 +165,3 @@ def _blocks(array: simdjson.Array, memory: Memory | None) -> Iterator[Rows]:
 
 def _text(value: simdjson.Object) -> bytes:
     return cast("bytes", value.mini)  # its types are wrong there
-
-
-def _is_whole(entry: InputSignature, given: Container[str], shared: Row) -> bool:
-    is_feature = entry.name in entry.features
-    return not is_feature and (entry.name in given or entry.name in shared)
-
-
-def _numbers(names: Sequence[str], rows: Rows, shared: Row) -> npt.NDArray[Any]:
-    """Features of one number a row, [B, F]."""
-    block = np.empty((len(rows), len(names)))
-    for feature, name in enumerate(names):
-        column = _column(name, rows, shared)
-        if not set(map(type, column)) <= NUMBERS:
-            position = next(i for i, value in enumerate(column) if type(value) not in NUMBERS)
-            where = _where(name, position, rows)
-            message = f"{where}: received {shown(column[position])}, expected a number"
-            raise InvalidRequest(message)
-        block[:, feature] = np.array(column, dtype=np.float64)
-    return block
-
-
-def _vectors(
-    name: str,
-    rows: Rows,
-    shared: Row,
-    vectors: Vectors,
-    given: Container[str],
-) -> npt.NDArray[Any]:
-    """A feature of D numbers a row, [B, D]; [1, D] where every row has the shared ones.
-
-    Args:
-        name: the feature.
-        rows: some of a request's.
-        shared: what all of them have.
-        vectors: of what is shared, what was read before.
-        given: names that these rows have themselves.
-    """
-    is_shared = name in shared and name not in given
-    if is_shared and name in vectors:
-        return vectors[name]
-    column = [shared[name]] if is_shared else _column(name, rows, shared)
-    if set(map(type, column)) != {list} or len(set(map(len, column))) != 1:
-        width = len(column[0]) if type(column[0]) is list else 0
-        position = next(i for i, v in enumerate(column) if type(v) is not list or len(v) != width)
-        message = (
-            f"{_where(name, position, rows)}: received {shown(column[position])}, "
-            "expected a list of numbers, as many as in every row"
-        )
-        raise InvalidRequest(message)
-    if name in shared and not is_shared:
-        repeated = sum(value is shared[name] for value in column)
-        check_repeated(name, (repeated - 1) * len(column[0]))
-    flat = list(chain.from_iterable(column))
-    if not set(map(type, flat)) <= NUMBERS:
-        position = next(i for i, value in enumerate(flat) if type(value) not in NUMBERS)
-        row, inner = divmod(position, len(column[0]))
-        where = f"{_where(name, row, rows)}[{inner}]"
-        message = f"{where}: received {shown(flat[position])}, expected a number"
-        raise InvalidRequest(message)
-    block = np.array(flat, dtype=np.float64).reshape(len(column), -1)
-    if is_shared:
-        vectors[name] = block
-    return block
-
-
-def _embedding(
-    entry: InputSignature, rows: Rows, shared: Row, vectors: Vectors, given: Container[str]
-) -> npt.NDArray[Any]:
-    """Features of D numbers a row each, [F, B, D]; [F, 1, D] where all of them are shared."""
-    names = entry.features or (entry.name,)
-    blocks = [_vectors(name, rows, shared, vectors, given) for name in names]
-    width = blocks[0].shape[1]
-    for name, block in zip(names, blocks, strict=True):
-        if block.shape[1] != width:
-            message = (
-                f"{name}: received {block.shape[1]} numbers a row, expected {width}, "
-                f"as many as {names[0]} has"
-            )
-            raise InvalidRequest(message)
-    shape = (max(map(len, blocks)), width)
-    return np.stack([np.broadcast_to(block, shape) for block in blocks])
-
-
-def _sparse(
-    entry: InputSignature,
-    rows: Rows,
-    shared: Row,
-    given: Container[str],
-    limits: Limits,
-) -> dict[str, npt.NDArray[Any]]:
-    """Features of a list of ids a row each: lengths [F * B], values [N] and weights [N]."""
-    if not entry.features:
-        message = (
-            f"{entry.name}: this model hides its feature names, so {INSTANCES} cannot be read; "
-            "send columns, or name them in PredictFactory.model_inputs_data"
-        )
-        raise InvalidRequest(message)
-    lengths, flat = _gather(entry, rows, shared, given, limits)
-    arrays: dict[str, npt.NDArray[Any]] = {f"{entry.name}.lengths": lengths.reshape(-1)}
-    faults = _faults(entry, rows, shared)
-    if entry.type == "weighted_sparse":
-        if not (set(map(type, flat)) <= {list} and set(map(len, flat)) <= {2}):
-            raise InvalidRequest(next(faults))
-        weights = list(map(itemgetter(1), flat))
-        if not set(map(type, weights)) <= NUMBERS:
-            raise InvalidRequest(next(faults))
-        arrays[f"{entry.name}.weights"] = np.array(weights, dtype=np.float64)
-        flat = list(map(itemgetter(0), flat))
-    if not set(map(type, flat)) <= {int}:
-        raise InvalidRequest(next(faults))
-    try:
-        arrays[f"{entry.name}.values"] = np.array(flat, dtype=np.int64)
-    except OverflowError:
-        raise InvalidRequest(next(faults)) from None
-    return arrays
-
-
-def _gather(
-    entry: InputSignature,
-    rows: Rows,
-    shared: Row,
-    given: Container[str],
-    limits: Limits,
-) -> tuple[npt.NDArray[np.int64], list[Any]]:
-    """Lengths [F, B], and all elements of the rows' lists, feature by feature.
-
-    What no instance gives is the same in all of them; it is read once, as the first one's.
-    """
-    lengths = np.zeros((len(entry.features), len(rows)), np.int64)
-    flat: list[Any] = []
-    total = 0
-    for name, counts in zip(entry.features, lengths, strict=True):
-        own = rows if name in given else rows[:1]
-        column = list(map(methodcaller("get", name, shared.get(name, ())), own))
-        kinds = set(map(type, column))
-        ids: Iterable[Any] = column
-        if kinds == {int}:
-            counts[: len(own)] = 1
-            count = len(own)
-        else:
-            if int in kinds:
-                column = [[value] if type(value) is int else value for value in column]
-            if not set(map(type, column)) <= {list, tuple}:
-                raise InvalidRequest(next(_faults(entry, rows, shared)))
-            ids = chain.from_iterable(column)
-            lists = list(map(len, column))
-            count = sum(lists)
-            # numpy takes longer for one number than for all else here.
-            if len(own) == 1:
-                counts[0] = count
-            else:
-                counts[: len(own)] = np.fromiter(lists, np.int64, len(own))
-        total += count * (len(rows) // len(own))
-        if total > limits.ids_per_request:
-            _check_ids(entry.name, total, limits)
-        flat.extend(ids)
-    return lengths, flat
-
-
-def _column(name: str, rows: Rows, shared: Row) -> list[Any]:
-    if name in shared:
-        return list(map(methodcaller("get", name, shared[name]), rows))
-    try:
-        return list(map(itemgetter(name), rows))
-    except KeyError:
-        position = next(i for i, row in enumerate(rows) if name not in row)
-        message = f"{INSTANCES}[{rows.first + position}].{name}: missing, expected in every row"
-        raise InvalidRequest(message) from None
-
-
-def _faults(entry: InputSignature, rows: Rows, shared: Row) -> Iterator[str]:
-    """Where a sparse input's rows hold something else than ids, in words."""
-    weighted = entry.type == "weighted_sparse"
-    is_good, one, many = (
-        (_is_pair, "a pair [id, weight]", "a list of [id, weight] pairs")
-        if weighted
-        else (_is_id, "a signed 64-bit integer", "a list of ids (signed 64-bit integers), or one")
-    )
-    for name in entry.features:
-        for position, row in enumerate(rows):
-            value = row.get(name, shared.get(name, []))
-            where = _where(name, position, rows)
-            if isinstance(value, list):
-                for inner, part in enumerate(value):
-                    if not is_good(part):
-                        yield f"{where}[{inner}]: received {shown(part)}, expected {one}"
-            elif weighted or not is_good(value):
-                yield f"{where}: received {shown(value)}, expected {many}"
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and value < 2**63
-
-
-def _is_pair(value: Any) -> bool:
-    return (
-        type(value) is list and len(value) == 2 and _is_id(value[0]) and type(value[1]) in NUMBERS
-    )
-
-
-def _check_ids(name: str, ids: int, limits: Limits) -> None:
-    if ids > limits.ids_per_request:
-        message = (
-            f"{name}: received more than {limits.ids_per_request} ids (limits.ids_per_request)"
-        )
-        raise RequestTooLarge(message)
-
-
-def _where(name: str, position: int, rows: Rows) -> str:
-    own = f"{INSTANCES}[{rows.first + position}].{name}"
-    return own if name in rows[position] else f"{SHARED}.{name}"

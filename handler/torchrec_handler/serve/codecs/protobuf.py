@@ -10,7 +10,18 @@ from google.protobuf.message import DecodeError
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
-from torchrec_handler.serve.request import Columns
+from torchrec_handler.serve.codecs.codec import (
+    NOTHING,
+    Arguments,
+    Asked,
+    Body,
+    Model,
+    as_tensors,
+    flat,
+)
+from torchrec_handler.serve.request import Columns, Response
+
+PROTOBUF = "application/x-protobuf"
 
 FIELDS: Mapping[str, str] = {
     "float_features": "dense",
@@ -28,58 +39,78 @@ INT64 = np.dtype("<i8")
 FLOAT32 = np.dtype("<f4")
 
 
-def decode(body: bytes | bytearray, signature: Signature) -> Columns:
-    """Read a message; its arrays are views of its bytes.
+class Protobuf:
+    """Reads what is in no other format."""
 
-    Raises:
-        InvalidRequest: not the message, a field that the model has no input for, or bytes that do
-            not fit num_features and batch_size.
-    """
-    try:
-        request = PredictionRequest.FromString(bytes(body))
-    except DecodeError:
-        message = "body: not a PredictionRequest (truncated, or another message)"
-        raise InvalidRequest(message) from None
-    rows = request.batch_size
-    if rows < 1:
-        message = f"batch_size: received {rows}, expected at least 1"
-        raise InvalidRequest(message)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, kind in FIELDS.items():
-        field = getattr(request, name)
-        if field.num_features == 0 and not field.ListFields():
-            continue
-        entry = _input(name, kind, signature)
-        if entry.name in arrays or f"{entry.name}.lengths" in arrays:
-            message = f"{name}: another field gave {entry.name} already"
-            raise InvalidRequest(message)
-        if field.num_features < 1:
-            message = f"{name}.num_features: received {field.num_features}, expected at least 1"
-            raise InvalidRequest(message)
-        if entry.type == "dense":
-            arrays[entry.name] = _dense(name, field, rows)
-        elif entry.type == "embedding":
-            arrays[entry.name] = _embedding(name, entry, field, rows)
-        else:
-            arrays.update(_sparse(name, entry, field))
-    return Columns(arrays=arrays, batch_size=rows)
+    name = "protobuf"
+    content_types = (PROTOBUF, "application/protobuf", "application/octet-stream")
 
+    def __init__(self, model: Model) -> None:
+        self._signature = model.signature
 
-def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Write an answer, every tensor flat, as the message has it.
+    def reads(self, body: Body) -> bool:
+        """Whether it is no JSON: nothing else tells a message from other bytes."""
+        return not body.is_json
 
-    Raises:
-        PredictError: a tensor holds no numbers.
-    """
-    response = PredictionResponse()
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            message = f"output {name!r}: {array.dtype.name} cannot be written as floats"
-            raise PredictError(message)
-        with np.errstate(over="ignore"):
-            data = array.reshape(-1).astype(np.float32)
-        response.predictions[name].data.extend(data.tolist())
-    return response.SerializeToString()
+    def decode(self, body: Body) -> tuple[Columns, Asked]:
+        """Read a message; its arrays are views of its bytes.
+
+        Raises:
+            InvalidRequest: not the message, a field that the model has no input for, or bytes that
+                do not fit num_features and batch_size.
+        """
+        try:
+            request = PredictionRequest.FromString(bytes(body.content))
+        except DecodeError:
+            raise InvalidRequest(
+                said="not a PredictionRequest (truncated, or another message)", where="body"
+            ) from None
+        rows = request.batch_size
+        if rows < 1:
+            raise InvalidRequest(where="batch_size", received=str(rows), expected="at least 1")
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, kind in FIELDS.items():
+            field = getattr(request, name)
+            if field.num_features == 0 and not field.ListFields():
+                continue
+            entry = _input(name, kind, self._signature)
+            if entry.name in arrays or f"{entry.name}.lengths" in arrays:
+                raise InvalidRequest(said=f"another field gave {entry.name} already", where=name)
+            if field.num_features < 1:
+                raise InvalidRequest(
+                    where=f"{name}.num_features",
+                    received=str(field.num_features),
+                    expected="at least 1",
+                )
+            if entry.type == "dense":
+                arrays[entry.name] = _dense(name, field, rows)
+            elif entry.type == "embedding":
+                arrays[entry.name] = _embedding(name, entry, field, rows)
+            else:
+                arrays.update(_sparse(name, entry, field))
+        return Columns(arrays=arrays, batch_size=rows), NOTHING
+
+    def arguments(self, body: Body) -> tuple[Arguments, Asked]:
+        """Tensors by name."""
+        columns, asked = self.decode(body)
+        return as_tensors(columns), asked
+
+    def encode(self, answer: Mapping[str, Any], asked: Asked) -> Response:  # noqa: ARG002
+        """Write an answer, every tensor flat, as the message has it.
+
+        Raises:
+            PredictError: a tensor holds no numbers.
+        """
+        response = PredictionResponse()
+        for name, array in flat(answer).items():
+            if array.dtype.kind not in "biuf":
+                raise PredictError(
+                    said=f"{array.dtype.name} cannot be written as floats", where=f"output {name!r}"
+                )
+            with np.errstate(over="ignore"):
+                data = array.reshape(-1).astype(np.float32)
+            response.predictions[name].data.extend(data.tolist())
+        return Response(content_type=PROTOBUF, body=response.SerializeToString())
 
 
 def _input(name: str, kind: str, signature: Signature) -> InputSignature:
@@ -89,26 +120,28 @@ def _input(name: str, kind: str, signature: Signature) -> InputSignature:
             continue
         if (entry.type in SPARSE) == (kind in SPARSE):
             return entry
-        message = f"{name}: the model's input of that name is {entry.type}, the field is {kind}"
-        raise InvalidRequest(message)
+        raise InvalidRequest(
+            said=f"the model's input of that name is {entry.type}, the field is {kind}", where=name
+        )
     same = [entry for entry in signature.inputs if entry.type == kind and entry.name not in FIELDS]
     if len(same) == 1:
         return same[0]
-    message = (
-        f"{name}: unknown input, expected {', '.join(entry.name for entry in signature.inputs)}"
+    raise InvalidRequest(
+        said="unknown input",
+        where=name,
+        expected=", ".join(entry.name for entry in signature.inputs),
     )
-    raise InvalidRequest(message)
 
 
 def _dense(name: str, field: Any, rows: int) -> npt.NDArray[Any]:
     values = _array(f"{name}.values", field.values, FLOAT32)
     features = field.num_features
     if values.size not in (features * rows, features):
-        message = (
-            f"{name}.values: received {values.size} numbers, expected {rows} rows x "
-            f"{features} features = {features * rows}"
+        raise InvalidRequest(
+            where=f"{name}.values",
+            received=f"{values.size} numbers",
+            expected=f"{rows} rows x {features} features = {features * rows}",
         )
-        raise InvalidRequest(message)
     return values.reshape(-1, features)
 
 
@@ -118,20 +151,21 @@ def _embedding(name: str, entry: InputSignature, field: Any, rows: int) -> npt.N
     features = field.num_features
     given = 1 if entry.width and values.size == features * entry.width else rows
     if values.size == 0 or values.size % (features * given):
-        message = (
-            f"{name}.values: received {values.size} numbers, expected {rows} rows x "
-            f"{features} features x {entry.width or 'D'} wide"
+        raise InvalidRequest(
+            where=f"{name}.values",
+            received=f"{values.size} numbers",
+            expected=f"{rows} rows x {features} features x {entry.width or 'D'} wide",
         )
-        raise InvalidRequest(message)
     return values.reshape(given, features, -1).transpose(1, 0, 2)
 
 
 def _sparse(name: str, entry: InputSignature, field: Any) -> dict[str, npt.NDArray[Any]]:
     if entry.num_features not in (None, field.num_features):
-        message = (
-            f"{name}.num_features: received {field.num_features}, expected {entry.num_features}"
+        raise InvalidRequest(
+            where=f"{name}.num_features",
+            received=str(field.num_features),
+            expected=str(entry.num_features),
         )
-        raise InvalidRequest(message)
     lengths = _array(f"{name}.lengths", field.lengths, INT32)
     # The client in TorchRec's repository sends its ids as int64.
     is_long = 0 < len(field.values) == INT64.itemsize * int(lengths.sum())
@@ -146,6 +180,7 @@ def _sparse(name: str, entry: InputSignature, field: Any) -> dict[str, npt.NDArr
 
 def _array(where: str, value: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if len(value) % dtype.itemsize:
-        message = f"{where}: received {len(value)} bytes, expected a multiple of {dtype.itemsize}"
-        raise InvalidRequest(message)
+        raise InvalidRequest(
+            where=where, received=f"{len(value)} bytes", expected=f"a multiple of {dtype.itemsize}"
+        )
     return np.frombuffer(value, dtype=dtype)

@@ -33,11 +33,12 @@ def check_repeated(name: str, numbers: int) -> None:
         RequestTooLarge: too many.
     """
     if numbers > MOST_REPEATED:
-        message = (
-            f"{name}: shared by some rows, it would take {numbers} numbers more, expected at most "
-            f"{MOST_REPEATED}; share it by all, or send columns"
+        raise RequestTooLarge(
+            said=f"shared by some rows, it would take {numbers} numbers more",
+            where=name,
+            expected=f"at most {MOST_REPEATED}",
+            hint="share it by all, or send columns",
         )
-        raise RequestTooLarge(message)
 
 
 def join(blocks: Sequence[Columns], given: AbstractSet[str], signature: Signature) -> Columns:
@@ -78,11 +79,11 @@ def _join_dense(
     whole = []
     for part, block in zip(parts, blocks, strict=True):
         if part.shape[-1] != width:
-            message = (
-                f"{entry.name}: received {part.shape[-1]} numbers in row {first}, expected as many "
-                f"as in every row, {width}"
+            raise InvalidRequest(
+                where=entry.name,
+                received=f"{part.shape[-1]} numbers in row {first}",
+                expected=f"as many as in every row, {width}",
             )
-            raise InvalidRequest(message)
         shape = list(part.shape)
         shape[axis] = block.batch_size or 0
         whole.append(np.broadcast_to(part, shape))

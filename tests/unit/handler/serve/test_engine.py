@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.answered import ask
 from tests.support.exact import (
     CPU,
     DENSE,
@@ -27,11 +28,12 @@ from tests.support.exact import (
 )
 from torchrec_handler.archive.format import Count, InputSignature, OutputSplit
 from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.front.torchserve.answers import HttpAnswer
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, SparseFeatures
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
+from torchrec_handler.serve.request import RawRequest, ValidRequest
 
 JSON = "application/json"
 
@@ -50,7 +52,7 @@ def body(request: ValidRequest) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in inputs.items()}
 
 
-def opened(response: Response) -> tuple[int, Any]:
+def opened(response: HttpAnswer) -> tuple[int, Any]:
     assert response.content_type == JSON
     return response.status, json.loads(response.body)
 
@@ -78,17 +80,17 @@ def engine(module: torch.nn.Module, **arguments: Any) -> Engine:
 def test_answers_in_the_order_of_the_requests() -> None:
     served = engine(Marked())
     requests = [dense([at, 0, 0]) for at in range(8)]
-    answers = [json.loads(response.body) for response in served.predict(requests)]
+    answers = [json.loads(response.body) for response in ask(served, requests)]
     assert [answer["default"] for answer in answers] == [[4.0 * at] for at in range(8)]
 
 
 def test_no_requests_get_no_answers() -> None:
-    assert engine(Marked()).predict([]) == []
+    assert ask(engine(Marked()), []) == []
 
 
 def test_a_batch_is_one_forward_call() -> None:
     module = Marked()
-    engine(module).predict([dense([1, 0, 0]), dense([2, 0, 0], [3, 0, 0])])
+    ask(engine(module), [dense([1, 0, 0]), dense([2, 0, 0], [3, 0, 0])])
     assert module.calls == [3]
 
 
@@ -97,7 +99,7 @@ def test_each_method_of_a_batch_is_one_forward_call() -> None:
     served = engine(module, methods={"forward": True, "negative": True})
     document = {DENSE.name: [[1, 0, 0]]}
     names = ["forward", "negative", "negative", "forward", "negative"]
-    responses = served.predict([raw(document, name) for name in names])
+    responses = ask(served, [raw(document, name) for name in names])
     assert module.calls == [2, 3]
     assert [json.loads(response.body)["default"] for response in responses] == [
         [4.0] if name == "forward" else [-4.0] for name in names
@@ -127,9 +129,9 @@ class TestTogetherIsAsAlone:
         bodies = [
             raw(body(request), method) for request, method in zip(requests, methods, strict=False)
         ]
-        together = Engine("ranking", served, options).predict(bodies)
+        together = ask(Engine("ranking", served, options), bodies)
         whole = Engine("ranking", served, Options())
-        alone = [response for request in bodies for response in whole.predict([request])]
+        alone = [response for request in bodies for response in ask(whole, [request])]
         assert together == alone
         assert {response.status for response in together} == {200}
 
@@ -142,7 +144,7 @@ class TestTooMuchAtOnce:
         options = Options(limits=Limits(rows_per_batch=6))
         served = Engine("ranking", predictor(module, DENSE), options)
         rows = [4, 1, 5, 2]
-        responses = served.predict([dense(*[[at, 0, 0]] * count) for at, count in enumerate(rows)])
+        responses = ask(served, [dense(*[[at, 0, 0]] * count) for at, count in enumerate(rows)])
         assert [response.status for response in responses] == [503, 200, 503, 200]
         assert module.calls == [3]
         assert opened(responses[2])[1] == {
@@ -158,13 +160,13 @@ class TestTooMuchAtOnce:
         """One row that is shared by all rows of a request is none of a few bytes."""
         large = raw({DENSE.name: [[1, 0, 0]], "batch_size": 16_384})
         module = Marked()
-        responses = engine(module).predict([*[large] * 64, *[dense([1, 0, 0])] * 64])
+        responses = ask(engine(module), [*[large] * 64, *[dense([1, 0, 0])] * 64])
         assert [response.status for response in responses] == [200, *[503] * 63, *[200] * 64]
         assert sum(module.calls) == 16_384 + 64
 
     def test_more_than_the_largest_request_is_refused_whoever_waits(self) -> None:
         large = raw({DENSE.name: [[1, 0, 0]], "batch_size": 65_536})
-        responses = engine(Marked()).predict([large] * 64)
+        responses = ask(engine(Marked()), [large] * 64)
         assert {response.status for response in responses} == {413}
         assert opened(responses[0])[1]["message"] == (
             "received 65536 rows, expected at most 16384 (limits.rows_per_request)"
@@ -183,13 +185,13 @@ class TestTooMuchAtOnce:
             dense([1, 0, 0]),
             raw({"numbers": [1]}, "add"),
         ]
-        assert [response.status for response in served.predict(requests)] == [503, 200, 200]
+        assert [response.status for response in ask(served, requests)] == [503, 200, 200]
 
     def test_what_is_not_read_in_time_is_refused(self) -> None:
         """The smallest bodies are read first, and one always is."""
         options = Options(limits=Limits(seconds_of_reading=1e-9))
         served = Engine("ranking", predictor(Marked(), DENSE), options)
-        responses = served.predict([dense([1, 0, 0], [2, 0, 0]), dense([1, 0, 0])])
+        responses = ask(served, [dense([1, 0, 0], [2, 0, 0]), dense([1, 0, 0])])
         assert [response.status for response in responses] == [503, 200]
         assert opened(responses[0])[1]["message"] == (
             "not read: smaller requests took more than 1e-09 s (limits.seconds_of_reading); "
@@ -217,7 +219,7 @@ class TestModelRaises:
         module = Marked()
         requests = [dense([at, 0, 0]) for at in range(64)]
         requests[37] = dense([5, 0, 0], [-1, 0, 0])
-        responses = engine(module).predict(requests)
+        responses = ask(engine(module), requests)
         assert opened(responses[37]) == (
             500,
             {
@@ -232,14 +234,14 @@ class TestModelRaises:
         assert len(module.calls) == 13
 
     def test_on_every_request(self) -> None:
-        responses = engine(Marked()).predict([dense([-1, 0, 0])] * 5)
+        responses = ask(engine(Marked()), [dense([-1, 0, 0])] * 5)
         assert [response.status for response in responses] == [500] * 5
 
     def test_on_a_piece_of_a_request_that_was_cut(self) -> None:
         options = Options(limits=Limits(rows_per_forward=2))
         served = Engine("ranking", predictor(Marked(), DENSE), options)
         cut = [[1, 0, 0], [2, 0, 0], [-3, 0, 0], [4, 0, 0], [5, 0, 0]]
-        responses = served.predict([dense([1, 0, 0]), dense(*cut), dense([2, 0, 0])])
+        responses = ask(served, [dense([1, 0, 0]), dense(*cut), dense([2, 0, 0])])
         assert [response.status for response in responses] == [200, 500, 200]
 
     @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ class TestModelRaises:
     ) -> None:
         # What is logged cannot be sent from one process of pytest to another.
         caplog.set_level(logging.CRITICAL, "torchrec_handler.serve.engine")
-        (response,) = engine(Raises(fault)).predict([dense([1, 0, 0])])
+        (response,) = ask(engine(Raises(fault)), [dense([1, 0, 0])])
         assert opened(response)[1]["message"] == message
 
     def test_an_error_of_its_own_choice(self) -> None:
@@ -269,7 +271,7 @@ class TestModelRaises:
                     message = "user 7 has no history"
                     raise InvalidRequest(message) from error
 
-        responses = engine(Strict()).predict([dense([-1, 0, 0]), dense([1, 0, 0])])
+        responses = ask(engine(Strict()), [dense([-1, 0, 0]), dense([1, 0, 0])])
         assert [response.status for response in responses] == [400, 200]
         assert opened(responses[0])[1]["message"] == "user 7 has no history"
 
@@ -281,7 +283,7 @@ class TestModelRaises:
                 batch[DENSE.name][:, 1] += 1
                 return super().scores(batch)
 
-        responses = engine(Writes()).predict([dense([1, 0, 0])] * 3 + [dense([-1, 0, 0])])
+        responses = ask(engine(Writes()), [dense([1, 0, 0])] * 3 + [dense([-1, 0, 0])])
         assert [opened(response)[1].get("default") for response in responses] == [[10]] * 3 + [None]
 
     @pytest.mark.parametrize("is_own_choice", [False, True])
@@ -310,7 +312,7 @@ class TestModelRaises:
         # pytest itself keeps what is logged.
         monkeypatch.setattr(logging.getLogger("torchrec_handler.serve.engine"), "disabled", True)
         requests = [dense([1, 0, 0]), dense([-1, 0, 0]), dense([-1, 0, 0]), dense([2, 0, 0])]
-        responses = engine(Watched()).predict(requests)
+        responses = ask(engine(Watched()), requests)
         status = 400 if is_own_choice else 500
         assert [response.status for response in responses] == [200, status, status, 200]
 
@@ -319,7 +321,7 @@ class TestModelRaises:
             def result(self, scores: torch.Tensor) -> dict[str, Any]:
                 return {"default": scores[:-1]}
 
-        responses = engine(Short((DENSE,), "dict_of_tensor")).predict([dense([1, 0, 0], [2, 0, 0])])
+        responses = ask(engine(Short((DENSE,), "dict_of_tensor")), [dense([1, 0, 0], [2, 0, 0])])
         assert opened(responses[0]) == (
             500,
             {
@@ -338,7 +340,7 @@ class TestModelRaises:
 
         options = Options(limits=Limits(rows_per_forward=2))
         served = Engine("ranking", predictor(Wide((DENSE,), "dict_of_tensor"), DENSE), options)
-        responses = served.predict([dense(*[[1, 0, 0]] * 3), dense([1, 0, 0], [2, 0, 0])])
+        responses = ask(served, [dense(*[[1, 0, 0]] * 3), dense([1, 0, 0], [2, 0, 0])])
         assert [response.status for response in responses] == [500, 200]
 
 
@@ -364,8 +366,8 @@ class TestOutOfMemory:
         ids=["host", "python", "device"],
     )
     def test_of_one_request_alone(self, fault: Exception | None) -> None:
-        responses = engine(Hungry(fault)).predict(
-            [dense([1, 0, 0]), dense(*[[2, 0, 0]] * 3), dense([3, 0, 0])]
+        responses = ask(
+            engine(Hungry(fault)), [dense([1, 0, 0]), dense(*[[2, 0, 0]] * 3), dense([3, 0, 0])]
         )
         assert [response.status for response in responses] == [200, 507, 200]
         assert responses[1].phrase == "Insufficient Storage"
@@ -376,7 +378,7 @@ class TestOutOfMemory:
         }
 
     def test_of_a_batch_is_answered_in_halves(self) -> None:
-        responses = engine(Hungry()).predict([dense([at, 0, 0]) for at in range(7)])
+        responses = ask(engine(Hungry()), [dense([at, 0, 0]) for at in range(7)])
         assert [opened(response)[1]["default"] for response in responses] == [
             [4.0 * at] for at in range(7)
         ]
@@ -411,7 +413,7 @@ class TestResultsThatNobodyCanCut:
             )
 
         served = self.served(Means(), rows_per_forward=2)
-        responses = served.predict([request(3, 1), request(1, 2), request(2, 0)])
+        responses = ask(served, [request(3, 1), request(1, 2), request(2, 0)])
         assert [opened(response) for response in responses] == [
             (200, {"mean": [[1]], "padded": [[0]] * 3}),
             (200, {"mean": [[0]], "padded": [[0, 0]]}),
@@ -421,7 +423,7 @@ class TestResultsThatNobodyCanCut:
     def test_what_one_of_them_raises_is_its_own(self) -> None:
         empty = {f"{SPARSE.name}.lengths": [0] * 3, f"{SPARSE.name}.values": []}
         bodies = [raw({DENSE.name: [[at, 0, 0]], **empty}) for at in (1, -1, 2)]
-        responses = self.served(Marked()).predict(bodies)
+        responses = ask(self.served(Marked()), bodies)
         assert [response.status for response in responses] == [200, 500, 200]
 
 
@@ -466,7 +468,7 @@ def test_scores_of_candidates_go_to_the_request_of_the_candidates() -> None:
         body=message.SerializeToString(), content_type="application/x-protobuf", accept=JSON
     )
     bodies = [raw(request([1, 2, 3])), raw(request([])), raw({"inputs": tensors}), binary]
-    responses = [opened(response) for response in engine.predict(bodies)]
+    responses = [opened(response) for response in ask(engine, bodies)]
     assert module.calls == 1
     assert responses[0] == (200, {"scores": [2, 4, 6]})
     assert responses[1] == (200, {"scores": []})
@@ -474,7 +476,7 @@ def test_scores_of_candidates_go_to_the_request_of_the_candidates() -> None:
     assert output == {"name": "scores", "shape": [3], "datatype": "FP32", "data": [14, 16, 18]}
     assert responses[3] == (200, {"scores": [60, 80]})
     cutting = Engine("ranking", served, Options(limits=Limits(rows_per_forward=2)))
-    cut = cutting.predict([raw(request([1], [2, 3], [], [4], [5])), raw(request([6]))])
+    cut = ask(cutting, [raw(request([1], [2, 3], [], [4], [5])), raw(request([6]))])
     assert [opened(response)[1]["scores"] for response in cut] == [[2, 4, 6, 8, 10], [12]]
 
 
@@ -491,7 +493,7 @@ def test_requests_that_no_batch_can_hold_are_answered_alone() -> None:
         {"batch_size": 1, "id_list_features.lengths": lengths, "id_list_features.values": [1, 2]}
         for lengths in ([2, 0], [1, 0, 1])
     ]
-    responses = served.predict([raw(document) for document in documents])
+    responses = ask(served, [raw(document) for document in documents])
     assert [opened(response) for response in responses] == [(200, {"default": [2]})] * 2
 
 
@@ -510,7 +512,7 @@ class TestBadRequests:
         good = [dense([at, 0, 0]) for at in range(len(self.BAD))]
         mixed = [request for at, (bad, _, _) in enumerate(self.BAD) for request in (good[at], bad)]
         module = Marked()
-        responses = engine(module).predict(mixed)
+        responses = ask(engine(module), mixed)
         assert module.calls == [len(good)]
         assert [opened(response)[1]["default"] for response in responses[::2]] == [
             [4.0 * at] for at in range(len(good))
@@ -528,13 +530,13 @@ class TestBadRequests:
 
         served = predictor(Hidden(), type(DENSE)(name="x", type="dense"))
         widths = [2, 3, 2, 1, 2]
-        responses = Engine("hidden", served, Options()).predict(
-            [raw({"x": [[1] * width]}) for width in widths]
+        responses = ask(
+            Engine("hidden", served, Options()), [raw({"x": [[1] * width]}) for width in widths]
         )
         assert [response.status for response in responses] == [200, 500, 200, 500, 200]
 
     def test_bodies_are_torchserves_own(self) -> None:
-        (response,) = engine(Marked()).predict([raw({}, "backward")])
+        (response,) = ask(engine(Marked()), [raw({}, "backward")])
         assert (response.status, response.phrase) == (404, "Not Found")
         assert response.body == (
             b'{"code":404,"type":"UnknownQualname",'
@@ -569,8 +571,9 @@ class TestMethodsWithoutPreprocessing:
         return Engine("library", predictor(Library(), DENSE, SPARSE, methods=LIBRARY), Options())
 
     def test_get_one_requests_payload_as_keyword_arguments(self) -> None:
-        responses = self.library().predict(
-            [raw({"movie_id": 3}, "similar"), raw({"movie_id": 7, "count": 1}, "similar")]
+        responses = ask(
+            self.library(),
+            [raw({"movie_id": 3}, "similar"), raw({"movie_id": 7, "count": 1}, "similar")],
         )
         assert [opened(response) for response in responses] == [
             (200, {"movies": [4, 5]}),
@@ -585,7 +588,7 @@ class TestMethodsWithoutPreprocessing:
                 return sum(inputs)
 
         served = predictor(Sums(), DENSE, methods={"forward": True, "add": False})
-        (response,) = Engine("sums", served, Options()).predict([raw({"inputs": [1, 2.5]}, "add")])
+        (response,) = ask(Engine("sums", served, Options()), [raw({"inputs": [1, 2.5]}, "add")])
         assert opened(response) == (200, 3.5)
 
     def test_get_the_tensors_of_open_inference(self) -> None:
@@ -595,7 +598,7 @@ class TestMethodsWithoutPreprocessing:
                 {"name": DENSE.name, "shape": [2, 3], "datatype": "FP32", "data": [0] * 6},
             ],
         }
-        (response,) = self.library().predict([raw(document, "names")])
+        (response,) = ask(self.library(), [raw(document, "names")])
         assert opened(response) == (
             200,
             {
@@ -609,19 +612,20 @@ class TestMethodsWithoutPreprocessing:
 
     def test_share_a_batch_with_others(self) -> None:
         document = {**body_of_one(), DENSE.name: [[1, 0, 0]]}
-        responses = self.library().predict(
-            [raw(document), raw({"movie_id": 3}, "similar"), raw(document)]
+        responses = ask(
+            self.library(), [raw(document), raw({"movie_id": 3}, "similar"), raw(document)]
         )
         assert [opened(response)[1].get("default") for response in responses] == [[4], None, [4]]
 
     def test_what_they_raise_is_that_requests_own(self) -> None:
-        responses = self.library().predict(
+        responses = ask(
+            self.library(),
             [
                 raw({"movie_id": -3}, "similar"),
                 raw({}, "opaque"),
                 raw({}, "eat"),
                 raw({"movie_id": 3}, "similar"),
-            ]
+            ],
         )
         found = [opened(response) for response in responses]
         assert [(status, document.get("message")) for status, document in found] == [
@@ -632,7 +636,7 @@ class TestMethodsWithoutPreprocessing:
         ]
 
     def test_refuse_arguments_they_do_not_take(self) -> None:
-        (response,) = self.library().predict([raw({"id": 3}, "similar")])
+        (response,) = ask(self.library(), [raw({"id": 3}, "similar")])
         message = "similar: missing a required argument: 'movie_id'"
         assert opened(response) == (
             400,

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.answered import ask as answered
 from tests.support.exact import INPUTS, Exact, predictor
 from tests.support.one_request import JSON
+from torchrec_handler.front.torchserve.answers import HttpAnswer
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.request import RawRequest, Response
+from torchrec_handler.serve.request import RawRequest
 
 MB = 2**20
 SIZE = 20 * MB
@@ -50,13 +52,13 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
-def ask(engine: Engine, body: bytearray, qualname: str) -> tuple[Response, int, float]:
+def ask(engine: Engine, body: bytearray, qualname: str) -> tuple[HttpAnswer, int, float]:
     """The answer, how far memory grew beyond the body, and seconds."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
     before = memory("VmRSS")
     start = time.thread_time()
-    (response,) = engine.predict([RawRequest(body=body, content_type=JSON, qualname=qualname)])
+    (response,) = answered(engine, [RawRequest(body=body, content_type=JSON, qualname=qualname)])
     return response, memory("VmHWM") - before, time.thread_time() - start
 
 

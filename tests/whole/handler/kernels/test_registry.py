@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from tests.support.answered import ask
 from tests.support.archives import good
 from torchrec_archiver.__main__ import main
 from torchrec_handler.archive.format import Report
@@ -108,11 +109,12 @@ def test_what_rows_share_is_looked_up_once_unless_that_is_off(
     row |= {"tags": [[3, 1.0]], "clicks": []}
     movies = {"movie": [1, 2]}
     bodies = [{"instances": [row] * 2, "shared": movies}, {"instances": [row | movies] * 2}]
-    first, second = engine.predict(
+    first, second = ask(
+        engine,
         [
             RawRequest(body=json.dumps(body).encode(), content_type="application/json")
             for body in bodies
-        ]
+        ],
     )
     assert first.status == 200, first.body
     given, full = (

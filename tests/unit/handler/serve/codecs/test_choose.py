@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.answered import ask
 from tests.support.exact import (
     CPU,
     DENSE,
@@ -41,7 +42,8 @@ from torchrec_handler.errors import InvalidRequest, PredictError, UnsupportedMed
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine
-from torchrec_handler.serve.codecs.choose import Reply, flat
+from torchrec_handler.serve.codecs.codec import flat
+from torchrec_handler.serve.codecs.open_inference import Wanted
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest
 from torchrec_handler.serve.validate import Validator
@@ -64,7 +66,7 @@ class TestFormats:
 
     def test_give_the_same_answer(self) -> None:
         requests = [raw(BODIES[name], content_type(name), JSON) for name in FORMATS]
-        answers = [json.loads(response.body) for response in engine().predict(requests)]
+        answers = [json.loads(response.body) for response in ask(engine(), requests)]
         rows, columns, tensors, protobuf = (
             answers[FORMATS.index(name)]
             for name in ("json rows", "json columns", "open inference", "protobuf")
@@ -81,7 +83,8 @@ class TestFormats:
         typed = codecs().decode(raw(BODIES[name], content_type(name)))
         for untyped in ("", "application/octet-stream"):
             columns, reply = codecs().decode(raw(BODIES[name], untyped))
-            assert reply == typed[1]
+            assert reply.codec.name == typed[1].codec.name == name.replace(" ", "_")
+            assert reply.asked == typed[1].asked
             assert {key: array.tolist() for key, array in columns.arrays.items()} == COLUMNS
 
     @pytest.mark.parametrize("name", ["json rows", "json columns", "open inference"])
@@ -176,44 +179,48 @@ class TestAccept:
     @pytest.mark.parametrize(
         ("name", "accept", "expected"),
         [
-            ("json columns", "", "json"),
-            ("json rows", "", "json"),
+            ("json columns", "", "json_columns"),
+            ("json rows", "", "json_rows"),
             ("open inference", "", "open_inference"),
             ("protobuf", "", "protobuf"),
-            ("json columns", "*/*", "json"),
+            ("json columns", "*/*", "json_columns"),
             ("protobuf", "*/*", "protobuf"),
-            ("json rows", "text/html", "json"),
+            ("json rows", "text/html", "json_rows"),
             ("json columns", "application/x-protobuf", "protobuf"),
             ("open inference", "Application/X-Protobuf", "protobuf"),
             ("json columns", "application/octet-stream", "protobuf"),
             ("protobuf", "application/octet-stream", "protobuf"),
-            ("protobuf", "application/json", "json"),
-            ("protobuf", "text/html, application/json;q=0.9, application/x-protobuf", "json"),
-            ("json rows", "application/json", "json"),
+            ("protobuf", "application/json", "json_columns"),
+            (
+                "protobuf",
+                "text/html, application/json;q=0.9, application/x-protobuf",
+                "json_columns",
+            ),
+            ("json rows", "application/json", "json_rows"),
             ("open inference", "application/json; charset=utf-8", "open_inference"),
         ],
     )
     def test_names_the_answers_format(self, name: str, accept: str, expected: str) -> None:
         _, reply = codecs().decode(raw(BODIES[name], content_type(name), accept))
-        assert reply.format == expected
+        assert reply.codec.name == expected
 
 
 class TestAnswer:
     """In the request's format, for every result type."""
 
     def test_as_json(self) -> None:
-        (response,) = engine().predict([raw(BODIES["json columns"])])
+        (response,) = ask(engine(), [raw(BODIES["json columns"])])
         assert response.content_type == JSON
         assert shape(json.loads(response.body)) == {"default": [2], "flat": [6], "pair": [2, 2]}
 
     def test_as_json_of_several_tensors(self) -> None:
-        (response,) = engine("dict_of_tensors").predict([raw(BODIES["json rows"])])
+        (response,) = ask(engine("dict_of_tensors"), [raw(BODIES["json rows"])])
         answer = json.loads(response.body)
         assert [len(part) for part in answer["default"]] == [2, 6]
         assert [len(part) for part in answer["pair"]] == [2, 2, 6]
 
     def test_as_json_with_masks(self) -> None:
-        (response,) = engine("dict_with_mask_tensor").predict([raw(BODIES["json rows"])])
+        (response,) = ask(engine("dict_with_mask_tensor"), [raw(BODIES["json rows"])])
         answer = json.loads(response.body)
         assert [list(part) for part in answer.values()] == [["values", "mask"]] * 3
         assert len(answer["flat"]["values"]) == 6
@@ -238,8 +245,9 @@ class TestAnswer:
     def test_as_open_inference_and_protobuf(
         self, result_metadata: str, expected: dict[str, list[int]]
     ) -> None:
-        tensors, binary = engine(result_metadata).predict(
-            [raw(BODIES["open inference"]), raw(BODIES["protobuf"], PROTOBUF)]
+        tensors, binary = ask(
+            engine(result_metadata),
+            [raw(BODIES["open inference"]), raw(BODIES["protobuf"], PROTOBUF)],
         )
         assert tensors.content_type == JSON
         document = json.loads(tensors.body)
@@ -256,16 +264,19 @@ class TestAnswer:
 
     def test_of_another_kind_than_a_dict_is_json(self) -> None:
         """A method without need_preproc may return anything."""
-        for reply in (Reply(format="open_inference"), Reply(format="protobuf")):
-            assert codecs().encode([np.array([1, 2]), "text"], reply) == (JSON, b'[[1,2],"text"]')
+        for name in FORMATS:
+            _, reply = codecs().decode(raw(BODIES[name], content_type(name)))
+            response = codecs().encode([np.array([1, 2]), "text"], reply)
+            assert (response.content_type, response.body) == (JSON, b'[[1,2],"text"]')
 
     def test_that_is_no_array_is_refused_by_open_inference(self) -> None:
+        _, reply = codecs().decode(raw(BODIES["open inference"]))
         with pytest.raises(PredictError) as caught:
-            codecs().encode({"movie": "Amélie"}, Reply(format="open_inference"))
+            codecs().encode({"movie": "Amélie"}, reply)
         assert str(caught.value) == "output 'movie': str192 is no Open Inference data type"
 
     def test_of_bad_requests_is_json_whatever_was_accepted(self) -> None:
-        (response,) = engine().predict([raw(b"{}", JSON, PROTOBUF)])
+        (response,) = ask(engine(), [raw(b"{}", JSON, PROTOBUF)])
         assert (response.status, response.content_type) == (400, JSON)
 
 
@@ -284,27 +295,29 @@ class TestArguments:
 
     def test_of_json_are_its_values(self) -> None:
         body = b'{"instances": [1], "movie": {"id": 3}, "text": "Am\\u00e9lie", "none": null}'
-        assert codecs().decode_arguments(raw(body)) == (
-            {"instances": [1], "movie": {"id": 3}, "text": "Amélie", "none": None},
-            Reply(format="json"),
-        )
+        arguments, reply = codecs().decode_arguments(raw(body))
+        assert arguments == {"instances": [1], "movie": {"id": 3}, "text": "Amélie", "none": None}
+        answer = {"instances": np.array([1])}
+        assert codecs().encode(answer, reply).body == b'{"instances":[1]}'
 
     @pytest.mark.parametrize("inputs", [[], [1], [{"name": "x"}], {"datatype": 1}, "text"])
     def test_may_be_called_inputs(self, inputs: Any) -> None:
         body = json.dumps({"inputs": inputs}).encode()
-        assert codecs().decode_arguments(raw(body))[0] == {"inputs": inputs}
+        arguments, reply = codecs().decode_arguments(raw(body))
+        assert arguments == {"inputs": inputs}
+        assert codecs().encode({"a": np.array([1])}, reply).body == b'{"a":[1]}'
 
     @pytest.mark.parametrize("name", ["open inference", "protobuf"])
     def test_of_other_formats_are_tensors(self, name: str) -> None:
         arguments, reply = codecs().decode_arguments(raw(BODIES[name], content_type(name)))
-        assert reply.format == name.replace(" ", "_")
+        assert reply.codec.name == name.replace(" ", "_")
         assert all(isinstance(value, torch.Tensor) for value in arguments.values())
         assert {key: value.tolist() for key, value in arguments.items()} == COLUMNS
 
     def test_may_be_written_to(self) -> None:
         """A protobuf's arrays are read-only views."""
         arguments, _ = codecs().decode_arguments(raw(BODIES["protobuf"], PROTOBUF))
-        arguments["float_features"] += 1
+        arguments["float_features"].add_(1)
 
     def test_deep_ones_are_read(self) -> None:
         body = b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}"
@@ -340,7 +353,7 @@ class TestHostileBodies:
         served = engine()
         tracemalloc.start()
         try:
-            (response,) = served.predict([raw(content, "")])
+            (response,) = ask(served, [raw(content, "")])
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -353,7 +366,7 @@ class TestHostileBodies:
     def test_deep_ones_are_refused(self, start: bytes, opening: bytes, depth: int) -> None:
         closing = b"]" if opening == b"[" else b"}"
         body = start + opening * depth + b"1" + closing * depth + b"}"
-        (response,) = engine().predict([raw(body)])
+        (response,) = ask(engine(), [raw(body)])
         assert response.status == 400, response.body
 
 
@@ -410,7 +423,7 @@ class TestFuzz:
 
     def test_the_bodies_that_are_changed_are_good(self) -> None:
         for name in FORMATS:
-            (response,) = ENGINE.predict([raw(BODIES[name], content_type(name))])
+            (response,) = ask(ENGINE, [raw(BODIES[name], content_type(name))])
             assert response.status == 200
 
 
@@ -418,7 +431,7 @@ ENGINE = engine()
 
 
 def answered_or_refused(request: RawRequest) -> None:
-    (response,) = ENGINE.predict([request])
+    (response,) = ask(ENGINE, [request])
     assert response.status in (200, 400, 413), response.body
 
 
@@ -483,5 +496,5 @@ def test_a_list_where_others_hold_a_number_is_refused(
 def test_brackets_elsewhere_are_no_lists() -> None:
     document = {**open_inference(), "id": "[[[", "outputs": [{"name": "default"}], "more": [[]]}
     columns, reply = codecs().decode(raw(json.dumps(document).encode()))
-    assert reply.id == "[[["
+    assert reply.asked == Wanted(id="[[[", outputs=["default"])
     assert columns.arrays["float_features"].tolist() == COLUMNS["float_features"]

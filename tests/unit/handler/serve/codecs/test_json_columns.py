@@ -3,12 +3,10 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.support.one_request import COLUMNS, codecs, raw
-from torchrec_handler.errors import InvalidRequest, PredictError, RequestError, RequestTooLarge
-from torchrec_handler.serve.codecs import json_columns
+from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 
 
 def refusal(kind: type[RequestError], body: Any, **limits: int) -> str:
@@ -54,6 +52,9 @@ class TestDecode:
             "or batch_size (or instances, or inputs)"
         )
 
+    def test_shows_an_unknown_name_that_is_empty(self) -> None:
+        assert refusal(InvalidRequest, {"": []}).startswith('"": unknown input, ')
+
     def test_shortens_an_unknown_name(self) -> None:
         assert refusal(InvalidRequest, {"x" * 1_000: []}).startswith(
             f"{'x' * 80}…: unknown input, "
@@ -89,43 +90,3 @@ class TestDecode:
             "id_list_features.values: received 5 elements, expected at most 4 "
             "(limits.ids_per_request)"
         )
-
-
-class TestEncode:
-    def test_writes_arrays_as_lists(self) -> None:
-        answer = {
-            "default": np.array([0.5, 0.25], np.float32),
-            "pair": np.arange(4, dtype=np.int64).reshape(2, 2),
-            "tensors": [np.array([1.5]), np.array([True, False])],
-            "masked": {"values": np.array([1], np.int32), "mask": np.array([False])},
-        }
-        assert json_columns.encode(answer) == (
-            b'{"default":[0.5,0.25],"pair":[[0,1],[2,3]],"tensors":[[1.5],[true,false]],'
-            b'"masked":{"values":[1],"mask":[false]}}'
-        )
-
-    def test_writes_every_float32_exactly(self) -> None:
-        numbers = np.random.default_rng(7).random(1000, dtype=np.float32)
-        read = np.array(json.loads(json_columns.encode({"default": numbers}))["default"])
-        assert np.array_equal(read.astype(np.float32), numbers)
-
-    def test_writes_arrays_that_are_not_contiguous(self) -> None:
-        assert json_columns.encode(np.arange(6).reshape(2, 3).T) == b"[[0,3],[1,4],[2,5]]"
-
-    def test_writes_what_is_not_finite_as_null(self) -> None:
-        """JSON has no other way to say it."""
-        assert json_columns.encode(np.array([np.nan, np.inf, 1.0])) == b"[null,null,1.0]"
-
-    @pytest.mark.parametrize(
-        ("value", "reason"),
-        [
-            ({"a": object()}, "Type is not JSON serializable: object"),
-            ({"a": "\ud800"}, "str is not valid UTF-8: surrogates not allowed"),
-            ({"a": 2**64}, "Integer exceeds 64-bit range"),
-            ({"a": np.array([1j])}, "Type is not JSON serializable: complex"),
-        ],
-    )
-    def test_refuses_what_json_cannot_hold(self, value: Any, reason: str) -> None:
-        with pytest.raises(PredictError) as caught:
-            json_columns.encode(value)
-        assert str(caught.value) == f"the answer cannot be written as JSON: {reason}"

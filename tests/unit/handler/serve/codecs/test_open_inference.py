@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 
 from tests.support.exact import DENSE, SPARSE
-from tests.support.one_request import codecs, open_inference, raw, signature
+from tests.support.one_request import (
+    codecs,
+    model,
+    open_inference,
+    raw,
+    signature,
+)
 from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.errors import InvalidRequest, PredictError, RequestError, RequestTooLarge
-from torchrec_handler.serve.codecs import open_inference as codec
-from torchrec_handler.serve.codecs.choose import Reply
+from torchrec_handler.serve.codecs.codec import NOTHING
+from torchrec_handler.serve.codecs.open_inference import ANSWERED, OpenInference, Wanted
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -43,7 +49,8 @@ class TestDecode:
 
     def test_gives_the_id_back(self) -> None:
         _, reply = codecs().decode(raw(json.dumps(open_inference()).encode()))
-        assert reply == Reply(format="open_inference", id="request 17")
+        assert reply.codec.name == "open_inference"
+        assert reply.asked == Wanted(id="request 17")
 
     def test_reads_past_what_it_has_no_use_for(self) -> None:
         """Clients send parameters."""
@@ -218,18 +225,27 @@ class TestWanted:
 
     def test_they_alone_are_answered_in_its_order(self) -> None:
         body = {"inputs": [tensor()], "outputs": [{"name": "pair"}, {"name": "default"}]}
-        model = codecs(signature(DENSE))
-        _, reply = model.decode(raw(json.dumps(body).encode()))
+        asked = codecs(signature(DENSE))
+        _, reply = asked.decode(raw(json.dumps(body).encode()))
         answer = {name: np.array([1.0]) for name in ("default", "flat", "pair")}
-        _, content = model.encode(answer, reply)
+        content = asked.encode(answer, reply).body
         assert [output["name"] for output in json.loads(content)["outputs"]] == ["pair", "default"]
+
+    def test_they_alone_are_answered_in_any_format(self) -> None:
+        body = {"inputs": [tensor()], "outputs": [{"name": "pair"}]}
+        asked = codecs(signature(DENSE))
+        for accept in ("application/x-protobuf", "application/json"):
+            _, reply = asked.decode(raw(json.dumps(body).encode(), accept=accept))
+            content = asked.encode({"default": np.ones(1), "pair": np.ones(1)}, reply).body
+            assert b"pair" in content
+            assert b"default" not in content
 
     def test_refuses_one_that_the_model_does_not_have(self) -> None:
         body = {"inputs": [tensor()], "outputs": [{"name": "score"}]}
-        model = codecs(signature(DENSE))
-        _, reply = model.decode(raw(json.dumps(body).encode()))
+        asked = codecs(signature(DENSE))
+        _, reply = asked.decode(raw(json.dumps(body).encode()))
         with pytest.raises(InvalidRequest) as caught:
-            model.encode({"default": np.array([1.0]), "flat": np.array([1.0])}, reply)
+            asked.encode({"default": np.array([1.0]), "flat": np.array([1.0])}, reply)
         assert str(caught.value) == (
             'outputs[0].name: received "score", expected one of default, flat'
         )
@@ -303,17 +319,28 @@ def test_an_input_may_be_called_inputs() -> None:
     entry = InputSignature(name="inputs", type="dense", num_features=2)
     columns, reply = codecs(signature(entry)).decode(raw(b'{"inputs": [[1, 2]]}'))
     assert columns.arrays["inputs"].tolist() == [[1, 2]]
-    assert reply.format == "json"
+    assert reply.codec.name == "json_columns"
+
+
+def encode(answer: Any, identifier: str | None = None) -> bytes:
+    response = OpenInference(model()).encode(answer, Wanted(id=identifier))
+    assert response.content_type == "application/json"
+    return response.body
 
 
 class TestEncode:
+    def test_what_was_not_asked_in_the_protocols_form_is_plain_json(self) -> None:
+        """Arguments of a method that is called alone may be called `inputs`."""
+        answer = {"default": np.array([1, 2])}
+        assert OpenInference(model()).encode(answer, NOTHING).body == b'{"default":[1,2]}'
+
     def test_names_types_and_shapes(self) -> None:
         arrays: dict[str, np.ndarray[Any, Any]] = {
             "default": np.array([0.5, 0.25], np.float32),
             "pair": np.arange(6).reshape(2, 3),
             "mask": np.array([True, False]),
         }
-        assert json.loads(codec.encode(arrays, "ranking", "17")) == {
+        assert json.loads(encode(arrays, "17")) == {
             "model_name": "ranking",
             "id": "17",
             "outputs": [
@@ -324,14 +351,14 @@ class TestEncode:
         }
 
     def test_without_an_id_there_is_none(self) -> None:
-        assert codec.encode({}, "ranking", None) == b'{"model_name":"ranking","outputs":[]}'
+        assert encode({}) == b'{"model_name":"ranking","outputs":[]}'
 
-    @pytest.mark.parametrize("dtype", sorted(codec.ANSWERED))
+    @pytest.mark.parametrize("dtype", sorted(ANSWERED))
     def test_every_type_that_it_names_can_be_written(self, dtype: str) -> None:
-        document = json.loads(codec.encode({"x": np.array([0, 1], dtype)}, "ranking", None))
+        document = json.loads(encode({"x": np.array([0, 1], dtype)}))
         assert document["outputs"][0]["data"] == [0, 1]
 
     def test_refuses_a_type_that_the_protocol_has_no_name_for(self) -> None:
         with pytest.raises(PredictError) as caught:
-            codec.encode({"x": np.array([object()])}, "ranking", None)
+            encode({"x": np.array([object()])})
         assert str(caught.value) == "output 'x': object is no Open Inference data type"

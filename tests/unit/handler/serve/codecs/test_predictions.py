@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.answered import ask
 from tests.support.exact import FLAT, INPUTS, PAIR, ROWS, Exact, predictor
 from tests.support.one_request import INSTANCES, raw
 from torchrec_handler.archive.format import Count, OutputSplit
@@ -55,7 +56,7 @@ class TestAnswer:
     def test_instances_are_answered_with_one_each(self) -> None:
         body = {"instances": INSTANCES, "parameters": {"top_k": 5}}
         served = predictor(Exact(INPUTS, "dict_of_tensor"), *INPUTS)
-        (response,) = Engine("ranking", served, Options()).predict([raw(json.dumps(body).encode())])
+        (response,) = ask(Engine("ranking", served, Options()), [raw(json.dumps(body).encode())])
         answer = json.loads(response.body)
         assert answer["predictions"] == [
             {"default": answer["default"][row], "flat": answer["flat"][3 * row :][:3]}

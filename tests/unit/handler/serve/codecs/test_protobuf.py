@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from grpc_tools import protoc
 
+from tests.support.answered import ask
 from tests.support.exact import DENSE, EMBEDDING, INPUTS, SPARSE, WEIGHTED, Exact, predictor
 from tests.support.one_request import (
     BODIES,
     PROTOBUF,
+    body,
     floats,
     ints,
     message,
+    model,
     raw,
     signature,
 )
@@ -25,7 +28,8 @@ from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.errors import InvalidRequest, PredictError
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 from torchrec_handler.options import Options
-from torchrec_handler.serve.codecs import protobuf
+from torchrec_handler.serve.codecs.codec import NOTHING
+from torchrec_handler.serve.codecs.protobuf import Protobuf
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import Columns
 
@@ -63,8 +67,19 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def codec(*inputs: InputSignature) -> Protobuf:
+    return Protobuf(model(signature(*(inputs or INPUTS))))
+
+
 def decode(request: Any, *inputs: InputSignature) -> Columns:
-    return protobuf.decode(request.SerializeToString(), signature(*(inputs or INPUTS)))
+    read, _ = codec(*inputs).decode(body(request.SerializeToString()))
+    return read
+
+
+def encode(answer: Any) -> bytes:
+    response = codec().encode(answer, NOTHING)
+    assert response.content_type == PROTOBUF
+    return response.body
 
 
 def refusal(request: Any, *inputs: InputSignature) -> str:
@@ -99,11 +114,12 @@ def test_a_clients_bytes_are_served_as_they_are(client: ModuleType) -> None:
         b'"id_list_features.lengths": [1, 1, 0, 2, 0, 0], '
         b'"id_list_features.values": [7, 8, 3, 4]}'
     )
-    answered, expected = engine.predict(
+    answered, expected = ask(
+        engine,
         [
             raw(request.SerializeToString(), PROTOBUF),
             raw(document, accept=PROTOBUF),
-        ]
+        ],
     )
     assert (answered.status, answered.content_type) == (200, PROTOBUF)
     assert answered.body == expected.body
@@ -179,7 +195,7 @@ class TestDecode:
     @pytest.mark.parametrize("size", range(1, 60, 7))
     def test_refuses_a_truncated_message(self, size: int) -> None:
         with pytest.raises(InvalidRequest) as caught:
-            protobuf.decode(BODIES["protobuf"][:-size], signature(*INPUTS))
+            codec().decode(body(BODIES["protobuf"][:-size]))
         assert str(caught.value) == (
             "body: not a PredictionRequest (truncated, or another message)"
         )
@@ -290,17 +306,17 @@ class TestSharing:
 class TestEncode:
     def test_every_tensor_is_flat(self) -> None:
         arrays = {"default": np.array([[0.5, 1], [2, 3]]), "mask": np.array([True, False])}
-        response = PredictionResponse.FromString(protobuf.encode(arrays))
+        response = PredictionResponse.FromString(encode(arrays))
         assert {name: list(vector.data) for name, vector in response.predictions.items()} == {
             "default": [0.5, 1, 2, 3],
             "mask": [1, 0],
         }
 
     def test_what_is_too_large_for_a_float_is_infinite(self) -> None:
-        response = PredictionResponse.FromString(protobuf.encode({"x": np.array([1e39, -1e39])}))
+        response = PredictionResponse.FromString(encode({"x": np.array([1e39, -1e39])}))
         assert list(response.predictions["x"].data) == [np.inf, -np.inf]
 
     def test_refuses_what_is_no_number(self) -> None:
         with pytest.raises(PredictError) as caught:
-            protobuf.encode({"default": np.array(["a"])})
+            encode({"default": np.array(["a"])})
         assert str(caught.value) == "output 'default': str32 cannot be written as floats"
