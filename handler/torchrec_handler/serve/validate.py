@@ -161,6 +161,8 @@ class _SparseRules:
 
     def _check_lengths(self, lengths: Array) -> None:
         """See that no length is negative, nor so large that a sum of them may overflow."""
+        if _unsigned(lengths).max() <= self._most_ids:
+            return
         if lengths.min() < 0:
             least = [(at, int(lengths[at].argmin())) for at, _ in _firsts(lengths < 0)]
             raise _RefusedError(
@@ -173,19 +175,18 @@ class _SparseRules:
                     for at, position in least
                 }
             )
-        if lengths.max() > self._most_ids:
-            bad = lengths > self._most_ids
-            most = [(at, int(lengths[at].argmax())) for at, _ in _firsts(bad)]
-            raise _RefusedError(
-                {
-                    at: RequestTooLarge(
-                        where=f"{self._lengths}[{position}]",
-                        received=str(lengths[at].flat[position]),
-                        expected=f"at most {self._most_ids} (limits.ids_per_request)",
-                    )
-                    for at, position in most
-                }
-            )
+        bad = lengths > self._most_ids
+        most = [(at, int(lengths[at].argmax())) for at, _ in _firsts(bad)]
+        raise _RefusedError(
+            {
+                at: RequestTooLarge(
+                    where=f"{self._lengths}[{position}]",
+                    received=str(lengths[at].flat[position]),
+                    expected=f"at most {self._most_ids} (limits.ids_per_request)",
+                )
+                for at, position in most
+            }
+        )
 
     def _check_sums(self, counts: Array, sizes: Sequence[int]) -> None:
         totals = counts.sum(axis=1).tolist()
@@ -232,8 +233,7 @@ class _SparseRules:
             last = np.tile(last, len(counts)).repeat(counts.reshape(-1))
         else:
             last = last.repeat(values.size)
-        # Unsigned, those below 0 are larger than any.
-        bad = values.astype(np.int64, copy=False).view(np.uint64) > last.view(np.uint64)
+        bad = _unsigned(values) > _unsigned(last)
         if not bad.any():
             return values
         if self._out_of_range_ids == "zero":
@@ -282,6 +282,11 @@ def _groups(sizes: Sequence[Size]) -> Iterable[list[int]]:
 def _join(arrays: Sequence[Array]) -> Array:
     """Along the first axis; a single one as it is."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _unsigned(array: Array) -> npt.NDArray[np.uint64]:
+    """Numbers below 0 are larger than any others then; an array of int64 is not copied."""
+    return array.astype(np.int64, copy=False).view(np.uint64)
 
 
 def _as_floats(arrays: Sequence[Array]) -> Floats:
