@@ -24,8 +24,7 @@ from torchrec_handler.options import Options
 from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.codecs.choose import Codecs
 from torchrec_handler.serve.predict import predict
-from torchrec_handler.serve.request import Columns, RawRequest, ValidRequest
-from torchrec_handler.serve.single_rows import SingleRows
+from torchrec_handler.serve.request import RawRequest
 from torchrec_handler.serve.split import Splitter, answer
 from torchrec_handler.serve.validate import Validator
 from torchrec_handler.tables.once import look_up_once
@@ -170,13 +169,6 @@ class _Served(_Forward):
         self.module = self._predictor.module
         self._codecs = Codecs("criteo", self._predictor.signature, self._options.limits)
         self._validator = Validator(self._predictor.signature, self._options)
-        self._single_rows = SingleRows(self._predictor.signature, self._options)
-
-    def _validate(self, columns: Columns) -> ValidRequest:
-        """As the engine does."""
-        if self._single_rows.takes(columns) and (valid := self._single_rows.check([columns])):
-            return valid[0]
-        return self._validator(columns)
 
     def stages(self, rows: int, calls: int, body: str) -> dict[str, list[float]]:
         written = list(map(BODIES[body].write, self.inputs(rows)))
@@ -194,7 +186,7 @@ class _Served(_Forward):
             one = written[number % BATCHES]
             raw = RawRequest(body=one.content, content_type=one.headers["Content-Type"])
             columns, reply = step("decode", self._codecs.decode, raw)
-            valid = step("validate", self._validate, columns)
+            valid = step("validate", self._validator, columns)
             batch = step("batch", combine, [valid], predictor.batching, predictor.device)
             with look_up_once(batch.shared):
                 result = step(

@@ -1,4 +1,5 @@
 """Bytes to bytes, one file a step.
 
-request → route → codecs → validate → batch → predict → split → codecs; engine runs them in order.
+request → route → codecs → measure → validate → batch → predict → split → codecs; engine runs them
+in order.
 """

@@ -1,19 +1,12 @@
 """What requests that arrive together may hold together: nobody waits long for somebody else's."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torchrec_handler.archive.format import Signature
 from torchrec_handler.errors import Overloaded
 from torchrec_handler.options import Limits
-from torchrec_handler.serve.validate import SPARSE
-
-
-class Size(NamedTuple):
-    """What a request makes the forward calls hold."""
-
-    rows: int
-    ids: int
+from torchrec_handler.serve.measure import SPARSE, Size
 
 
 class Budget:
@@ -37,7 +30,7 @@ class Budget:
             return {}
         shares = [max(size.rows / most.rows, size.ids / most.ids) for size in sizes]
         smallest, *others = sorted(range(len(sizes)), key=shares.__getitem__)
-        rows, ids = sizes[smallest]
+        rows, ids, _ = sizes[smallest]
         refused = {}
         for position in others:
             size = sizes[position]

@@ -12,16 +12,16 @@ from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, Reque
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import ONCE, Options
 from torchrec_handler.serve.batch import combine, cut
-from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
+from torchrec_handler.serve.budget import Budget, size_of_arguments
 from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
+from torchrec_handler.serve.measure import Size
 from torchrec_handler.serve.observe import Observer, Stages
 from torchrec_handler.serve.predict import HostResult, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
-from torchrec_handler.serve.single_rows import SingleRows
 from torchrec_handler.serve.split import Answer, Splitter, answer
-from torchrec_handler.serve.validate import Measured, Validator
+from torchrec_handler.serve.validate import Validator
 from torchrec_handler.tables.once import look_up_once
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ COMPRESSED_BYTES = 2**40
 class _Read(NamedTuple):
     """A request that was read, and no more."""
 
-    content: Columns | Measured | Arguments
-    """Columns of a single row, or any others; or keyword arguments of a method called alone."""
+    content: Columns | Arguments
+    """Or keyword arguments of a method called alone."""
     size: Size
     reply: Reply
 
@@ -68,7 +68,6 @@ class Engine:
         self._methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
         self._codecs = Codecs(model_name, predictor.signature, options.limits)
         self._validator = Validator(predictor.signature, options)
-        self._single_rows = SingleRows(predictor.signature, options)
         splits = predictor.signature.splits or {}
         self._splitters = {
             qualname: Splitter(of_method, predictor.result_metadata)
@@ -164,38 +163,37 @@ class Engine:
             size = size_of_arguments(arguments, self._predictor.signature)
             return _Read(content=arguments, size=size, reply=reply)
         columns, reply = self._codecs.decode(raw)
-        ids = self._single_rows.takes(columns)
-        if ids is not None and ids <= self._limits.ids_per_request:
-            return _Read(content=columns, size=Size(1, ids), reply=reply)
-        measured = self._validator.measure(columns)
-        return _Read(content=measured, size=Size(measured.rows, measured.ids), reply=reply)
+        return _Read(content=columns, size=self._validator.measure(columns), reply=reply)
 
     def _check(
         self, reads: Sequence[_Read | RequestError]
     ) -> Iterator[tuple[ValidRequest | Arguments | RequestError, Reply]]:
-        """Check requests: those of a single row together, arguments of a method called alone not.
+        """Check requests, but for arguments of a method called alone.
 
         Yields:
             What became of each, and how to answer it.
         """
-        contents = [read.content for read in reads if isinstance(read, _Read)]
-        single = iter(self._check_single([each for each in contents if isinstance(each, Columns)]))
+        requests: list[Columns] = []
+        sizes: list[Size] = []
+        for read in reads:
+            if isinstance(read, _Read) and isinstance(read.content, Columns):
+                requests.append(read.content)
+                sizes.append(read.size)
+        checked = iter(self._check_columns(requests, sizes))
         for read in reads:
             if isinstance(read, RequestError):
                 yield read, NO_REPLY
             elif isinstance(read.content, Columns):
-                yield next(single), read.reply
-            elif isinstance(read.content, Measured):
-                yield _attempt(READING, self._validator.check, read.content), read.reply
+                yield next(checked), read.reply
             else:
                 yield read.content, read.reply
 
-    def _check_single(self, requests: Sequence[Columns]) -> Sequence[ValidRequest | RequestError]:
-        """Check requests of a single row, together or, where one may be refused, one by one."""
-        if not requests:
-            return []
-        checked = _attempt(READING, self._single_rows.check, requests)
-        if checked is None or isinstance(checked, RequestError):
+    def _check_columns(
+        self, requests: Sequence[Columns], sizes: Sequence[Size]
+    ) -> Sequence[ValidRequest | RequestError]:
+        """Check requests together or, where that takes too much memory, one by one."""
+        checked = _attempt(READING, self._validator.check, requests, sizes)
+        if isinstance(checked, RequestError):
             return [_attempt(READING, self._validator, columns) for columns in requests]
         return checked
 

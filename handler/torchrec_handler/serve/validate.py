@@ -1,53 +1,48 @@
-"""The edge: columns in, a request that the model can take out. Vectorised; nothing loops over rows.
+"""The edge: columns of many requests in; of each a request that the model can take, or an error.
+
+Every rule runs once over what requests hold, one behind another; nothing loops over rows. What
+breaks a rule is told in the words of its own request.
 
 The rules are TorchRec's Validation.cpp (lengths not negative, their sum the number of ids) and
-those that keep a lookup inside its table.
+those that keep a lookup inside its table. Those of shapes are `measure`'s.
+
+Letters in shapes: R requests, L lists that a request gives of a feature, B or 1.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_handler.archive.format import InputSignature, Signature
-from torchrec_handler.errors import InvalidRequest, RequestTooLarge
+from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Options
-from torchrec_handler.serve.request import Columns, Floats, Sparse, ValidRequest
+from torchrec_handler.serve.measure import SPARSE, Form, Measure, Size, count_features
+from torchrec_handler.serve.request import Columns, Floats, Ids, Lengths, Mask, Sparse, ValidRequest
 
 INT32_IDS = 2**31
 INT64_IDS = 2**63
 """How many ids there are below 0 and from 0 on, each."""
 
-SPARSE = frozenset({"sparse", "weighted_sparse"})
+SHORT = 4_096
+"""Rows and ids of requests that are put together: to copy more takes longer than it saves."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """A request that keeps to the limits; what it holds is not checked yet."""
-
-    columns: Columns
-    rows: int
-    """B"""
-    ids: int
-    """Of all sparse inputs, each as often as a row has it."""
-    blocks: Mapping[str, npt.NDArray[Any]]
-    """Each input's own array, see `_block`."""
-    lengths: Mapping[str, npt.NDArray[Any]]
-    """Sparse input -> [F, B], or [F, 1] for all rows."""
+Array = npt.NDArray[Any]
 
 
 class Validator:
     """Checks requests of one model."""
 
     def __init__(self, signature: Signature, options: Options) -> None:
-        self._inputs = signature.inputs
-        self._limits = options.limits
-        self._out_of_range_ids = options.out_of_range_ids
-        self._last_ids = {
-            entry.name: last_ids(entry) for entry in signature.inputs if entry.type in SPARSE
-        }
+        self.measure = Measure(signature, options.limits)
+        """Tells how large a request is, for `check`, and refuses wrong shapes."""
+        self._names = tuple(entry.name for entry in signature.inputs)
+        self._rules: list[Callable[[Sequence[Columns], int], Sequence[Any]]] = [
+            _SparseRules(entry, options) if entry.type in SPARSE else _FloatRules(entry)
+            for entry in signature.inputs
+        ]
 
     def __call__(self, columns: Columns) -> ValidRequest:
         """Check one request.
@@ -56,159 +51,209 @@ class Validator:
             InvalidRequest: names the input, where in it, what was received and what is expected.
             RequestTooLarge: more rows or ids than the limits.
         """
-        return self.check(self.measure(columns))
+        (checked,) = self.check([columns], [self.measure(columns)])
+        if isinstance(checked, RequestError):
+            raise checked
+        return checked
 
-    def measure(self, columns: Columns) -> Measured:
-        """Tell what a request is going to hold, before anything of that size is made.
+    def check(
+        self, requests: Sequence[Columns], sizes: Sequence[Size]
+    ) -> list[ValidRequest | RequestError]:
+        """Check requests, those of equal shapes together. What becomes of one is its own affair.
 
-        Raises:
-            InvalidRequest: it cannot be told.
-            RequestTooLarge: more rows or ids than the limits.
+        Args:
+            requests: that `measure` lets pass.
+            sizes: what it says of each.
         """
-        blocks = {entry.name: _block(entry, columns) for entry in self._inputs}
-        rows = columns.batch_size or self._observed_rows(blocks)
-        if rows > self._limits.rows_per_request:
-            raise RequestTooLarge(
-                received=f"{rows} rows",
-                expected=f"at most {self._limits.rows_per_request} (limits.rows_per_request)",
+        outcomes: dict[int, ValidRequest | RequestError] = {}
+        for group in _groups(sizes):
+            waiting = group
+            while waiting:
+                try:
+                    valid = self._check([requests[at] for at in waiting], sizes[waiting[0]].rows)
+                except _RefusedError as refused:
+                    outcomes.update((waiting[at], error) for at, error in refused.errors.items())
+                    waiting = [at for at in waiting if at not in outcomes]
+                else:
+                    outcomes.update(zip(waiting, valid, strict=True))
+                    break
+        return [outcomes[at] for at in range(len(requests))]
+
+    def _check(self, requests: Sequence[Columns], rows: int) -> list[ValidRequest]:
+        parts = [rules(requests, rows) for rules in self._rules]
+        return [
+            ValidRequest(rows=rows, inputs=dict(zip(self._names, inputs, strict=True)))
+            for inputs in zip(*parts, strict=True)
+        ]
+
+
+class _RefusedError(Exception):
+    """Some of the requests break a rule: position -> error. Of the others nothing is said."""
+
+    def __init__(self, errors: Mapping[int, RequestError]) -> None:
+        super().__init__()
+        self.errors = errors
+
+
+class _FloatRules:
+    """Of a dense or an embedding input."""
+
+    def __init__(self, entry: InputSignature) -> None:
+        self._name = entry.name
+        self._is_dense = entry.type == "dense"
+
+    def __call__(self, requests: Sequence[Columns], rows: int) -> Sequence[Floats]:
+        """Blocks [B, F], or [B, F, D]; what is shared takes no memory."""
+        given = [columns.arrays[self._name] for columns in requests]
+        shape = given[0].shape
+        block = (1, *shape) if len(shape) == 1 else shape
+        floats = _as_floats(given).reshape(len(given), *block)
+        if not np.isfinite(floats).all():
+            raise _not_finite(self._name, given, floats)
+        if not self._is_dense:
+            floats = floats.transpose(0, 2, 1, 3)
+        if floats.shape[1] != rows:
+            floats = np.broadcast_to(floats, (len(given), rows, *floats.shape[2:]))
+        return list(floats)
+
+
+class _SparseRules:
+    """Of a sparse or a weighted sparse input."""
+
+    def __init__(self, entry: InputSignature, options: Options) -> None:
+        self._entry = entry
+        self._lengths = f"{entry.name}.lengths"
+        self._values = f"{entry.name}.values"
+        self._weights = f"{entry.name}.weights" if entry.type == "weighted_sparse" else None
+        self._most_ids = options.limits.ids_per_request
+        self._out_of_range_ids = options.out_of_range_ids
+        self._last_ids = last_ids(entry)
+        self._longest = longest_lists(entry)
+        self._dtype = np.int64 if entry.is_wide else np.int32
+
+    def __call__(self, requests: Sequence[Columns], rows: int) -> Sequence[Sparse]:
+        arrays = [columns.arrays for columns in requests]
+        given = [own[self._lengths] for own in arrays]
+        features = self._entry.num_features or count_features(given[0].shape, rows)
+        lengths = _join(given).reshape(len(given), features, -1)
+        self._check_lengths(lengths)
+        ids = [own[self._values] for own in arrays]
+        sizes = [own.size for own in ids]
+        counts = lengths.sum(axis=2, dtype=np.int64)
+        self._check_sums(counts, sizes)
+        weights: Sequence[Floats | None] = [None] * len(requests)
+        if self._weights:
+            given = [own[self._weights] for own in arrays]
+            floats = _as_floats(given)
+            weights = _cut(floats, sizes)
+            if not np.isfinite(floats).all():
+                raise _not_finite(self._weights, given, weights)
+        self._check_longest(lengths)
+        values = self._in_range(_join(ids), counts, sizes).astype(self._dtype)
+        parts = zip(lengths.astype(np.int32), _cut(values, sizes), weights, strict=True)
+        if rows == 1:
+            return [Sparse(lengths=own, values=ids, weights=each) for own, ids, each in parts]
+        masks = [columns.shared.get(self._entry.name) for columns in requests]
+        return [
+            _sparse(own, ids, each, mask, rows)
+            for (own, ids, each), mask in zip(parts, masks, strict=True)
+        ]
+
+    def _check_lengths(self, lengths: Array) -> None:
+        """See that no length is negative, nor so large that a sum of them may overflow."""
+        if _unsigned(lengths).max() <= self._most_ids:
+            return
+        if lengths.min() < 0:
+            least = [(at, int(lengths[at].argmin())) for at, _ in _firsts(lengths < 0)]
+            raise _RefusedError(
+                {
+                    at: InvalidRequest(
+                        where=f"{self._lengths}[{position}]",
+                        received=str(lengths[at].flat[position]),
+                        expected="0 or more",
+                    )
+                    for at, position in least
+                }
             )
-        lengths = {
-            entry.name: _lengths(entry, blocks[entry.name], rows)
-            for entry in self._inputs
-            if entry.type in SPARSE
-        }
-        ids = self._count_ids(columns, lengths, rows)
-        return Measured(columns=columns, rows=rows, ids=ids, blocks=blocks, lengths=lengths)
-
-    def check(self, measured: Measured) -> ValidRequest:
-        """Check what a request holds.
-
-        Raises:
-            InvalidRequest, RequestTooLarge: as for a call.
-        """
-        rows = measured.rows
-        inputs = {
-            entry.name: self._sparse(entry, measured.lengths[entry.name], measured.columns, rows)
-            if entry.type in SPARSE
-            else _floats(entry, measured.blocks[entry.name], rows)
-            for entry in self._inputs
-        }
-        return ValidRequest(rows=rows, inputs=inputs)
-
-    def _observed_rows(self, blocks: Mapping[str, npt.NDArray[Any]]) -> int:
-        """The most rows that an input has; those with fewer must have one, or are refused."""
-        rows = max(_rows(entry, blocks[entry.name]) for entry in self._inputs)
-        if rows:
-            return rows
-        for entry in self._inputs:
-            received = blocks[entry.name].size
-            if entry.num_features and received:
-                raise InvalidRequest(
-                    where=f"{entry.name}.lengths",
-                    received=f"{received} lengths",
-                    expected=f"{entry.num_features} features x B rows",
+        bad = lengths > self._most_ids
+        most = [(at, int(lengths[at].argmax())) for at, _ in _firsts(bad)]
+        raise _RefusedError(
+            {
+                at: RequestTooLarge(
+                    where=f"{self._lengths}[{position}]",
+                    received=str(lengths[at].flat[position]),
+                    expected=f"at most {self._most_ids} (limits.ids_per_request)",
                 )
-        raise InvalidRequest(
-            said="holds no rows",
-            where=self._inputs[0].name,
-            expected="at least one (where no input tells the rows, give batch_size)",
+                for at, position in most
+            }
         )
 
-    def _count_ids(
-        self, columns: Columns, lengths: Mapping[str, npt.NDArray[Any]], rows: int
-    ) -> int:
-        """What the forward call is going to hold; lengths below 0 count for nothing here."""
-        shares = {name: rows // array.shape[1] for name, array in lengths.items()}
-        given = {name: _values(columns, name).size for name in lengths}
-        for name, shared in columns.shared.items():
-            given[name] += max(int(lengths[name][shared, 0].sum()), 0) * (rows - 1)
-        total: int = sum(given[name] * shares[name] for name in given)
-        if total > self._limits.ids_per_request:
-            received = " and ".join(
-                f"{given[name]} ids of {name}" + (f" x {share} rows" if share > 1 else "")
-                for name, share in shares.items()
+    def _check_sums(self, counts: Array, sizes: Sequence[int]) -> None:
+        totals = counts.sum(axis=1).tolist()
+        if totals != sizes:
+            raise _RefusedError(
+                {
+                    at: InvalidRequest(
+                        where=self._values,
+                        received=f"{size} ids",
+                        expected=f"{total}, the sum of {self._lengths}",
+                    )
+                    for at, (size, total) in enumerate(zip(sizes, totals, strict=True))
+                    if size != total
+                }
             )
-            expected = f"at most {self._limits.ids_per_request} ids (limits.ids_per_request)"
-            raise RequestTooLarge(received=received, expected=expected)
-        return total
 
-    def _sparse(
-        self, entry: InputSignature, lengths: npt.NDArray[Any], columns: Columns, rows: int
-    ) -> Sparse:
-        where = f"{entry.name}.lengths"
-        if lengths.size and lengths.min() < 0:
-            position = int(lengths.argmin())
-            raise InvalidRequest(
-                where=f"{where}[{position}]",
-                received=str(lengths.flat[position]),
-                expected="0 or more",
-            )
-        values = _values(columns, entry.name)
-        # No sum of what passes here overflows.
-        if lengths.size and lengths.max() > self._limits.ids_per_request:
-            position = int(lengths.argmax())
-            raise RequestTooLarge(
-                where=f"{where}[{position}]",
-                received=str(lengths.flat[position]),
-                expected=f"at most {self._limits.ids_per_request} (limits.ids_per_request)",
-            )
-        total = int(lengths.sum(dtype=np.int64))
-        if total != values.size:
-            raise InvalidRequest(
-                where=f"{entry.name}.values",
-                received=f"{values.size} ids",
-                expected=f"{total}, the sum of {where}",
-            )
-        weights = None
-        if entry.type == "weighted_sparse":
-            weights = _finite(f"{entry.name}.weights", _column(columns, f"{entry.name}.weights"))
-            if weights.shape != values.shape:
-                raise InvalidRequest(
-                    where=f"{entry.name}.weights",
-                    received=f"{_shown(weights.shape)} weights",
-                    expected=f"{total}, one for each of {entry.name}.values",
+    def _check_longest(self, lengths: Array) -> None:
+        """See that every id has a weight for its position in its list."""
+        longest = self._longest
+        if longest is None:
+            return
+        bad = lengths > longest[:, None]
+        if bad.any():
+            errors: dict[int, RequestError] = {}
+            for at, position in _firsts(bad):
+                feature, row = divmod(position, lengths.shape[2])
+                errors[at] = InvalidRequest(
+                    where=self._lengths,
+                    received=f"{lengths[at, feature, row]} ids{self._of(feature)} in row {row}",
+                    expected=f"at most {longest[feature]}, the positions that have a weight",
                 )
-        _check_longest(entry, lengths)
-        dtype = np.int64 if entry.is_wide else np.int32
-        values = self._in_range(entry, values, lengths).astype(dtype)
-        shared = columns.shared.get(entry.name)
-        if lengths.shape[1] < rows:
-            lengths = np.pad(lengths, ((0, 0), (0, rows - 1)))
-            shared = np.ones(len(lengths), np.bool_)
-        if shared is not None:
-            # Empty lists are alike in all rows anyway.
-            shared = shared & (lengths[:, 0] > 0) if rows > 1 else None
-        return Sparse(
-            lengths=lengths.astype(np.int32),
-            values=values,
-            weights=weights,
-            shared=shared if shared is not None and shared.any() else None,
-        )
+            raise _RefusedError(errors)
 
-    def _in_range(
-        self, entry: InputSignature, values: npt.NDArray[Any], lengths: npt.NDArray[Any]
-    ) -> npt.NDArray[Any]:
-        last_ids = self._last_ids[entry.name]
-        counts = lengths.sum(axis=1)
-        last = np.repeat(last_ids, counts if last_ids.size == counts.size else values.size)
-        bad = (values < 0) | (values > last)
+    def _in_range(self, values: Array, counts: Array, sizes: Sequence[int]) -> Array:
+        """The ids of all requests, [N]; those out of range are refused, or replaced.
+
+        Args:
+            values: as they came.
+            counts: of each request's features, [R, F].
+            sizes: of each request, [R].
+        """
+        last = self._last_ids
+        if last.size == counts.shape[1]:
+            last = np.tile(last, len(counts)).repeat(counts.reshape(-1))
+        else:
+            last = last.repeat(values.size)
+        bad = _unsigned(values) > _unsigned(last)
         if not bad.any():
             return values
         if self._out_of_range_ids == "zero":
-            inside: npt.NDArray[Any] = np.where(bad, 0, values)
-            return inside
+            return np.where(bad, 0, values)
         if self._out_of_range_ids == "modulo":
-            remainder = values % (np.minimum(last, INT64_IDS - 2) + 1)
-            within: npt.NDArray[Any] = np.where(bad, remainder, values)
-            return within
-        position = int(bad.argmax())
-        feature = int(np.searchsorted(np.cumsum(counts), position, side="right"))
-        name = f" of feature {entry.features[feature]!r}" if entry.features else ""
-        raise InvalidRequest(
-            where=f"{entry.name}.values[{position}]",
-            received=f"id {values[position]}{name}",
-            expected=f"0 to {last[position]}",
-        )
+            return np.where(bad, values % (np.minimum(last, INT64_IDS - 2) + 1), values)
+        errors: dict[int, RequestError] = {}
+        own, own_last = _cut(values, sizes), _cut(last, sizes)
+        for at, position in _firsts(_cut(bad, sizes)):
+            feature = int(np.searchsorted(np.cumsum(counts[at]), position, side="right"))
+            errors[at] = InvalidRequest(
+                where=f"{self._values}[{position}]",
+                received=f"id {own[at][position]}{self._of(feature)}",
+                expected=f"0 to {own_last[at][position]}",
+            )
+        raise _RefusedError(errors)
+
+    def _of(self, feature: int) -> str:
+        features = self._entry.features
+        return f" of feature {features[feature]!r}" if features else ""
 
 
 def last_ids(entry: InputSignature) -> npt.NDArray[np.int64]:
@@ -226,121 +271,68 @@ def longest_lists(entry: InputSignature) -> npt.NDArray[np.int64] | None:
     return np.array(longest, dtype=np.int64)
 
 
-def _check_longest(entry: InputSignature, lengths: npt.NDArray[Any]) -> None:
-    """See that every id has a weight for its position in its list; lengths are [F, B]."""
-    longest = longest_lists(entry)
-    if longest is None or not lengths.size:
-        return
-    bad = lengths > longest[:, None]
-    if bad.any():
-        feature, row = map(int, np.unravel_index(int(bad.argmax()), bad.shape))
-        name = f" of feature {entry.features[feature]!r}" if entry.features else ""
-        raise InvalidRequest(
-            where=f"{entry.name}.lengths",
-            received=f"{lengths[feature, row]} ids{name} in row {row}",
-            expected=f"at most {longest[feature]}, the positions that have a weight",
-        )
+def _groups(sizes: Sequence[Size]) -> Iterable[list[int]]:
+    """Positions of requests to be checked together: short ones of equal shapes."""
+    groups: dict[Form | int | None, list[int]] = {}
+    for at, (rows, ids, form) in enumerate(sizes):
+        groups.setdefault(form if rows + ids <= SHORT else at, []).append(at)
+    return groups.values()
 
 
-def _column(columns: Columns, name: str) -> npt.NDArray[Any]:
-    array = columns.arrays.get(name)
-    if array is None:
-        given = ", ".join(columns.arrays) or "nothing"
-        raise InvalidRequest(said="missing", where=name, received=given)
-    return array
+def _join(arrays: Sequence[Array]) -> Array:
+    """Along the first axis; a single one as it is."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _values(columns: Columns, name: str) -> npt.NDArray[Any]:
-    values = _column(columns, f"{name}.values")
-    if values.ndim != 1:
-        raise InvalidRequest(
-            where=f"{name}.values",
-            received=f"shape {_shown(values.shape)}",
-            expected="a flat list",
-        )
-    return values
+def _unsigned(array: Array) -> npt.NDArray[np.uint64]:
+    """Numbers below 0 are larger than any others then; an array of int64 is not copied."""
+    return array.astype(np.int64, copy=False).view(np.uint64)
 
 
-def _block(entry: InputSignature, columns: Columns) -> npt.NDArray[Any]:
-    """An input's own array: dense [B, F], embedding [F, B, D], else the lengths as they came."""
-    if entry.type in SPARSE:
-        return _column(columns, f"{entry.name}.lengths")
-    array = _column(columns, entry.name)
-    rows = str(columns.batch_size or "B")
-    if entry.type == "dense":
-        block = array.reshape(1, -1) if array.ndim == 1 else array
-        expected = f"{rows} rows x {entry.num_features or 'F'} features"
-        is_good = block.ndim == 2 and entry.num_features in (None, block.shape[1])
-    else:
-        block = array
-        expected = f"{entry.num_features or 'F'} features x {rows} rows x {entry.width or 'D'} wide"
-        is_good = (
-            block.ndim == 3
-            and entry.num_features in (None, block.shape[0])
-            and entry.width in (None, block.shape[2])
-        )
-    if not is_good or block.size == 0:
-        received = f"shape {_shown(array.shape)}"
-        raise InvalidRequest(where=entry.name, received=received, expected=expected)
-    return block
-
-
-def _rows(entry: InputSignature, block: npt.NDArray[Any]) -> int:
-    """How many rows a block shows, 0 for none."""
-    if entry.type == "dense":
-        return len(block)
-    if block.ndim > 1:
-        return int(block.shape[1])
-    rows, rest = divmod(block.size, entry.num_features) if entry.num_features else (0, 0)
-    return 0 if rest else rows
-
-
-def _lengths(entry: InputSignature, array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """Lengths as [F, B], or [F, 1] for all rows."""
-    features = entry.num_features
-    if array.ndim == 1:
-        known = features or max(1, array.size // rows)
-        if array.size in (known * rows, known):
-            return array.reshape(known, -1)
-        received = f"{array.size} lengths"
-    else:
-        if array.ndim == 2 and features in (None, array.shape[0]) and array.shape[1] in (rows, 1):
-            return array
-        received = f"shape {_shown(array.shape)}"
-    expected = f"{features or 'F'} features x {rows} rows"
-    if features:
-        expected += f" = {features * rows}"
-    raise InvalidRequest(where=f"{entry.name}.lengths", received=received, expected=expected)
-
-
-def _floats(entry: InputSignature, block: npt.NDArray[Any], rows: int) -> Floats:
-    """A dense input as [B, F], an embedding one as [B, F, D]; what is shared takes no memory."""
-    floats = _finite(entry.name, block)
-    if entry.type == "embedding":
-        floats = floats.transpose(1, 0, 2)
-    if floats.shape[0] == rows:
-        return floats
-    if floats.shape[0] == 1:
-        return np.broadcast_to(floats, (rows, *floats.shape[1:]))
-    raise InvalidRequest(
-        where=entry.name,
-        received=f"{floats.shape[0]} rows",
-        expected=f"{rows} (or 1 for all)",
-    )
-
-
-def _finite(where: str, array: npt.NDArray[Any]) -> Floats:
+def _as_floats(arrays: Sequence[Array]) -> Floats:
+    """As float32 along the first axis; what is too large becomes infinite."""
     with np.errstate(over="ignore"):
-        floats = array.astype(np.float32)
-    finite = np.isfinite(floats)
-    if not finite.all():
-        position = tuple(map(int, np.argwhere(~finite)[0]))
-        index = "".join(f"[{part}]" for part in position)
-        raise InvalidRequest(
-            where=f"{where}{index}", received=str(array[position]), expected="a finite float32"
-        )
-    return floats
+        return _join(arrays).astype(np.float32)
 
 
-def _shown(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+def _cut(array: Array, sizes: Sequence[int]) -> list[Array]:
+    """Each request's own part of a first axis."""
+    size = sizes[0]
+    if sizes.count(size) == len(sizes):
+        return list(array.reshape(len(sizes), size))
+    return [array[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def _firsts(bad: Iterable[Mask]) -> Iterator[tuple[int, int]]:
+    """Which requests have something bad, each with the first flat position of it."""
+    for at, own in enumerate(bad):
+        if own.any():
+            yield at, int(own.argmax())
+
+
+def _not_finite(where: str, given: Sequence[Array], floats: Iterable[Floats]) -> _RefusedError:
+    """For requests' arrays as they came, and as float32 of the shape that the client is told of."""
+    errors: dict[int, RequestError] = {}
+    for at, own in enumerate(floats):
+        bad = ~np.isfinite(own)
+        if bad.any():
+            index = "".join(f"[{part}]" for part in np.argwhere(bad)[0])
+            errors[at] = InvalidRequest(
+                where=f"{where}{index}",
+                received=str(given[at].flat[int(bad.argmax())]),
+                expected="a finite float32",
+            )
+    return _RefusedError(errors)
+
+
+def _sparse(
+    lengths: Lengths, values: Ids, weights: Floats | None, shared: Mask | None, rows: int
+) -> Sparse:
+    """What lists [F, L] are for all rows stands in the first one; empty ones are alike anyway."""
+    if lengths.shape[1] < rows:
+        lengths = np.pad(lengths, ((0, 0), (0, rows - 1)))
+        shared = np.ones(len(lengths), np.bool_)
+    if shared is not None:
+        shared = shared & (lengths[:, 0] > 0)
+        shared = shared if shared.any() else None
+    return Sparse(lengths=lengths, values=values, weights=weights, shared=shared)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.support.exact import DENSE, EMBEDDING, SPARSE, WEIGHTED, examples
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.options import Limits
-from torchrec_handler.serve.budget import Budget, Size, size_of_arguments
+from torchrec_handler.serve.budget import Budget, size_of_arguments
+from torchrec_handler.serve.measure import Size
 
 LIMITS = Limits(rows_per_batch=100, ids_per_batch=1_000)
 

@@ -33,7 +33,9 @@ from torchrec_handler.message.predictor_pb2 import PredictionRequest, SparseFeat
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.request import RawRequest, ValidRequest
+from torchrec_handler.serve.measure import Size
+from torchrec_handler.serve.request import Columns, RawRequest, ValidRequest
+from torchrec_handler.serve.validate import Validator
 
 JSON = "application/json"
 
@@ -382,6 +384,24 @@ class TestOutOfMemory:
         assert [opened(response)[1]["default"] for response in responses] == [
             [4.0 * at] for at in range(7)
         ]
+
+    def test_of_checking_requests_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each is checked alone then."""
+
+        def check(self: Validator, requests: Sequence[Columns], sizes: Sequence[Size]) -> Any:
+            if max(size.rows for size in sizes) > 2:
+                raise MemoryError
+            return checked(self, requests, sizes)
+
+        checked = Validator.check
+        monkeypatch.setattr(Validator, "check", check)
+        responses = ask(
+            engine(Marked()), [dense([1, 0, 0]), dense(*[[2, 0, 0]] * 3), dense([3, 0, 0])]
+        )
+        assert [response.status for response in responses] == [200, 507, 200]
+        assert opened(responses[1])[1]["message"] == (
+            "reading the request: out of memory; send fewer rows"
+        )
 
 
 class TestResultsThatNobodyCanCut:

@@ -1,13 +1,15 @@
 """The edge: what the model can take passes, everything else is refused in words."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.support.exact import CPU, DENSE, EMBEDDING, SPARSE, WEIGHTED, batching
+from tests.support.exact import CPU, DENSE, EMBEDDING, SPARSE, WEIGHTED, batching, examples
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Limits, Options
@@ -24,11 +26,16 @@ def validate(
     batch_size: int | None = None,
     options: Options | None = None,
 ) -> ValidRequest:
+    made = {name: np.array(value) for name, value in arrays.items()}
+    columns = Columns(arrays=made, batch_size=batch_size)
+    return validator(*inputs, options=options)(columns)
+
+
+def validator(*inputs: InputSignature, options: Options | None = None) -> Validator:
     signature = Signature(
         inputs=inputs, methods={"forward": True}, result_metadata="dict_of_tensor"
     )
-    given = {name: np.array(value) for name, value in arrays.items()}
-    return Validator(signature, options or Options())(Columns(arrays=given, batch_size=batch_size))
+    return Validator(signature, options or Options())
 
 
 def refusal(
@@ -50,8 +57,8 @@ def sparse(lengths: Any, values: Any, weights: Any = None) -> dict[str, Any]:
     return arrays if weights is None else {**arrays, f"{name}.weights": np.array(weights)}
 
 
-def limits(**given: int) -> Options:
-    return Options(limits=Limits(**given))
+def limits(**most: int) -> Options:
+    return Options(limits=Limits(**most))
 
 
 class TestDense:
@@ -215,6 +222,12 @@ class TestSparse:
         assert refusal(InvalidRequest, arrays, hidden) == (
             "id_list_features: holds no rows, expected at least one "
             "(where no input tells the rows, give batch_size)"
+        )
+
+    def test_refuses_lengths_of_no_feature_where_the_model_hides_them(self) -> None:
+        hidden = InputSignature(name="id_list_features", type="sparse")
+        assert refusal(InvalidRequest, sparse(np.zeros((0, 3), np.int64), []), hidden) == (
+            "id_list_features.lengths: received shape 0 x 3, expected F features x 3 rows"
         )
 
     def test_refuses_three_axes_of_lengths(self) -> None:
@@ -437,15 +450,12 @@ class TestSharing:
             shared={SPARSE.name: np.array([True, False, True])},
             batch_size=3,
         )
-        signature = Signature(
-            inputs=(SPARSE,), methods={"forward": True}, result_metadata="dict_of_tensor"
-        )
-        held = Validator(signature, limits(ids_per_request=9))(columns).inputs[SPARSE.name]
+        held = validator(SPARSE, options=limits(ids_per_request=9))(columns).inputs[SPARSE.name]
         assert isinstance(held, Sparse)
         assert held.shared is not None
         assert held.shared.tolist() == [True, False, False]
         with pytest.raises(RequestTooLarge) as caught:
-            Validator(signature, limits(ids_per_request=8))(columns)
+            validator(SPARSE, options=limits(ids_per_request=8))(columns)
         assert str(caught.value) == (
             "received 9 ids of id_list_features, expected at most 8 ids (limits.ids_per_request)"
         )
@@ -528,3 +538,226 @@ def test_wide_ids_stay_as_they_are() -> None:
     ]
     assert isinstance(block, Sparse)
     assert block.values[1] == 2**63 - 1
+
+
+LEAST_ROWS = 10
+"""Of all tables."""
+LONGEST = 3
+LIMITED = limits(ids_per_request=40, rows_per_request=4)
+TOGETHER = (DENSE, replace(SPARSE, longest=(LONGEST, None, LONGEST)), WEIGHTED, EMBEDDING)
+FAULTS = ("shape", "lengths", "sums", "longest", "ids", "floats")
+Outcome = ValidRequest | RequestError
+
+good_numbers = st.floats(-1e30, 1e30)
+numbers = good_numbers | st.sampled_from([np.nan, np.inf, 1e39])
+
+
+@st.composite
+def sparse_arrays(draw: st.DrawFn, entry: InputSignature, rows: int, fault: str) -> Arrays:
+    features = entry.num_features or 0
+    count = features * draw(st.sampled_from([rows, rows, 1]))
+    size = draw(st.sampled_from([1, 1, 2, LONGEST]))
+    if fault == "longest":
+        size = LONGEST + 2
+    lengths = np.array(
+        [draw(st.integers(0, size)) for _ in range(count)],
+        draw(st.sampled_from([np.int32, np.int64])),
+    )
+    total = int(lengths.sum()) + (draw(st.integers(-1, 1)) if fault == "sums" else 0)
+    if fault == "lengths":
+        lengths[draw(st.integers(0, count - 1))] = draw(st.sampled_from([-1, 41]))
+    most = 2**40 if fault == "ids" else LEAST_ROWS - 1
+    values = [draw(st.integers(-1 if fault == "ids" else 0, most)) for _ in range(max(total, 0))]
+    if draw(st.booleans()):
+        lengths = lengths.reshape(features, -1)
+    if fault == "shape":
+        lengths = lengths.reshape(-1)[1:]
+    kind = np.int64 if fault == "ids" else draw(st.sampled_from([np.int32, np.int64]))
+    arrays = {f"{entry.name}.lengths": lengths, f"{entry.name}.values": np.array(values, kind)}
+    if entry.type == "weighted_sparse":
+        size = len(values) + (fault == "shape")
+        weights = [draw(numbers if fault == "floats" else good_numbers) for _ in range(size)]
+        arrays[f"{entry.name}.weights"] = np.array(weights, np.float64)
+    return arrays
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Columns:
+    """Half of them good; each of the others may be off in any of its inputs."""
+    rows = draw(st.sampled_from([*[1] * 5, *[2] * 4, 5]))
+    is_good = draw(st.booleans())
+    arrays: dict[str, Any] = {}
+    for entry in TOGETHER:
+        fault = "" if is_good else draw(st.sampled_from([*[""] * 12, *FAULTS]))
+        if entry.type in ("sparse", "weighted_sparse"):
+            arrays |= draw(sparse_arrays(entry, rows, fault))
+            continue
+        own = draw(st.sampled_from([rows, rows, 1]))
+        is_dense = entry.type == "dense"
+        features, width = entry.num_features or 0, entry.width or 0
+        shape: tuple[int, ...] = (own, features) if is_dense else (features, own, width)
+        block = np.full(shape, draw(good_numbers))
+        if fault == "floats":
+            block.flat[draw(st.integers(0, block.size - 1))] = draw(numbers)
+        arrays[entry.name] = block[..., 1:] if fault == "shape" else block
+        if is_dense and own == 1 and draw(st.booleans()):
+            arrays[entry.name] = block.reshape(-1)
+    if not is_good and draw(st.sampled_from([True, *[False] * 9])):
+        arrays.pop(draw(st.sampled_from(sorted(arrays))))
+    return Columns(arrays=arrays, batch_size=draw(st.sampled_from([None, rows])))
+
+
+def outcome(check: Validator, columns: Columns) -> Outcome:
+    try:
+        return check(columns)
+    except RequestError as error:
+        return error
+
+
+def check_together(check: Validator, batch: Sequence[Columns]) -> Sequence[Outcome]:
+    """As an engine does: those that can be measured are checked in one call."""
+    measured = {}
+    outcomes: dict[int, Outcome] = {}
+    for at, columns in enumerate(batch):
+        try:
+            measured[at] = check.measure(columns)
+        except RequestError as error:
+            outcomes[at] = error
+    checked = check.check([batch[at] for at in measured], list(measured.values()))
+    outcomes.update(zip(measured, checked, strict=True))
+    return [outcomes[at] for at in range(len(batch))]
+
+
+def arrays_of(request: ValidRequest) -> Mapping[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in request.inputs.items():
+        if isinstance(value, Sparse):
+            found |= {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)}
+        else:
+            found[name] = value
+    return found
+
+
+def assert_alike(received: Outcome, expected: Outcome) -> None:
+    assert type(received) is type(expected)
+    if isinstance(received, RequestError):
+        assert vars(received) == vars(expected)
+        return
+    assert isinstance(expected, ValidRequest)
+    assert received.rows == expected.rows
+    mine, others = arrays_of(received), arrays_of(expected)
+    assert mine.keys() == others.keys()
+    for name, array in mine.items():
+        if array is None:
+            assert others[name] is None
+            continue
+        assert (array.dtype, array.shape) == (others[name].dtype, others[name].shape)
+        np.testing.assert_array_equal(array, others[name])
+
+
+class TestTogether:
+    """What becomes of a request does not depend on those that it is checked with."""
+
+    @examples()
+    @given(
+        st.lists(requests(), min_size=1, max_size=5), st.sampled_from(["reject", "zero", "modulo"])
+    )
+    def test_as_alone(self, batch: list[Columns], out_of_range_ids: Any) -> None:
+        options = LIMITED.model_copy(update={"out_of_range_ids": out_of_range_ids})
+        check = validator(*TOGETHER, options=options)
+        alone = [outcome(check, columns) for columns in batch]
+        for received, expected in zip(check_together(check, batch), alone, strict=True):
+            assert_alike(received, expected)
+
+    def test_each_is_told_its_own_faults_in_its_own_places(self) -> None:
+        """Those of one rule at once, those of the next after it, and the good ones pass."""
+        check = validator(SPARSE, WEIGHTED, DENSE)
+        weighted = sparse([1, 1], [1, 2], [1.0, 1.0])
+        good: dict[str, Any] = {DENSE.name: np.zeros(3), **sparse([1, 1, 1], [1, 2, 3]), **weighted}
+        batch = [
+            good,
+            {**good, **sparse([2, -1, 2], [1, 2, 3])},
+            {**good, **sparse([1, 1, 1], [1, 2, 10])},
+            {**good, **sparse([1, 1, -2], [])},
+            {**good, **sparse([1, 1], [1, 2], [1.0, np.nan])},
+            {**good, **sparse([3, 1, 0], [1, 2, 3, 40])},
+            {**good, DENSE.name: np.array([0, np.inf, 0])},
+            {**good, **sparse([1, 1, 2], [1, 2, 3])},
+            {**good, **sparse([2_000_000, 1, 1], [1, 2, 3])},
+            good,
+        ]
+        outcomes = check_together(check, [Columns(arrays=arrays) for arrays in batch])
+        assert [str(one) if isinstance(one, RequestError) else "" for one in outcomes] == [
+            "",
+            "id_list_features.lengths[1]: received -1, expected 0 or more",
+            "id_list_features.values[2]: received id 10 of feature 'genres', expected 0 to 9",
+            "id_list_features.lengths[2]: received -2, expected 0 or more",
+            "id_score_list_features.weights[1]: received nan, expected a finite float32",
+            "id_list_features.values[3]: received id 40 of feature 'movie', expected 0 to 39",
+            "float_features[0][1]: received inf, expected a finite float32",
+            (
+                "id_list_features.values: received 3 ids, expected 4, "
+                "the sum of id_list_features.lengths"
+            ),
+            (
+                "id_list_features.lengths[0]: received 2000000, expected at most 1048576 "
+                "(limits.ids_per_request)"
+            ),
+            "",
+        ]
+
+    def test_a_list_that_is_too_long_is_told_by_its_row(self) -> None:
+        check = validator(replace(SPARSE, longest=(2, None, 1)))
+        good = Columns(arrays=sparse([2, 2, 5, 0, 1, 1], [1] * 11))
+        long = Columns(arrays=sparse([2, 2, 0, 0, 1, 2], [1] * 7))
+        assert isinstance(check(good), ValidRequest)
+        outcomes = check_together(check, [good, long, good])
+        assert str(outcomes[1]) == (
+            "id_list_features.lengths: received 2 ids of feature 'genres' in row 1, "
+            "expected at most 1, the positions that have a weight"
+        )
+        assert isinstance(outcomes[0], ValidRequest)
+        assert isinstance(outcomes[2], ValidRequest)
+
+    def test_what_a_codec_says_is_shared_is_each_requests_own(self) -> None:
+        arrays = sparse([2, 0, 0, 1, 0, 0, 1, 1, 1], [4, 5, 6, 7, 8, 9])
+        masks = ([True, False, False], [False, True, False], [True, True, False], None)
+        batch = [
+            Columns(
+                arrays=arrays,
+                shared={} if mask is None else {SPARSE.name: np.array(mask)},
+                batch_size=3,
+            )
+            for mask in masks
+        ]
+        check = validator(SPARSE)
+        assert len({check.measure(columns).form for columns in batch}) == 1
+        for valid, mask in zip(check_together(check, batch), masks, strict=True):
+            assert isinstance(valid, ValidRequest)
+            held = valid.inputs[SPARSE.name]
+            assert isinstance(held, Sparse)
+            assert (None if held.shared is None else held.shared.tolist()) == mask
+
+    def test_models_that_hide_their_features_are_asked_by_each_requests_shapes(self) -> None:
+        hidden = InputSignature(name="id_list_features", type="sparse")
+        batch = [
+            Columns(arrays=sparse([1] * 4, [1, 2, 3, 4]), batch_size=rows) for rows in (1, 2, 4, 2)
+        ]
+        shapes = []
+        for valid in check_together(validator(hidden), batch):
+            assert isinstance(valid, ValidRequest)
+            held = valid.inputs[SPARSE.name]
+            assert isinstance(held, Sparse)
+            shapes.append(held.lengths.shape)
+        assert shapes == [(4, 1), (2, 2), (1, 4), (2, 2)]
+
+    def test_short_requests_share_arrays_and_long_ones_are_not_copied_together(self) -> None:
+        check = validator(DENSE)
+        short, long = (Columns(arrays={DENSE.name: np.zeros((rows, 3))}) for rows in (2, 8_000))
+        blocks = [
+            np.asarray(valid.inputs[DENSE.name]).base
+            for valid in check_together(check, [short, long, short, long])
+            if isinstance(valid, ValidRequest)
+        ]
+        assert blocks[0] is blocks[2]
+        assert blocks[1] is not blocks[3]
