@@ -650,7 +650,7 @@ def test_describes_what_it_serves() -> None:
                     "type": "dense",
                     "num_features": 3,
                     "features": ["age", "price", "hour"],
-                    "rows": [],
+                    "ids_below": [],
                     "longest": [],
                     "is_wide": False,
                     "width": None,
