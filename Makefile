@@ -99,8 +99,8 @@ test: quick  ## `quick`, then all other tests, a real TorchServe included
 	EXAMPLES=1000 $(PYTEST) --numprocesses=2 -m hypothesis tests/unit
 
 # What depends on the versions of torch, torchrec and fbgemm-gpu: building, loading, serving.
-VERSIONED := $(wildcard $(addprefix tests/*/,archiver handler/load handler/serve/test_engine.py \
-  test_scripted.py test_versions.py))
+VERSIONED := $(wildcard $(addprefix tests/*/,archiver handler/kernels handler/load handler/tables \
+  handler/serve/test_engine.py test_scripted.py test_versions.py))
 
 .PHONY: test-versions
 test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with the other list of versions

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -35,7 +36,7 @@ from benchmarks.criteo import (
 from benchmarks.ordinary import TABLES, WEIGHTS, beside
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
-from torchrec_handler.archive.format import MANIFEST
+from torchrec_handler.archive.format import INDEX, MANIFEST, sha256
 from torchrec_handler.archive.format import TABLES as MAPPED
 from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
@@ -110,14 +111,22 @@ def make_ordinary(archive: Path, rows: Sequence[int]) -> Path:
     shutil.copytree(archive, folder, copy_function=os.link)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest["model"].update(modelName=folder.name, handler="benchmarks.ordinary_handler")
-    (folder / MANIFEST).unlink()
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _replace(folder / MANIFEST, manifest)
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index["sha256"][MANIFEST] = sha256(folder / MANIFEST)
+    _replace(folder / INDEX, index)
     size = (archive / MAPPED).stat().st_size
     tables = torch.from_file(str(archive / MAPPED), shared=True, size=size, dtype=torch.uint8)
     torch.save(tables, files / TABLES)
     weights = make_weights(CriteoConfig(rows=tuple(rows)))
     torch.save({name: value.contiguous() for name, value in weights.items()}, files / WEIGHTS)
     return folder
+
+
+def _replace(path: Path, content: Any) -> None:
+    """Write JSON to a new file: the old one is the other archive's, too."""
+    path.unlink()
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def bodies(rows: Sequence[int], seed: int = 0) -> list[bytes]:

@@ -1,7 +1,7 @@
 """What makes this the quick tier: a test here fails when it takes long."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -20,6 +20,16 @@ def pytest_runtest_call() -> Iterator[None]:
     if spent > LIMIT:
         said = f"took {spent:.1f} s of processor time, tests/unit allows {LIMIT:.0f} s"
         pytest.fail(f"{said}: make it smaller, or move it to tests/whole", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test logged may be no text, which a process of xdist cannot send to the other."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 def _seconds() -> float:

@@ -254,11 +254,7 @@ class TestModelRaises:
         ],
         ids=["surrogate", "silent"],
     )
-    def test_something_that_is_no_text(
-        self, fault: Exception, message: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        # What is logged cannot be sent from one process of pytest to another.
-        caplog.set_level(logging.CRITICAL, "torchrec_handler.serve.engine")
+    def test_something_that_is_no_text(self, fault: Exception, message: str) -> None:
         (response,) = ask(engine(Raises(fault)), [dense([1, 0, 0])])
         assert opened(response)[1]["message"] == message
 
