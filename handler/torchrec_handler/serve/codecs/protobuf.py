@@ -70,6 +70,8 @@ class Protobuf:
             raise InvalidRequest(where="batch_size", received=str(rows), expected="at least 1")
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, kind in FIELDS.items():
+            if not request.HasField(name):
+                continue
             field = getattr(request, name)
             if field.num_features == 0 and not field.ListFields():
                 continue
