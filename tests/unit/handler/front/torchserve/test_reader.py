@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ts.protocol import otf_message_handler
 from ts.service import Service
 
+from tests.support.exact import examples
 from torchrec_handler.front.torchserve import reader as socket_reader
 from torchrec_handler.front.torchserve.reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
 
@@ -173,6 +174,7 @@ def buffers_of(size: int, longest: int) -> Iterator[None]:
         yield
 
 
+@examples(0.5)
 @given(
     st.lists(MESSAGES, max_size=5),
     st.lists(st.integers(0, 1 << 20), max_size=30),
