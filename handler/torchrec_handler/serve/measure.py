@@ -71,12 +71,22 @@ class Measure:
         try:
             shapes = tuple([arrays[name].shape for name in self._names])
         except KeyError as error:
+            self._check_before(columns, error.args[0])
             given = ", ".join(arrays) or "nothing"
             raise InvalidRequest(said="missing", where=error.args[0], received=given) from None
         if columns.shared and columns.batch_size != 1:
             shared = tuple(_shared_ids(entry, columns) for entry in self._sparse)
             return self._size(shapes, columns.batch_size, shared)
         return self._size(shapes, columns.batch_size, self._nothing)
+
+    def _check_before(self, columns: Columns, missing: str) -> None:
+        """Look at the arrays before a missing one, of which a client hears first."""
+        names = self._names[: self._names.index(missing)][: len(self._inputs)]
+        blocks = [columns.arrays[name].shape for name in names]
+        for entry, shape in zip(self._inputs, blocks, strict=False):
+            _rows(entry, shape, columns.batch_size)
+        if len(blocks) == len(self._inputs):
+            self._form(tuple(blocks), columns.batch_size)
 
     def _read_size(
         self, shapes: Sequence[Shape], batch_size: int | None, shared: Sequence[int]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.exact import INPUTS, SPARSE, WEIGHTED
 from torchrec_handler.archive.format import Signature
-from torchrec_handler.errors import RequestTooLarge
+from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.measure import REMEMBERED, Measure
 from torchrec_handler.serve.request import Columns
@@ -93,3 +93,28 @@ def test_a_refusal_is_not_remembered_of_others() -> None:
 
 def test_a_flat_row_is_a_row() -> None:
     assert measure()(columns(float_features=[1, 2, 3])).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"float_features": np.zeros((1, 2))}, "float_features: received shape 1 x 2, expected "),
+        ({}, "id_list_features.lengths: missing, received "),
+    ],
+)
+def test_an_array_before_a_missing_one_is_told_of_first(
+    given: dict[str, Any], message: str
+) -> None:
+    """A client that sent part of a request hears of the part."""
+    arrays = {"float_features": np.zeros((1, 3)), **given}
+    with pytest.raises(InvalidRequest) as caught:
+        measure()(Columns(arrays=arrays))
+    assert str(caught.value).startswith(message)
+
+
+def test_too_many_rows_are_told_of_before_missing_ids() -> None:
+    arrays = dict(columns(rows=3).arrays)
+    del arrays["id_list_features.values"]
+    with pytest.raises(RequestTooLarge) as caught:
+        Measure(SIGNATURE, Limits(rows_per_request=2))(Columns(arrays=arrays))
+    assert str(caught.value) == "received 3 rows, expected at most 2 (limits.rows_per_request)"
