@@ -67,9 +67,9 @@ def test_a_module_that_is_not_there_is_named(shop: Path) -> None:
 
 
 def test_what_a_module_itself_lacks_is_named(shop: Path) -> None:
-    (shop / "shop.py").write_text("import house_library\n")
+    (shop / "shop.py").write_text("import no_such_library\n")
     assert error_of(lambda: find_factory("shop:ShopPredictFactory")) == (
-        f"factory: 'shop' cannot be imported from {shop}: No module named 'house_library'"
+        f"factory: 'shop' cannot be imported from {shop}: No module named 'no_such_library'"
     )
 
 
