@@ -13,7 +13,7 @@ from torchrec_archiver.checkpoint.names import Found, beside_model, find
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.weights import checkpoint_root, dense_state, table_names
-from torchrec_handler.tables.find import Collections
+from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.store import layout
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from torchrec_handler.tables.find import Table
+from torchrec_handler.tables.collection import Table
 
 
 def can_look_up(table: Table, rows: torch.Tensor) -> bool:

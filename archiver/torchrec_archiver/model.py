@@ -52,7 +52,7 @@ from torchrec_handler.load.states import Predictor, Quantized, Weighted
 from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.find import Collections
+from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.rows import check_kind
 from torchrec_handler.tables.store import TableStore, layout
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
 from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import BuildError
-from torchrec_handler.tables.find import Collections
+from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.rows import (
     InvalidRow,
     check_kind,

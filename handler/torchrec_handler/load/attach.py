@@ -5,7 +5,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import ArchiveError
-from torchrec_handler.tables.find import Collections
+from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.rows import NAMES
 from torchrec_handler.tables.store import TableStore
 

@@ -47,7 +47,8 @@ from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.find import Collections, find_collections
+from torchrec_handler.tables.collection import Collections
+from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.rows import quantized_rows
 from torchrec_handler.tables.store import TableStore, layout
 

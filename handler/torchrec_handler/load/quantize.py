@@ -19,7 +19,8 @@ from torchrec.modules.fp_embedding_modules import FeatureProcessorDictWrapper
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Tables
-from torchrec_handler.tables.find import Collections, Table, of_type
+from torchrec_handler.tables.collection import Collections, Table
+from torchrec_handler.tables.find import of_type
 from torchrec_handler.tables.rows import DATA_TYPES, find_invalid
 
 logger = logging.getLogger(__name__)

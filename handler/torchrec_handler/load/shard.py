@@ -13,7 +13,7 @@ from torchrec.modules.embedding_configs import DataType, data_type_to_sparse_typ
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import FactoryError, OptionError
 from torchrec_handler.options import Sharding
-from torchrec_handler.tables.find import Collection, Collections
+from torchrec_handler.tables.collection import Collection, Collections
 from torchrec_handler.tables.modules import SHARDERS, compute_device_everywhere
 from torchrec_handler.tables.rows import DATA_TYPES, NAMES
 

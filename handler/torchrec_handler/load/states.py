@@ -11,7 +11,7 @@ from torchrec_handler.archive.format import Index, Report, Signature, TableKey
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.package import Package
 from torchrec_handler.options import Options
-from torchrec_handler.tables.find import Collections
+from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.store import TableStore
 
 

@@ -6,7 +6,7 @@ import torch
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 
 from torchrec_handler.errors import WeightsError
-from torchrec_handler.tables.find import Collections, Table
+from torchrec_handler.tables.collection import Collections, Table
 
 
 def checkpoint_root(module: torch.nn.Module) -> tuple[str, torch.nn.Module]:

@@ -13,7 +13,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import rounded_row_
 
 from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableKey
 from torchrec_handler.errors import WeightsError
-from torchrec_handler.tables.find import Collections, Lookup
+from torchrec_handler.tables.collection import Collections, Lookup
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
 
 from torchrec_handler.archive.format import TableEntry, TableKey, align
 from torchrec_handler.errors import WeightsError
-from torchrec_handler.tables.find import Collections
+from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.rows import NAMES, check_kind, encode_rows, find_invalid
 
 KEPT_SHARE = 0.75

@@ -15,7 +15,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest
-from torchrec_handler.tables.find import MOST_ROWS, Collections
+from torchrec_handler.tables.collection import Collections
+from torchrec_handler.tables.find import MOST_ROWS
 
 LEAST_TAG = 1_000_003
 """No hash of a small table leaves such an id as it is."""

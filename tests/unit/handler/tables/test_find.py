@@ -26,13 +26,8 @@ from tests.support.factories.kinds_pooled import (
 from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
 from tests.support.kinds import KINDS, prepare
 from torchrec_handler.archive.format import TableKey
-from torchrec_handler.tables.find import (
-    QUANTIZED,
-    Collections,
-    find_collections,
-    is_collection,
-    of_type,
-)
+from torchrec_handler.tables.collection import Collections
+from torchrec_handler.tables.find import QUANTIZED, find_collections, is_collection, of_type
 from torchrec_handler.tables.modules import SHARDERS
 
 BAGS = "torchrec.modules.embedding_modules.EmbeddingBagCollection"

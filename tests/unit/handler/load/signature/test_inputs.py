@@ -29,7 +29,8 @@ from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.options import Options
-from torchrec_handler.tables.find import Collection, Collections, find_collections
+from torchrec_handler.tables.collection import Collection, Collections
+from torchrec_handler.tables.find import find_collections
 
 
 def sparse(name: str, features: Mapping[str, int | None], kind: str = "sparse") -> InputSignature:
