@@ -81,6 +81,9 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     made = make(open_package(archive.package), options, device)
     dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
     weighted = load_weights(made, dense)
+    if index:
+        check_metadata(index.signature, made.output)
+        check_rows(index.signature, weighted.collections.largest)
     predictor = make_ready(
         weighted,
         _widened(weighted, index),
@@ -123,15 +126,10 @@ def _read_tables(quantized: Quantized, folder: Path, index: Index | None) -> Tab
     if index:
         _check_index(index, collections)
     if index and index.tables:
-        store: TableStore | None = TableStore.map(folder / TABLES, index.tables)
-    elif collections.is_sharded:
-        store = None
-    else:
-        store = TableStore.encode(layout(collections), quantized.own_rows)
-    if index:
-        check_metadata(index.signature, quantized.weighted.made.output)
-        check_rows(index.signature, quantized.weighted.collections.largest)
-    return store
+        return TableStore.map(folder / TABLES, index.tables)
+    if collections.is_sharded:
+        return None
+    return TableStore.encode(layout(collections), quantized.own_rows)
 
 
 def _check_index(index: Index, collections: Collections) -> None:
