@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import psutil
 
-from benchmarks.contenders import Running
 from benchmarks.peers.stock import (
     Inputs,
     random_inputs,
 )
+from benchmarks.starting import Running
 
 
 def some_inputs(rows: int) -> Inputs:

@@ -10,12 +10,9 @@ from benchmarks.bodies import (
     write_http,
 )
 from benchmarks.contenders import CONTENDERS, make_material
+from benchmarks.measuring import make_workload, measure
 from benchmarks.peers.stock import (
     StockModel,
-)
-from benchmarks.servers import (
-    make_workload,
-    measure,
 )
 from tests.support.answering import answering, some_inputs
 
@@ -35,7 +32,7 @@ def test_wrk_counts_requests_and_errors(tmp_path: Path) -> None:
 @pytest.mark.wrk
 def test_this_project_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short form: one server, checked against TorchRec's own module, under two loads."""
-    monkeypatch.setattr("benchmarks.servers.FIRST_WARM_UP_SECONDS", 1)
+    monkeypatch.setattr("benchmarks.measuring.FIRST_WARM_UP_SECONDS", 1)
     material = make_material(tmp_path)
     workload = make_workload(StockModel(material.checkpoint), {1: (2,), 3: (1,)})
     for name in ("ours", "ours-int8"):

@@ -20,7 +20,17 @@ from benchmarks.bodies import (
     Format,
     write_http,
 )
-from benchmarks.contenders import CONTENDERS, Contender, Material, Running
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.measuring import (
+    Failure,
+    Point,
+    Result,
+    Workload,
+    await_answer,
+    better,
+    check,
+    measure,
+)
 from benchmarks.peers.stock import (
     FEATURES,
     Inputs,
@@ -30,19 +40,9 @@ from benchmarks.peers.stock import (
     scaled_weights,
     score,
 )
-from benchmarks.servers import (
-    HEADINGS,
-    Failure,
-    Point,
-    Result,
-    Workload,
-    await_answer,
-    better,
-    check,
-    lines,
-    measure,
-)
+from benchmarks.servers import HEADINGS, lines
 from benchmarks.servers import merge as merge_results
+from benchmarks.starting import Material, Running
 from tests.support.answering import answering, some_inputs
 from tests.support.paths import ROOT
 from torchrec_handler.message.predictor_pb2 import PredictionRequest
