@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import load
 from benchmarks.bodies import (
@@ -34,11 +33,8 @@ from benchmarks.measuring import (
 from benchmarks.peers.stock import (
     FEATURES,
     Inputs,
-    StockModel,
     cut,
     merge,
-    scaled_weights,
-    score,
 )
 from benchmarks.servers import HEADINGS, lines
 from benchmarks.servers import merge as merge_results
@@ -137,17 +133,6 @@ def test_peers_batch_as_torchrec_does() -> None:
     assert merged.rows == 3
     parts = cut(np.arange(3, dtype=np.float32), [first, second])
     assert [part.tolist() for part in parts] == [[0.0], [1.0, 2.0]]
-
-
-def test_peers_put_requests_together_up_to_a_number_of_rows(tmp_path: Path) -> None:
-    """What a call may hold is a matter of speed: the scores are those of each request alone."""
-    torch.save(scaled_weights(), tmp_path / "checkpoint.pt")
-    model = StockModel(tmp_path / "checkpoint.pt")
-    parts = [some_inputs(rows) for rows in (1, 600, 500, 3)]
-    together = score(model, parts)
-    assert [len(scores) for scores in together] == [1, 600, 500, 3]
-    for scores, part in zip(together, parts, strict=True):
-        np.testing.assert_allclose(scores, model(part), atol=1e-6, rtol=0)
 
 
 def test_a_wrong_score_is_a_failure() -> None:
