@@ -3,14 +3,14 @@
 import torch
 from torchrec.inference.modules import (
     BatchingMetadata,
-    PredictFactory,
     PredictModule,
-    QualNameMetadata,
 )
 from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from tests.support.factories.base import ForwardFactory
 
 FEATURES = ["f0", "f1", "f2", "f3"]
 ROWS = 100
@@ -69,7 +69,7 @@ class DmpPredictModule(PredictModule):
         return {"default": torch.sigmoid(logits).reshape(-1)}
 
 
-class DmpPredictFactory(PredictFactory):
+class DmpPredictFactory(ForwardFactory):
     """Its tables are on `meta`."""
 
     def create_predict_module(self) -> torch.nn.Module:
@@ -80,19 +80,3 @@ class DmpPredictFactory(PredictFactory):
             "float_features": BatchingMetadata(type="dense", device="cpu", pinned=[]),
             "id_list_features": BatchingMetadata(type="sparse", device="cpu", pinned=[]),
         }
-
-    def result_metadata(self) -> str:
-        return "dict_of_tensor"
-
-    def run_weights_independent_tranformations(
-        self, predict_module: torch.nn.Module
-    ) -> torch.nn.Module:
-        return predict_module
-
-    def run_weights_dependent_transformations(
-        self, predict_module: torch.nn.Module
-    ) -> torch.nn.Module:
-        return predict_module
-
-    def qualname_metadata(self) -> dict[str, QualNameMetadata]:
-        return {"forward": QualNameMetadata(need_preproc=True)}

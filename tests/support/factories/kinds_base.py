@@ -4,17 +4,15 @@ A kind is a factory that brings its weights; with `tables_device = "meta"` it le
 without rows, and an archive of it needs the checkpoint of a `trained` model.
 """
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torchrec.inference.modules import (
-    BatchingMetadata,
-    PredictFactory,
-    QualNameMetadata,
-)
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from tests.support.factories.base import ForwardFactory
 
 Batch = dict[str, torch.Tensor]
 WIDTH = 8
@@ -65,45 +63,22 @@ def seeded(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     return module.eval()
 
 
-class KindFactory(PredictFactory):
+class KindFactory(ForwardFactory):
     """What the kinds have in common."""
 
     tables_device = "cpu"
     seed = 0
-    inputs: dict[str, str] = {"id_list_features": "sparse"}  # noqa: RUF012  overridden, not changed
 
+    @abc.abstractmethod
     def model(self, tables_device: torch.device) -> Any:
         """The model that was trained."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def predict_module(self, model: torch.nn.Module) -> Any:
         """What turns a batch into the model's inputs."""
-        raise NotImplementedError
 
     def create_predict_module(self) -> Any:
         return self.predict_module(seeded(self.model(torch.device(self.tables_device)), self.seed))
-
-    def batching_metadata(self) -> dict[str, BatchingMetadata]:
-        return {
-            name: BatchingMetadata(type=kind, device="cpu", pinned=[])
-            for name, kind in self.inputs.items()
-        }
-
-    def result_metadata(self) -> str:
-        return "dict_of_tensor"
-
-    def run_weights_independent_tranformations(
-        self, predict_module: torch.nn.Module
-    ) -> torch.nn.Module:
-        return predict_module
-
-    def run_weights_dependent_transformations(
-        self, predict_module: torch.nn.Module
-    ) -> torch.nn.Module:
-        return predict_module
-
-    def qualname_metadata(self) -> dict[str, QualNameMetadata]:
-        return {"forward": QualNameMetadata(need_preproc=True)}
 
 
 def trained(kind: type[KindFactory]) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torchrec.inference.modules import PredictModule
 
-from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.base import ForwardFactory
 
 MODULE = "needed_by_a_test"
 
@@ -20,7 +20,7 @@ class NeedingPredictModule(PredictModule):
         return {"default": batch["float_features"].sum(1) * factor}
 
 
-class NeedingFactory(KindFactory):
+class NeedingFactory(ForwardFactory):
     """Has no tables."""
 
     inputs = {"float_features": "dense"}  # noqa: RUF012  as its base has it

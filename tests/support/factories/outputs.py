@@ -8,6 +8,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from tests.support.factories.base import ForwardFactory
 from tests.support.factories.kinds_base import WIDTH, Batch, KindFactory, keyed
 
 CANDIDATES = ("movie", "genre")
@@ -101,7 +102,7 @@ class RaisingPredictModule(PredictModule):
         return {"default": batch["dense_features"]}
 
 
-class RaisingFactory(KindFactory):
+class RaisingFactory(ForwardFactory):
     """Answers, but for its method `few`, which takes few rows only."""
 
     inputs = {"float_features": "dense"}  # noqa: RUF012  not changed

@@ -7,13 +7,13 @@ import torch
 from torchrec.inference.model_packager import load_config_text
 from torchrec.inference.modules import (
     BatchingMetadata,
-    PredictFactory,
     PredictModule,
-    QualNameMetadata,
 )
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from tests.support.factories.base import ForwardFactory
 
 DENSE = 3
 SPARSE = {"user": 50, "movie": 40, "genres": 10}
@@ -104,7 +104,7 @@ class RankingPredictModule(PredictModule):
         return {"default": torch.sigmoid(logits), "logit": logits}
 
 
-class RankingPredictFactory(PredictFactory):
+class RankingPredictFactory(ForwardFactory):
     """Brings its weights itself."""
 
     def create_predict_module(self) -> torch.nn.Module:
@@ -120,26 +120,6 @@ class RankingPredictFactory(PredictFactory):
                 type="weighted_sparse", device="cpu", pinned=[]
             ),
         }
-
-    def result_metadata(self) -> str:
-        """One tensor a key."""
-        return "dict_of_tensor"
-
-    def run_weights_independent_tranformations(
-        self, predict_module: torch.nn.Module
-    ) -> torch.nn.Module:
-        """Nothing."""
-        return predict_module
-
-    def run_weights_dependent_transformations(
-        self, predict_module: torch.nn.Module
-    ) -> torch.nn.Module:
-        """Nothing."""
-        return predict_module
-
-    def qualname_metadata(self) -> dict[str, QualNameMetadata]:
-        """Only forward."""
-        return {"forward": QualNameMetadata(need_preproc=True)}
 
 
 class MetaRankingPredictFactory(RankingPredictFactory):

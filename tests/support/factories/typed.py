@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torchrec.inference.modules import PredictModule, QualNameMetadata
 
-from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.base import ForwardFactory
 
 
 class TypedPredictModule(PredictModule):
@@ -30,7 +30,7 @@ class TypedPredictModule(PredictModule):
         return instances[:1]
 
 
-class TypedFactory(KindFactory):
+class TypedFactory(ForwardFactory):
     """Has no tables."""
 
     inputs = {"float_features": "dense"}  # noqa: RUF012  as its base has it

@@ -121,6 +121,7 @@ def test_a_package_holds_the_user_s_code_and_no_library(tmp_path: Path) -> None:
         "__module_loader.py",
         "extra_files/index.bin",
         "extra_files/movies.json",
+        "tests/support/factories/base.py",
         "tests/support/factories/house.py",
         "tests/support/factories/packaged.py",
         "tests/support/factories/ranking.py",

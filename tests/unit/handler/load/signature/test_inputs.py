@@ -10,6 +10,7 @@ from torchrec.inference.modules import PredictModule, quantize_inference_model, 
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from tests.support.factories.base import ForwardFactory
 from tests.support.factories.kinds_base import Batch, KindFactory, keyed
 from tests.support.factories.kinds_own import PrunedFactory, QuantizedAtOnceFactory, ShardedFactory
 from tests.support.factories.kinds_pooled import (
@@ -173,7 +174,7 @@ class Given(PredictModule):
         return self.given(batch)
 
 
-class GivenFactory(KindFactory):
+class GivenFactory(ForwardFactory):
     """A dense, a sparse and an embedding input, and what is said about them."""
 
     inputs = {"float_features": "dense", "id_list_features": "sparse"}  # noqa: RUF012  not changed

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torchrec.inference.modules import PredictModule, QualNameMetadata
 
-from tests.support.factories.kinds_base import Batch, KindFactory
+from tests.support.factories.base import ForwardFactory
+from tests.support.factories.kinds_base import Batch
 from tests.support.kinds import CPU, KINDS, prepare, signature
 from torchrec_handler.archive.format import Count, InputSignature, OutputSplit, Signature
 from torchrec_handler.archive.samples import Sample
@@ -48,7 +49,7 @@ class Methods(PredictModule):
         return self.given["rank"](batch)
 
 
-class Factory(KindFactory):
+class Factory(ForwardFactory):
     """Methods, and what is said of their outputs."""
 
     inputs = {entry.name: entry.type for entry in (USER, CANDIDATES, HISTORY)}  # noqa: RUF012

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.base import ForwardFactory
 from torchrec_handler.archive.format import Signature
 from torchrec_handler.errors import FactoryError, InvalidRequest
 from torchrec_handler.load.factory import run_factory
@@ -58,7 +58,7 @@ class Changed(PredictModule):
 def factory(
     change: Callable[[torch.Tensor], torch.Tensor], kind: str = "sparse", **arguments: Any
 ) -> Any:
-    class Factory(KindFactory):
+    class Factory(ForwardFactory):
         inputs = {"ids": kind}  # noqa: RUF012
 
         def create_predict_module(self) -> Any:
@@ -142,7 +142,7 @@ class Twice(PredictModule):
 
 
 def test_what_a_model_makes_beside_ids_as_they_were_sent_is_checked_too() -> None:
-    class Factory(KindFactory):
+    class Factory(ForwardFactory):
         inputs = {"ids": "sparse"}  # noqa: RUF012
 
         def create_predict_module(self) -> Any:
@@ -164,7 +164,7 @@ class WithSimilar(Changed):
 
 
 def with_similar(*, need_preproc: bool) -> tuple[Signature, Any]:
-    class Factory(KindFactory):
+    class Factory(ForwardFactory):
         inputs = {"ids": "sparse"}  # noqa: RUF012
 
         def create_predict_module(self) -> Any:
