@@ -1,7 +1,9 @@
 """From a model to a predictor, by the steps that load an archive; the tables are encoded here."""
 
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +19,14 @@ from torchrec_handler.tables.store import TableStore, layout
 CPU = torch.device("cpu")
 
 
+class Loaded(NamedTuple):
+    """A predictor, and what it took."""
+
+    predictor: Predictor
+    seconds: float
+    """From when it had its weights, which are drawn rather than read."""
+
+
 def pack(model: Model) -> Package:
     """The model's package, opened: classes of its own, as in a server."""
     with TemporaryDirectory() as folder:
@@ -25,13 +35,15 @@ def pack(model: Model) -> Package:
         return open_package(path)
 
 
-def load(package: Package, options: Options) -> Predictor:
+def load(package: Package, options: Options) -> Loaded:
     """A predictor of the package with the weights that its factory brings."""
     with unchanged_process():
         weighted = load_weights(make(package, options, CPU), None)
-        return make_ready(
+        began = time.perf_counter()
+        predictor = make_ready(
             weighted,
             {},
             lambda given: TableStore.encode(layout(given.collections), given.own_rows),
             None,
         )
+        return Loaded(predictor, time.perf_counter() - began)
