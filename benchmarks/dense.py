@@ -16,11 +16,19 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.models import MODELS, Model
-from benchmarks.models.contenders import COMPILED, CONTENDERS, STOCK, Call, Contender
+from benchmarks.models.contenders import (
+    COMPILED,
+    COMPILED_AROUND,
+    CONTENDERS,
+    STOCK,
+    Call,
+    Contender,
+)
 from benchmarks.models.loading import CPU, pack
 from benchmarks.turns import Timed, take_turns
 from torchrec_handler.load.process import become_worker
 from torchrec_handler.options import Options
+from torchrec_handler.serve.codecs.json_document import shortened
 from torchrec_handler.serve.predict import HostResult
 
 ROWS = (1, 16, 128, 1000)
@@ -67,7 +75,7 @@ def measure(
         except Exception as error:
             if name == STOCK:
                 raise
-            problems[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            problems[name] = shortened(f"{type(error).__name__}: {error}".partition("\n")[0], 200)
             continue
         contenders[name] = contender
         for title, calls in own.items():
@@ -170,7 +178,8 @@ def _line(*cells: str) -> str:
 def main(given: Sequence[str] | None = None) -> None:
     """Measure and print."""
     names = [model.name for model in MODELS]
-    kernels = [name for name in CONTENDERS if name not in {STOCK, COMPILED}]
+    compiled = [COMPILED, COMPILED_AROUND]
+    kernels = [name for name in CONTENDERS if name not in {STOCK, *compiled}]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense", description=__doc__)
     parser.add_argument("--models", nargs="+", default=names, choices=names)
     parser.add_argument("--contenders", nargs="+", default=kernels, choices=kernels)
@@ -179,8 +188,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one contender's turn")
     parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
     arguments = parser.parse_args(given)
-    compiled = [COMPILED] if arguments.compile else []
-    contenders = [STOCK, *compiled, *arguments.contenders]
+    contenders = [STOCK, *(compiled if arguments.compile else []), *arguments.contenders]
     become_worker(Options(threads=1), CPU)
     console = Console(stderr=True)
     found = {}

@@ -3,7 +3,7 @@
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,14 +19,18 @@ from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.predict import HostResult, predict
 from torchrec_handler.serve.request import ValidRequest
 from torchrec_handler.serve.validate import Validator
+from torchrec_handler.tables.find import is_collection
 
 STOCK = "stock"
 """Every forward is TorchRec's own."""
 COMPILED = "torch.compile"
 """Of stock's module."""
+COMPILED_AROUND = "torch.compile around the tables"
+"""The same, told to leave TorchRec's collections alone."""
 CONTENDERS: Mapping[str, Mapping[str, object]] = {
     STOCK: {"off": "all"},
     COMPILED: {"off": "all"},
+    COMPILED_AROUND: {"off": "all"},
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"dtype": "int8"},
@@ -57,7 +61,12 @@ class Contender:
         before = _bytes_in_use()
         options = Options.model_validate({"threads": 1, "kernels": CONTENDERS[name]})
         predictor, self.load_seconds = load(package, options)
-        if name == COMPILED:
+        if name in {COMPILED, COMPILED_AROUND}:
+            torch.compiler.reset()
+            if name == COMPILED_AROUND:
+                _leave_alone(
+                    module for module in predictor.module.modules() if is_collection(module)
+                )
             compiled: Any = torch.compile(predictor.module, dynamic=True)
             predictor = replace(predictor, module=compiled)
         self._model, self._predictor, self._options = model, predictor, options
@@ -89,6 +98,13 @@ class Contender:
             partial(served.rank, check(draw_request(self._model, CANDIDATES, seed)))
             for seed in range(BATCHES)
         ]
+
+
+def _leave_alone(modules: Iterable[torch.nn.Module]) -> None:
+    """Have `torch.compile` call them as they are."""
+    disable: Any = torch.compiler.disable
+    for module in modules:
+        setattr(module, "forward", disable(module.forward))  # noqa: B010  not its class's
 
 
 class _MallInfo2(ctypes.Structure):
