@@ -47,18 +47,32 @@ SCALE_BYTES = 8
 """FBGEMM puts a row's scale and its least value, each float32, behind the row's bytes."""
 
 
+Call = Callable[[torch.Tensor], torch.Tensor]
+"""[B, K] -> [B, N], both of any floating point type."""
+
+
+class Activation(NamedTuple):
+    """What is done to each number that a layer gives."""
+
+    call: Call
+    """In place where torch can."""
+    name: str
+    """As oneDNN calls it, which does it in the same pass."""
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
 class Layer(NamedTuple):
-    """A linear layer and the ReLU behind it, if there is one."""
+    """A linear layer and the activation behind it, if there is one."""
 
     weight: torch.Tensor
     """[N, K] float32, on the CPU."""
     bias: torch.Tensor
     """[N] float32."""
-    relu: bool
+    activation: Activation | None = None
 
 
-Call = Callable[[torch.Tensor], torch.Tensor]
-"""[B, K] -> [B, N], both of any floating point type."""
+RELU = Activation(call=torch.relu_, name="relu")
 
 
 class Layers:
@@ -124,7 +138,7 @@ def is_fast(dtype: DenseDtype) -> bool:
         return False
     random = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 256, generator=random), torch.randn(128, 256, generator=random)
-    layers = [Layer(weight=weight / 16, bias=torch.ones(128), relu=False)]
+    layers = [Layer(weight=weight / 16, bias=torch.ones(128))]
     try:
         error = (PACKED[dtype](layers)(x).float() - _float32(layers)(x)).abs().max()
     except (AttributeError, NotImplementedError, RuntimeError) as failure:
@@ -136,22 +150,22 @@ def is_fast(dtype: DenseDtype) -> bool:
 
 def _float32(layers: Sequence[Layer]) -> Call:
     """What torch.nn.Linear does; of one row a product with a vector, which reads weights faster."""
-    parts = [(layer.weight, layer.weight.t(), layer.bias, layer.relu) for layer in layers]
+    parts = [(layer.weight, layer.weight.t(), layer.bias, _call(layer)) for layer in layers]
     addmv, addmm = torch.addmv, torch.addmm
 
     def run(x: torch.Tensor) -> torch.Tensor:
         x = x.float()
         if x.shape[0] == 1:
             x = x.view(-1)
-            for weight, _, bias, relu in parts:
+            for weight, _, bias, activation in parts:
                 x = addmv(bias, weight, x)
-                if relu:
-                    x.relu_()
+                if activation:
+                    x = activation(x)
             return x.unsqueeze(0)
-        for _, transposed, bias, relu in parts:
+        for _, transposed, bias, activation in parts:
             x = addmm(bias, x, transposed)
-            if relu:
-                x.relu_()
+            if activation:
+                x = activation(x)
         return x
 
     return run
@@ -167,7 +181,7 @@ def _float16(layers: Sequence[Layer]) -> Call:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fbgemm_.* is deprecated", UserWarning)
         parts = [
-            (torch.fbgemm_pack_gemm_matrix_fp16(layer.weight), layer.bias, layer.relu)
+            (torch.fbgemm_pack_gemm_matrix_fp16(layer.weight), layer.bias, _call(layer))
             for layer in layers
         ]
         # It says so at its first call only.
@@ -175,13 +189,17 @@ def _float16(layers: Sequence[Layer]) -> Call:
 
     def run(x: torch.Tensor) -> torch.Tensor:
         x = x.float()
-        for packed, bias, relu in parts:
+        for packed, bias, activation in parts:
             x = linear(x, packed, bias)
-            if relu:
-                x.relu_()
+            if activation:
+                x = activation(x)
         return x
 
     return run
+
+
+def _call(layer: Layer) -> Call | None:
+    return layer.activation.call if layer.activation else None
 
 
 def _each(pack: Callable[[Layer], Call], layers: Sequence[Layer]) -> Call:
@@ -196,16 +214,16 @@ def _each(pack: Callable[[Layer], Call], layers: Sequence[Layer]) -> Call:
 
 
 def _onednn(dtype: torch.dtype, layer: Layer) -> Call:
-    """oneDNN's, with weights in the order it reads them in and the ReLU in the same pass."""
+    """oneDNN's, with weights in the order it reads them in and the activation in the same pass."""
     if layer.weight.numel() < PACKED_WEIGHTS:
         return _float32([layer])
     linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
     bias = layer.bias.to(dtype)
-    activation = "relu" if layer.relu else "none"
+    name, scalars, algorithm = layer.activation[1:] if layer.activation else ("none", (), "")
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = linear(x.to(dtype), packed, bias, activation, [], "")
+        y: torch.Tensor = linear(x.to(dtype), packed, bias, name, scalars, algorithm)
         return y
 
     return run
@@ -221,7 +239,8 @@ def _int8(layer: Layer) -> Call:
         return _onednn(half_precision("int8"), layer)
     linear = torch.ops.onednn.qlinear_pointwise.default
     quantize = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized.default
-    weight, bias, relu = layer
+    weight, bias, _ = layer
+    activation = _call(layer)
     scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     rounded = (weight / scales.unsqueeze(1)).round()
     sums = rounded.sum(1) * scales
@@ -241,7 +260,7 @@ def _int8(layer: Layer) -> Call:
         # Behind a ReLU the least value is 0 as a rule.
         if bool(least.any()):
             y = y.addr_(least, sums)
-        return y.relu_() if relu else y
+        return activation(y) if activation else y
 
     return run
 

@@ -1,0 +1,250 @@
+"""Passes over linear layers: batch norms and activations inside, siblings in one, weights packed.
+
+Shapes: B rows, K inputs and N outputs of a layer.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch.fx import Node
+from torch.nn import functional
+
+from torchrec_handler.kernels.graph.program import (
+    Program,
+    argument,
+    aten,
+    is_call,
+    value_of,
+)
+from torchrec_handler.kernels.packed import RELU, Activation, Layer, Layers
+from torchrec_handler.options import KernelDtype
+
+linear = aten.linear.default
+
+ACTIVATION = "activation"
+"""In a layer's `meta`: what is done to what it gives."""
+
+
+class Weights(NamedTuple):
+    """Of a layer."""
+
+    weight: torch.Tensor
+    """[N, K]"""
+    bias: torch.Tensor
+    """[N]"""
+
+
+def weights_of(node: Any) -> Weights | None:
+    """The weights of a layer that are known, in float32."""
+    if not is_call(node, linear):
+        return None
+    weight, bias = value_of(node.args[1]), argument(node, 2, "bias")
+    if weight is None or weight.dtype != torch.float32 or weight.dim() != 2:
+        return None
+    if bias is None:
+        return Weights(weight, weight.new_zeros(len(weight)))
+    value = value_of(bias)
+    return None if value is None else Weights(weight, value)
+
+
+def emit_layer(program: Program, x: Node, weights: Weights, activation: Activation | None) -> Node:
+    """Add a layer at the place of insertion."""
+    weight = program.constant(weights.weight)
+    bias = program.constant(weights.bias)
+    node = program.emit(linear, x, weight, bias)
+    node.meta[ACTIVATION] = activation
+    return node
+
+
+# Batch norms.
+
+
+def fold_batch_norms(program: Program) -> None:
+    """A norm of known scales is part of the layer before it, or else of those behind it."""
+    for node in program.nodes:
+        if not is_call(node, aten.batch_norm.default):
+            continue
+        scale_shift = _scale_shift(node)
+        if scale_shift is None:
+            continue
+        scale, shift = scale_shift
+        x = node.args[0]
+        before = weights_of(x)
+        with program.before(node):
+            if before and len(x.users) == 1:
+                weights = Weights(
+                    before.weight * scale.unsqueeze(1), before.bias * scale + shift
+                )
+                program.replace(node, emit_layer(program, x.args[0], weights, None))
+                program.graph.erase_node(x)
+            elif node.meta["val"].dim() == 2 and all(
+                weights_of(user) and user.args[0] is node for user in node.users
+            ):
+                for user in list(node.users):
+                    behind = weights_of(user)
+                    assert behind
+                    weights = Weights(
+                        behind.weight * scale, behind.bias + behind.weight @ shift
+                    )
+                    with program.before(user):
+                        program.replace(
+                            user, emit_layer(program, x, weights, user.meta.get(ACTIVATION))
+                        )
+                program.graph.erase_node(node)
+            elif node.meta["val"].dim() == 2:
+                given = program.constant(shift), x, program.constant(scale)
+                program.replace(node, program.emit(aten.addcmul.default, *given))
+
+
+def _scale_shift(node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+    _, weight, bias, mean, variance, is_training, _, epsilon, *_ = node.args
+    known = [value_of(one) for one in (mean, variance)]
+    if is_training or any(one is None for one in known):
+        return None
+    mean_value, variance_value = (one.double() for one in known)  # type: ignore[union-attr]
+    scale = (variance_value + epsilon).rsqrt()
+    if weight is not None:
+        scale = scale * value_of(weight).double()  # type: ignore[union-attr]
+    shift = -mean_value * scale
+    if bias is not None:
+        shift = shift + value_of(bias).double()  # type: ignore[union-attr]
+    return scale.float(), shift.float()
+
+
+# Activations.
+
+
+def fuse_activations(program: Program) -> None:
+    """What follows on a layer alone is done by it."""
+    for node in program.nodes:
+        if node.op != "call_function" or not node.all_input_nodes:
+            continue
+        x = node.all_input_nodes[0]
+        if not weights_of(x) or len(x.users) > 1 or x.meta.get(ACTIVATION):
+            continue
+        activation = _activation(node)
+        if activation and node.args[0] is x:
+            x.meta[ACTIVATION] = activation
+            program.replace(node, x)
+
+
+def _activation(node: Node) -> Activation | None:
+    made = ACTIVATIONS.get(node.target)
+    return made(node) if made else None
+
+
+def _gelu(node: Node) -> Activation:
+    approximate = argument(node, 1, "approximate", "none")
+    gelu = functional.gelu
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return gelu(x, approximate=approximate)
+
+    return Activation(call=call, name="gelu", algorithm=approximate)
+
+
+def _leaky(slope: float) -> Activation:
+    leaky = torch.ops.aten.leaky_relu_.default
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = leaky(x, slope)
+        return y
+
+    return Activation(call=call, name="leaky_relu", scalars=(slope,))
+
+
+def _prelu(node: Node) -> Activation | None:
+    slope = value_of(node.args[1])
+    return _leaky(float(slope)) if slope is not None and slope.numel() == 1 else None
+
+
+ACTIVATIONS: Mapping[Any, Callable[[Node], Activation | None]] = {
+    aten.relu.default: lambda _: RELU,
+    aten.gelu.default: _gelu,
+    aten.silu.default: lambda _: Activation(
+        call=lambda x: functional.silu(x, inplace=True), name="swish"
+    ),
+    aten.sigmoid.default: lambda _: Activation(call=torch.sigmoid_, name="sigmoid"),
+    aten.tanh.default: lambda _: Activation(call=torch.tanh_, name="tanh"),
+    aten.leaky_relu.default: lambda node: _leaky(argument(node, 1, "negative_slope", 0.01)),
+    aten.prelu.default: _prelu,
+}
+
+
+# Siblings.
+
+
+def merge_siblings(program: Program) -> None:
+    """Layers of the same input and activation are one, whose outputs are cut."""
+    groups: dict[Any, list[Node]] = {}
+    for node in program.nodes:
+        if weights_of(node):
+            activation = node.meta.get(ACTIVATION)
+            kind = activation and (activation.name, activation.scalars, activation.algorithm)
+            groups.setdefault((node.args[0], kind), []).append(node)
+    for (x, _), siblings in groups.items():
+        if len(siblings) < 2:
+            continue
+        found = [weights_of(node) for node in siblings]
+        weights = Weights(
+            torch.cat([one.weight for one in found if one]),
+            torch.cat([one.bias for one in found if one]),
+        )
+        with program.before(siblings[0]):
+            whole = emit_layer(program, x, weights, siblings[0].meta.get(ACTIVATION))
+            ends = list(accumulate((len(one.bias) for one in found if one), initial=0))
+            parts = [
+                program.emit(aten.slice.Tensor, whole, -1, start, stop)
+                for start, stop in pairwise(ends)
+            ]
+        for node, part in zip(siblings, parts, strict=True):
+            program.replace(node, part)
+
+
+# Packing.
+
+
+def pack(program: Program, dtype: KernelDtype, cache: dict[Any, Callable[..., Any]]) -> None:
+    """Give every layer of known weights the kernels of `packed`, and chains of them one call.
+
+    Args:
+        program: what is left to do is to call it.
+        dtype: the least precise type to compute in.
+        cache: packed weights by their constants, for programs that share them.
+    """
+    for node in program.nodes:
+        if not weights_of(node) or (node.users and _continues(node)):
+            continue
+        chain = [node]
+        while _continues(chain[0].args[0]) :
+            chain.insert(0, chain[0].args[0])
+        found = [weights_of(one) for one in chain]
+        layers = [
+            Layer(one.weight, one.bias, layer.meta.get(ACTIVATION))
+            for one, layer in zip(found, chain, strict=True) if one
+        ]
+        with program.before(node):
+            packed = program.graph.call_function(_function(Layers(layers, dtype)), (chain[0].args[0],))
+            packed.meta["val"] = node.meta["val"]
+        program.replace(node, packed)
+        for one in reversed(chain[:-1]):
+            program.graph.erase_node(one)
+
+
+def _function(layers: Layers) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Code that is made of a graph names functions."""
+
+    def packed(x: torch.Tensor) -> torch.Tensor:
+        return layers(x)
+
+    return packed
+
+
+def _continues(node: Any) -> bool:
+    """Whether a layer is read by another layer alone."""
+    if not weights_of(node) or len(node.users) != 1:
+        return False
+    (user,) = node.users
+    return weights_of(user) is not None and user.args[0] is node
