@@ -90,6 +90,7 @@ class Layers:
             dtype: the least precise type to compute in. A more precise one is taken where it is
                 faster, and where the processor or the build has no kernel for this one.
         """
+        self._is_one = len(layers) == 1
         self.dtype: DenseDtype = "float16" if _takes_float16(layers, dtype) else "float32"
         """The least precise type that is computed in here."""
         self.few = _float16(layers) if self.dtype == "float16" else _float32(layers)
@@ -113,7 +114,7 @@ class Layers:
             return y.view(*x.shape[:-1], y.shape[1])
         rows = x.shape[0]
         kernel = next(kernel for least, kernel in self._kernels if rows >= least)
-        if rows <= BLOCK_ROWS:
+        if rows <= BLOCK_ROWS or self._is_one:
             return kernel(x).float()
         return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
 

@@ -108,7 +108,7 @@ def _base(node: Any) -> Any:
     """What is repeated along axes between the first and the last."""
     if not is_tensor(node):
         return node
-    if is_call(node, aten.expand.default, aten.repeat.default):
+    if is_call(node, aten.expand.default, aten.expand_as.default, aten.repeat.default):
         source = node.args[0]
         shape, wide = source.meta["val"].shape, node.meta["val"].shape
         if len(shape) == len(wide) and shape[-1] == wide[-1] and _is_repeated(shape, wide):

@@ -227,7 +227,7 @@ def pack(program: Program, dtype: KernelDtype, cache: dict[Any, Callable[..., An
         ]
         with program.before(node):
             packed = program.graph.call_function(_function(Layers(layers, dtype)), (chain[0].args[0],))
-            packed.meta["val"] = node.meta["val"]
+            packed.meta |= node.meta
         program.replace(node, packed)
         for one in reversed(chain[:-1]):
             program.graph.erase_node(one)

@@ -9,6 +9,7 @@ from torch.fx import Node
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_handler.kernels.direct import Pooled, sequences, why_not
+from torchrec_handler.kernels.graph.blocks import SITE
 from torchrec_handler.kernels.graph.capture import Captured, look_up
 from torchrec_handler.kernels.graph.program import Program, Site, aten, is_call
 from torchrec_handler.kernels.kernel import touched
@@ -86,7 +87,7 @@ def place_lookups(captured: Captured) -> None:
             site = captured.sites[number]
             with program.before(node):
                 call = program.graph.call_function(site_call(site), (values, lengths, weights))
-                call.meta["val"] = node.meta["val"]
+                call.meta |= {**node.meta, SITE: True}
             program.replace(node, call)
 
 

@@ -3,6 +3,7 @@
 Shapes: B rows.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +39,21 @@ class Site:
 class Program:
     """A graph, what its nodes are attributes of, and the world its shapes are known in."""
 
-    def __init__(self, graph: Graph, root: torch.nn.Module, fake_mode: Any) -> None:
+    def __init__(
+        self, graph: Graph, root: torch.nn.Module, fake_mode: Any, numbers: Any = None
+    ) -> None:
         self.graph = graph
         self.root = root
         self.fake_mode = fake_mode
-        self._constants = 0
+        self._numbers = numbers or itertools.count(1)
+
+    def copy(self) -> "Program":
+        """Another graph of the same constants."""
+        graph = Graph()
+        nodes: dict[Node, Node] = {}
+        for node in self.graph.nodes:
+            nodes[node] = graph.node_copy(node, nodes.__getitem__)
+        return Program(graph, self.root, self.fake_mode, self._numbers)
 
     @property
     def nodes(self) -> list[Node]:
@@ -68,8 +79,7 @@ class Program:
 
     def constant(self, tensor: torch.Tensor) -> Node:
         """Add something that is known before anybody asks."""
-        self._constants += 1
-        name = f"constant_{self._constants}"
+        name = f"constant_{next(self._numbers)}"
         setattr(self.root, name, tensor)
         node = self.graph.get_attr(name)
         node.meta["val"] = self.fake_mode.from_tensor(tensor, static_shapes=True)

@@ -1,0 +1,321 @@
+"""What depends on the user alone, computed on one row a request: a program for shared inputs.
+
+Requests that give some features once for all of their rows are a batch of U users and one of B
+candidates. Each node is the user's, the candidate's or neither's by what it reads; where a
+candidate meets its user, the user's row is repeated, and of a layer over both each has a half.
+Shapes: B rows, U users, F features, N ids.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from torchrec_handler.kernels.graph.blocks import USER
+from torchrec_handler.kernels.graph.capture import Captured, look_up
+from torchrec_handler.kernels.graph.cats import columns_of, pieces_of
+from torchrec_handler.kernels.graph.clean import clean
+from torchrec_handler.kernels.graph.layers import ACTIVATION, Weights, emit_layer, weights_of
+from torchrec_handler.kernels.graph.program import Program, aten, is_call, is_tensor
+from torchrec_handler.kernels.packed import Activation
+
+Shared = Mapping[str, np.ndarray | None]
+"""Input -> which of its features [F] requests give once; None for all of a dense one."""
+
+SUFFIXES = (".lengths", ".values", ".weights")
+
+
+class CannotShare(Exception):  # noqa: N818  it is an answer
+    """Why the user cannot be told from the candidate."""
+
+
+def split_user(captured: Captured, shared: Shared) -> tuple[Program, list[int]]:
+    """A program that has the user's inputs apart.
+
+    Args:
+        captured: a method, cleaned and merged, its lookups not in place yet.
+        shared: what requests give once.
+
+    Returns:
+        The program; its inputs are those of the batch of candidates, then some of those of the
+        batch of users, by their positions in it, and last the user of each row [B].
+
+    Raises:
+        CannotShare: says why.
+    """
+    program = captured.program.copy()
+    inputs = program.inputs
+    names = [name for name, _ in captured.names]
+    users: list[int] = []
+    of_user: dict[Node, Node] = {}
+    last = inputs[-1]
+    for position, (name, node) in enumerate(zip(names, inputs, strict=True)):
+        if _owner(name) in shared:
+            with program.graph.inserting_after(last):
+                last = program.graph.placeholder(f"user_{node.name}")
+            last.meta |= {"val": node.meta["val"], USER: True}
+            of_user[node] = last
+            users.append(position)
+    with program.graph.inserting_after(last):
+        index = program.graph.placeholder("user_of_row")
+    index.meta["val"] = next(
+        node.meta["val"] for node in program.nodes
+        if is_tensor(node) and program.shape(node)[:1] == (captured.rows,)
+    )
+    _split_lookups(program, captured, shared, of_user)
+    for node, own in of_user.items():
+        mask = shared[_owner(names[inputs.index(node)])]
+        if mask is None or mask.all():
+            node.replace_all_uses_with(own)
+    clean(program)
+    _Sides(program, captured.rows, index).run()
+    clean(program)
+    return program, users
+
+
+def _owner(name: str) -> str:
+    return next((name.removesuffix(one) for one in SUFFIXES if name.endswith(one)), name)
+
+
+def _split_lookups(
+    program: Program, captured: Captured, shared: Shared, of_user: Mapping[Node, Node]
+) -> None:
+    """Look up the user's features and the candidate's apart, where a collection has both."""
+    names = dict(zip(program.inputs, (name for name, _ in captured.names), strict=False))
+    for node in program.nodes:
+        if not is_call(node, look_up):
+            continue
+        values, lengths, weights, number, *rest = node.args
+        parts = _inputs_of(lengths, names)
+        if parts is None:
+            continue
+        masks = []
+        for one in parts:
+            owner = _owner(names[one])
+            features = captured.sites[number].keys
+            count = len(features) if len(parts) == 1 else None
+            mask = shared.get(owner, np.zeros(count or 1, np.bool_))
+            masks.append(mask)
+        if len(parts) > 1:
+            is_mixed = len({bool(mask is None or mask.any()) for mask in masks}) > 1
+        else:
+            (mask,) = masks
+            is_mixed = mask is not None and mask.any() and not mask.all()
+        if not is_mixed:
+            continue
+        if len(parts) > 1:
+            message = "one collection looks up several inputs, some of them shared"
+            raise CannotShare(message)
+        site = captured.sites[number]
+        if not site.is_pooled:
+            message = "a collection gives sequences of features of which some are shared"
+            raise CannotShare(message)
+        (lengths_input,) = parts
+        owner = _owner(names[lengths_input])
+        own = {names[one]: given for one, given in of_user.items()}
+        if names.get(values) != f"{owner}.values":
+            continue
+        with program.before(node):
+            given = [own[f"{owner}.values"], own[f"{owner}.lengths"]]
+            given.append(own[f"{owner}.weights"] if weights is not None else None)
+            user = program.emit(look_up, *given, number, *rest)
+            user_rows = program.emit(_first, user)
+            user_rows.meta[USER] = True
+            user.meta[USER] = True
+            item = program.emit(look_up, values, lengths, weights, number, *rest)
+            item_rows = program.emit(_first, item)
+            pieces, start = [], 0
+            runs: list[tuple[bool, int, int]] = []
+            for width, source in zip(site.widths, site.sources, strict=True):
+                is_user = bool(mask[source])
+                if runs and runs[-1][0] == is_user:
+                    runs[-1] = (is_user, runs[-1][1], start + width)
+                else:
+                    runs.append((is_user, start, start + width))
+                start += width
+            for is_user, begin, end in runs:
+                source_rows = user_rows if is_user else item_rows
+                pieces.append(program.emit(aten.slice.Tensor, source_rows, 1, begin, end))
+            found = program.emit(aten.cat.default, pieces, 1)
+        for user_of_it in list(node.users):
+            program.replace(user_of_it, found)
+        program.graph.erase_node(node)
+
+
+def _inputs_of(node: Any, names: Mapping[Node, str]) -> list[Node] | None:
+    """The inputs that a tensor is, or is a cat of."""
+    if node in names:
+        return [node]
+    if is_call(node, aten.cat.default) and all(one in names for one in node.args[0]):
+        return list(node.args[0])
+    return None
+
+
+def _first(found: Sequence[torch.Tensor]) -> torch.Tensor:
+    return found[0]
+
+
+def rows_of(user: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """What each row's user has [B, ...], of [U, ...]; of one user it is a view."""
+    if user.shape[0] == 1:
+        return user.expand(index.shape[0], *user.shape[1:])
+    return user.index_select(0, index)
+
+
+def joiner(activation: Activation | None) -> Callable[..., torch.Tensor]:
+    """Halves of a layer: the candidate's [B, ..., N], in place, and the user's [U, ..., N]."""
+    call = activation.call if activation else None
+
+    def joined(y: torch.Tensor, user: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        other = user if user.shape[0] == 1 else user.index_select(0, index)
+        y = y.add_(other) if y.numel() >= other.numel() and y.dim() == other.dim() else y + other
+        return call(y) if call else y
+
+    return joined
+
+
+class _Sides:
+    """The walk that gives every node its side."""
+
+    def __init__(self, program: Program, rows: Any, index: Node) -> None:
+        self._program, self._rows, self._index = program, rows, index
+        self._users: set[Node] = set()
+        self._items: set[Node] = set()
+        self._known: dict[tuple[Node, bool], Node] = {}
+
+    def run(self) -> None:
+        """Change the program."""
+        program = self._program
+        for node in program.nodes:
+            if node.op == "placeholder":
+                (self._users if node.meta.get(USER) else self._items).add(node)
+            elif node.op == "call_function":
+                self._enter(node)
+            elif node.op == "output":
+                node.args = (tuple(self._item(one, node) for one in node.args[0]),)
+        for node in program.nodes:
+            if node in self._users:
+                node.meta[USER] = True
+
+    def _is_size(self, node: Node) -> bool:
+        """A node that no number of an input reaches: sizes, and what is made of them."""
+        return node not in self._users and node not in self._items and node.op == "call_function"
+
+    def _enter(self, node: Node) -> None:
+        given = node.all_input_nodes
+        if not is_tensor(node) and not isinstance(node.meta.get("val"), list | tuple):
+            # A size has the side of who reads it.
+            return
+        is_user = any(one in self._users for one in given)
+        is_item = any(one in self._items for one in given)
+        if not is_user and not is_item:
+            return
+        if is_user and not is_item:
+            self._users.add(node)
+            node.args, node.kwargs = self._in(node, of_user=True)
+            return
+        self._items.add(node)
+        if self._split(node):
+            return
+        node.args, node.kwargs = self._in(node, of_user=False)
+
+    def _in(self, node: Node, *, of_user: bool) -> Any:
+        def turned(one: Node) -> Node:
+            return self._form(one, node, of_user=of_user)
+
+        return torch.fx.map_arg(node.args, turned), torch.fx.map_arg(node.kwargs, turned)
+
+    def _item(self, one: Node, before: Node) -> Node:
+        return self._form(one, before, of_user=False)
+
+    def _form(self, one: Node, before: Node, *, of_user: bool) -> Node:
+        """A node as the user's nodes read it, or as the candidate's do."""
+        program = self._program
+        if one.op == "get_attr":
+            return one
+        key = (one, of_user)
+        if key in self._known:
+            return self._known[key]
+        if one in self._users:
+            made = one if of_user else self._repeated(one, before)
+        elif one in self._items:
+            if of_user:
+                message = f"a user's node reads {one.name}, which is a candidate's"
+                raise CannotShare(message)
+            made = one
+        elif isinstance(one.meta.get("val"), torch.SymInt) and is_call(one, aten.sym_size.int):
+            made = self._size(one, before, of_user=of_user)
+        else:
+            with program.before(before):
+                made = program.graph.node_copy(
+                    one, lambda inner: self._form(inner, before, of_user=of_user)
+                )
+            if of_user and is_tensor(made):
+                self._users.add(made)
+        self._known[key] = made
+        return made
+
+    def _size(self, one: Node, before: Node, *, of_user: bool) -> Node:
+        source: Any = one.args[0]
+        if source in (self._users if of_user else self._items):
+            return one
+        if self._program.size(one.meta["val"]) != self._rows:
+            message = f"the size {one.name} is neither's"
+            raise CannotShare(message)
+        at = self._index
+        if of_user:
+            at = next(
+                node for node in self._program.nodes
+                if node in self._users and is_tensor(node) and self._has_rows(node)
+            )
+        with self._program.before(before):
+            made = self._program.graph.call_function(aten.sym_size.int, (at, 0))
+        made.meta["val"] = one.meta["val"]
+        return made
+
+    def _has_rows(self, node: Node) -> bool:
+        return bool(self._program.shape(node)[:1] == (self._rows,))
+
+    def _repeated(self, one: Node, before: Node) -> Node:
+        if not is_tensor(one) or not self._has_rows(one):
+            message = f"a candidate's node reads {one.name}, which has no row a user"
+            raise CannotShare(message)
+        with self._program.before(before):
+            made = self._program.graph.call_function(rows_of, (one, self._index))
+        made.meta["val"] = one.meta["val"]
+        self._items.add(made)
+        return made
+
+    def _split(self, node: Node) -> bool:
+        """Give each side its half of a layer over both."""
+        program = self._program
+        weights = weights_of(node)
+        pieces = pieces_of(node.args[0]) if weights else None
+        if not weights or not pieces:
+            return False
+        sides: tuple[list[Any], list[Any]] = ([], [])
+        for piece, column in zip(pieces, columns_of(program, pieces, weights), strict=True):
+            whole = piece.args[0] if is_call(piece, rows_of) else piece
+            sides[whole in self._users].append((whole, column))
+        if not all(sides):
+            return False
+        halves = []
+        for is_user, terms in enumerate(sides):
+            with program.before(node):
+                sources = [source for source, _ in terms]
+                x = sources[0] if len(sources) == 1 else program.emit(aten.cat.default, sources, -1)
+                bias = weights.bias if is_user else torch.zeros_like(weights.bias)
+                weight = torch.cat([part for _, part in terms], dim=1).contiguous()
+                half = emit_layer(program, x, Weights(weight, bias), None)
+            (self._users if is_user else self._items).update({x, half})
+            halves.append(half)
+        with program.before(node):
+            call = joiner(node.meta.get(ACTIVATION))
+            total = program.graph.call_function(call, (*halves, self._index))
+        total.meta["val"] = node.meta["val"]
+        self._items.add(total)
+        self._known[node, False] = total
+        node.replace_all_uses_with(total)
+        return True
