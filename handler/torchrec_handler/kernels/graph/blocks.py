@@ -4,7 +4,7 @@ A block's tensors stay in the processor's caches, where those of a thousand rows
 Shapes: B rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,51 +23,53 @@ SITE = "site"
 USER = "user"
 """In a node's `meta`: it has a row a user, not one a row of the batch."""
 
-Run = Callable[..., Sequence[torch.Tensor]]
 
+class Runner:
+    """Code of a program, run in blocks where its outputs have B rows each."""
 
-def runner(program: Program, rows: Any) -> Run:
-    """Code of a program, in blocks where its outputs have B rows each.
+    def __init__(self, program: Program, rows: Any) -> None:
+        """Make the code.
 
-    Args:
-        program: with all its lookups and layers in place.
-        rows: the expression that is B in its shapes.
-    """
-    whole = program.code()
-    cut = _cut(program, rows)
-    if cut is None:
-        forward: Run = whole.forward
-        return forward
-    first, second, is_cut, block = cut
-    look_up, compute = first.forward, second.forward
-    measured = is_cut.index(True)
+        Args:
+            program: with all its lookups and layers in place.
+            rows: the expression that is B in its shapes.
+        """
+        self.block = 0
+        """Rows of a block; 0 where there are none."""
+        cut = _cut(program, rows)
+        if cut is None:
+            self._whole = program.code().forward
+        else:
+            first, second, self._is_cut, self.block = cut
+            self._look_up, self._compute = first.forward, second.forward
+            self._measured = self._is_cut.index(True)
 
-    def run(*inputs: torch.Tensor) -> Sequence[torch.Tensor]:
-        parts = look_up(*inputs)
-        count = parts[measured].shape[0]
-        if count <= block:
-            return compute(*parts)
-        found = []
-        for start in range(0, count, block):
-            stop = min(start + block, count)
+    def __call__(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        """What the program gives, of its inputs."""
+        block = self.block
+        if not block:
+            found: Sequence[torch.Tensor] = self._whole(*inputs)
+            return found
+        parts = self._look_up(*inputs)
+        rows = parts[self._measured].shape[0]
+        if rows <= block:
+            found = self._compute(*parts)
+            return found
+        blocks = []
+        for start in range(0, rows, block):
+            stop = min(start + block, rows)
             given = [
-                part[start:stop] if is_one else part
-                for part, is_one in zip(parts, is_cut, strict=True)
+                part[start:stop] if is_cut else part
+                for part, is_cut in zip(parts, self._is_cut, strict=True)
             ]
-            found.append(compute(*given))
-        return [torch.cat(outputs) for outputs in zip(*found, strict=True)]
-
-    return run
+            blocks.append(self._compute(*given))
+        return [torch.cat(outputs) for outputs in zip(*blocks, strict=True)]
 
 
-def _cut(
-    program: Program, rows: Any
-) -> tuple[GraphModule, GraphModule, list[bool], int] | None:
+def _cut(program: Program, rows: Any) -> tuple[GraphModule, GraphModule, list[bool], int] | None:
     """Code before and behind the cut, which of what crosses it has B rows, and a block's rows."""
     first = _first(program, rows)
-    second = [
-        node for node in program.nodes if node not in first and node.op in {"call_function"}
-    ]
+    second = [node for node in program.nodes if node not in first and node.op in {"call_function"}]
     outputs: Any = program.output.args[0]
     if not second or not all(_has_rows(program, one, rows) for one in outputs):
         return None
@@ -92,9 +94,7 @@ def _cut(
     behind = Graph()
     for one in crossing:
         env[one] = behind.placeholder(one.name)
-    sized = behind.call_function(
-        aten.sym_size.int, (env[crossing[is_cut.index(True)]], 0)
-    )
+    sized = behind.call_function(aten.sym_size.int, (env[crossing[is_cut.index(True)]], 0))
     for node in (*program.nodes,):
         if node in env:
             continue

@@ -19,6 +19,7 @@ from torchrec.inference.modules import PredictModule
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from torchrec_handler.kernels.graph.program import Program, Site
+from torchrec_handler.kernels.kernel import touched
 from torchrec_handler.tables.find import is_collection
 from torchrec_handler.tables.variable_batch import is_variable
 
@@ -59,7 +60,7 @@ def _look_up(  # noqa: PLR0913
 look_up = torch.ops.torchrec_handler.look_up.default
 
 
-class CannotCapture(Exception):  # noqa: N818  it is an answer
+class CannotCapture(Exception):
     """Why a method cannot be a graph."""
 
 
@@ -117,9 +118,7 @@ def capture(
     return _captured(exported, sites, names)
 
 
-def _captured(
-    exported: Any, sites: list[Site], names: list[tuple[str, int | None]]
-) -> Captured:
+def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | None]]) -> Captured:
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         message = "it changes its buffers or inputs"
@@ -133,15 +132,16 @@ def _captured(
     inputs = set(signature.user_inputs)
     rows = None
     fake_mode = next(
-        node.meta["val"].fake_mode for node in graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)
+        node.meta["val"].fake_mode
+        for node in graph.nodes
+        if isinstance(node.meta.get("val"), torch.Tensor)
     )
     program = Program(graph, exported.graph_module, fake_mode)
     for node in program.inputs:
         if node.name in inputs:
             continue
-        name = (
-            signature.inputs_to_parameters.get(node.name)
-            or signature.inputs_to_buffers.get(node.name)
+        name = signature.inputs_to_parameters.get(node.name) or signature.inputs_to_buffers.get(
+            node.name
         )
         if name is None:
             tensor = exported.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
@@ -154,7 +154,8 @@ def _captured(
         program.replace(node, constant)
     _check_open(exported)
     rows = next(
-        symbol for symbol in (_rows_symbol(program, node, names) for node in program.inputs)
+        symbol
+        for symbol in (_rows_symbol(program, node, names) for node in program.inputs)
         if symbol is not None
     )
     return Captured(
@@ -342,9 +343,7 @@ class _Recorder(_StandIn):
 class _Boundary(_StandIn):
     """Stands for the collection in the graph."""
 
-    def __init__(
-        self, inner: torch.nn.Module, sites: Sequence[Site], calls: Iterator[int]
-    ) -> None:
+    def __init__(self, inner: torch.nn.Module, sites: Sequence[Site], calls: Iterator[int]) -> None:
         super().__init__(inner)
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "calls", calls)
@@ -404,6 +403,7 @@ def _site(module: Any, features: KeyedJaggedTensor, found: Any) -> Site:
         widths=list(widths),
         sources=[keys.index(source) for source in sources],
         is_pooled=isinstance(found, KeyedTensor),
+        is_plain=touched(module) is None,
     )
 
 

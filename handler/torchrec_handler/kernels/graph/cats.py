@@ -17,7 +17,7 @@ from torchrec_handler.kernels.graph.layers import (
     emit_layer,
     weights_of,
 )
-from torchrec_handler.kernels.graph.program import Program, aten, argument, is_call, is_tensor
+from torchrec_handler.kernels.graph.program import Program, argument, aten, is_call, is_tensor
 from torchrec_handler.kernels.packed import Activation
 
 Term = tuple[Node, torch.Tensor]

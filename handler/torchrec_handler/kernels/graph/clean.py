@@ -12,8 +12,8 @@ from torch.fx import Node
 
 from torchrec_handler.kernels.graph.program import (
     Program,
-    aten,
     argument,
+    aten,
     is_call,
     is_tensor,
     value_of,
@@ -53,9 +53,9 @@ def _drop(program: Program) -> None:
     for node in reversed(program.nodes):
         if node.users or node.op in {"output", "placeholder"}:
             continue
-        if is_call(node, aten._assert_scalar.default) and not _may_fail(node):  # noqa: SLF001
-            program.graph.erase_node(node)
-        elif not is_call(node, aten._assert_scalar.default) and not _is_random(node):  # noqa: SLF001
+        if (is_call(node, aten._assert_scalar.default) and not _may_fail(node)) or (
+            not is_call(node, aten._assert_scalar.default) and not _is_random(node)
+        ):  # noqa: SLF001
             program.graph.erase_node(node)
 
 
@@ -143,7 +143,7 @@ def _narrow(program: Program, node: Node) -> Node | None:
         if start <= position and position + size <= stop:
             taken.append(piece)
         elif start < position + size and position < stop:
-            if (position <= start and stop <= position + size):
+            if position <= start and stop <= position + size:
                 inner = program.emit(
                     aten.slice.Tensor, piece, axis, start - position, stop - position
                 )
@@ -208,9 +208,7 @@ def _addmm(program: Program, node: Node) -> Node | None:
     value, added = value_of(weight), value_of(bias)
     if value is None or added is None or added.dim() != 1 or node.kwargs:
         return None
-    return program.emit(
-        aten.linear.default, x, program.constant(value.t().contiguous()), bias
-    )
+    return program.emit(aten.linear.default, x, program.constant(value.t().contiguous()), bias)
 
 
 def _add(program: Program, node: Node) -> Node | None:

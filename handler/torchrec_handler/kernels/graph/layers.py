@@ -19,7 +19,7 @@ from torchrec_handler.kernels.graph.program import (
     value_of,
 )
 from torchrec_handler.kernels.packed import RELU, Activation, Layer, Layers
-from torchrec_handler.options import KernelDtype
+from torchrec_handler.options import PRECISIONS, DenseDtype, KernelDtype
 
 linear = aten.linear.default
 
@@ -74,9 +74,7 @@ def fold_batch_norms(program: Program) -> None:
         before = weights_of(x)
         with program.before(node):
             if before and len(x.users) == 1:
-                weights = Weights(
-                    before.weight * scale.unsqueeze(1), before.bias * scale + shift
-                )
+                weights = Weights(before.weight * scale.unsqueeze(1), before.bias * scale + shift)
                 program.replace(node, emit_layer(program, x.args[0], weights, None))
                 program.graph.erase_node(x)
             elif node.meta["val"].dim() == 2 and all(
@@ -85,9 +83,7 @@ def fold_batch_norms(program: Program) -> None:
                 for user in list(node.users):
                     behind = weights_of(user)
                     assert behind
-                    weights = Weights(
-                        behind.weight * scale, behind.bias + behind.weight @ shift
-                    )
+                    weights = Weights(behind.weight * scale, behind.bias + behind.weight @ shift)
                     with program.before(user):
                         program.replace(
                             user, emit_layer(program, x, weights, user.meta.get(ACTIVATION))
@@ -206,31 +202,34 @@ def merge_siblings(program: Program) -> None:
 # Packing.
 
 
-def pack(program: Program, dtype: KernelDtype, cache: dict[Any, Callable[..., Any]]) -> None:
+def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
     """Give every layer of known weights the kernels of `packed`, and chains of them one call.
 
-    Args:
-        program: what is left to do is to call it.
-        dtype: the least precise type to compute in.
-        cache: packed weights by their constants, for programs that share them.
+    Returns:
+        The least precise type that is computed in.
     """
+    least: DenseDtype = "float32"
     for node in program.nodes:
         if not weights_of(node) or (node.users and _continues(node)):
             continue
         chain = [node]
-        while _continues(chain[0].args[0]) :
+        while _continues(chain[0].args[0]):
             chain.insert(0, chain[0].args[0])
         found = [weights_of(one) for one in chain]
         layers = [
             Layer(one.weight, one.bias, layer.meta.get(ACTIVATION))
-            for one, layer in zip(found, chain, strict=True) if one
+            for one, layer in zip(found, chain, strict=True)
+            if one
         ]
+        packed_layers = Layers(layers, dtype)
+        least = max(least, packed_layers.dtype, key=PRECISIONS.index)
         with program.before(node):
-            packed = program.graph.call_function(_function(Layers(layers, dtype)), (chain[0].args[0],))
+            packed = program.graph.call_function(_function(packed_layers), (chain[0].args[0],))
             packed.meta |= node.meta
         program.replace(node, packed)
         for one in reversed(chain[:-1]):
             program.graph.erase_node(one)
+    return least
 
 
 def _function(layers: Layers) -> Callable[[torch.Tensor], torch.Tensor]:

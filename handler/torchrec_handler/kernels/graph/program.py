@@ -4,7 +4,7 @@ Shapes: B rows.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,8 @@ class Site:
     """Of each embedding, which of the keys it is looked up for."""
     is_pooled: bool
     """It gives a KeyedTensor, else a dict of JaggedTensors."""
-    call: Callable[..., Sequence[torch.Tensor]] | None = None
-    """How it is called: values [N], lengths [F * B], weights [N] or None."""
+    is_plain: bool
+    """Nobody has added anything to the collection: it need not be called as a module."""
 
 
 class Program:

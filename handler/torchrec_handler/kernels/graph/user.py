@@ -27,7 +27,7 @@ Shared = Mapping[str, np.ndarray | None]
 SUFFIXES = (".lengths", ".values", ".weights")
 
 
-class CannotShare(Exception):  # noqa: N818  it is an answer
+class CannotShare(Exception):
     """Why the user cannot be told from the candidate."""
 
 
@@ -61,7 +61,8 @@ def split_user(captured: Captured, shared: Shared) -> tuple[Program, list[int]]:
     with program.graph.inserting_after(last):
         index = program.graph.placeholder("user_of_row")
     index.meta["val"] = next(
-        node.meta["val"] for node in program.nodes
+        node.meta["val"]
+        for node in program.nodes
         if is_tensor(node) and program.shape(node)[:1] == (captured.rows,)
     )
     _split_lookups(program, captured, shared, of_user)
@@ -267,7 +268,8 @@ class _Sides:
         at = self._index
         if of_user:
             at = next(
-                node for node in self._program.nodes
+                node
+                for node in self._program.nodes
                 if node in self._users and is_tensor(node) and self._has_rows(node)
             )
         with self._program.before(before):

@@ -1,18 +1,15 @@
-"""A captured method as something to call: the graph's code, and lookups without detours."""
+"""Lookups of a graph: each site called without detours. Shapes: B rows, F features, D width, N ids."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-import operator
 
 import torch
-from torch.fx import Node
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.kernels.direct import Pooled, sequences, why_not
 from torchrec_handler.kernels.graph.blocks import SITE
-from torchrec_handler.kernels.graph.capture import Captured, look_up
+from torchrec_handler.kernels.graph.capture import look_up
 from torchrec_handler.kernels.graph.program import Program, Site, aten, is_call
-from torchrec_handler.kernels.kernel import touched
 
 
 def site_call(site: Site) -> Callable[..., Any]:
@@ -21,7 +18,7 @@ def site_call(site: Site) -> Callable[..., Any]:
     Returns:
         Something that gives [B, D] in a list, or of each embedding [N, D] and lengths [B].
     """
-    if touched(site.module) is None:
+    if site.is_plain:
         direct = _pooled(site) if site.is_pooled else _sequences(site)
         if direct:
             return direct
@@ -78,16 +75,16 @@ def _sequences(site: Site) -> Callable[..., Any] | None:
     return one if features == 1 else several
 
 
-def place_lookups(captured: Captured) -> None:
-    """Let the graph call the sites."""
-    program = captured.program
+def place_lookups(program: Program, sites: Sequence[Site]) -> None:
+    """Let a graph call the sites."""
     for node in program.nodes:
         if is_call(node, look_up):
             values, lengths, weights, number, *_ = node.args
-            site = captured.sites[number]
             with program.before(node):
-                call = program.graph.call_function(site_call(site), (values, lengths, weights))
-                call.meta |= {**node.meta, SITE: True}
+                call = program.graph.call_function(
+                    site_call(sites[number]), (values, lengths, weights)
+                )
+            call.meta |= {**node.meta, SITE: True}
             program.replace(node, call)
 
 
