@@ -55,7 +55,7 @@ def _drop(program: Program) -> None:
             continue
         if (is_call(node, aten._assert_scalar.default) and not _may_fail(node)) or (
             not is_call(node, aten._assert_scalar.default) and not _is_random(node)
-        ):  # noqa: SLF001
+        ):
             program.graph.erase_node(node)
 
 
