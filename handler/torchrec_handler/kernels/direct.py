@@ -104,8 +104,9 @@ def _direct(module: Any) -> Any:
 
 
 class Pooled:
-    """The lookups of a collection that `why_not` has nothing against, in the order of its shards:
-    ids [N], offsets [F * B + 1] and weights [N] -> [B, D].
+    """The lookups of a collection that `why_not` has nothing against, in the order of its shards.
+
+    Ids [N], offsets [F * B + 1] and weights [N] -> [B, D].
     """
 
     def __init__(self, bags: Any) -> None:

@@ -20,10 +20,10 @@ from torchrec_handler.kernels.graph.capture import Batch
 from torchrec_handler.kernels.graph.methods import (
     Graph,
     GraphMethod,
-    Trial,
     capture_methods,
     choose,
 )
+from torchrec_handler.kernels.graph.trials import Trial
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.load.call import call_observed, no_gradients
 from torchrec_handler.load.signature.draw import STYLES, draw_inputs, open_inputs
@@ -36,7 +36,7 @@ ROWS = (1, 2, 7, 16, 128, 1000)
 
 CAPTURED_ROWS = 5
 
-LONGEST = 0.02
+LONGEST = 0.01
 """Seconds of a call behind which larger batches are left out: what holds of these holds of them."""
 
 

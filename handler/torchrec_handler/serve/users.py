@@ -123,11 +123,14 @@ def _without(request: ValidRequest, shared: Shared, whole: set[str]) -> ValidReq
         mask = shared.get(name)
         if name in whole:
             continue
-        inputs[name] = _emptied(value, mask) if mask is not None else value
+        if isinstance(value, Sparse) and mask is not None:
+            inputs[name] = _emptied(value, mask)
+        else:
+            inputs[name] = value
     return ValidRequest(rows=request.rows, inputs=inputs)
 
 
-def _emptied(sparse: Any, mask: Mask) -> Sparse:
+def _emptied(sparse: Sparse, mask: Mask) -> Sparse:
     """Without the lists of some features [F]."""
     kept = np.repeat(~mask, sparse.lengths.sum(axis=1))
     lengths = sparse.lengths * ~mask[:, None]

@@ -5,12 +5,17 @@ Shapes: B rows.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
-from torchrec_handler.kernels.graph.program import Program, aten, is_tensor
+from torchrec_handler.kernels.graph.program import (
+    Node,
+    Program,
+    aten,
+    is_tensor,
+)
 
 BLOCK_BYTES = 2**21
 """Of the largest tensor of a block."""
@@ -40,8 +45,8 @@ class Runner:
         if cut is None:
             self._whole = program.code().forward
         else:
-            first, second, self._is_cut, self.block = cut
-            self._look_up, self._compute = first.forward, second.forward
+            self._look_up, self._compute = cut.before.forward, cut.behind.forward
+            self._is_cut, self.block = cut.is_cut, cut.block
             self._measured = self._is_cut.index(True)
 
     def __call__(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -54,7 +59,7 @@ class Runner:
         rows = parts[self._measured].shape[0]
         if rows <= block:
             found = self._compute(*parts)
-            return found
+            return found  # noqa: RET504  code of a graph has no type
         blocks = []
         for start in range(0, rows, block):
             stop = min(start + block, rows)
@@ -66,50 +71,76 @@ class Runner:
         return [torch.cat(outputs) for outputs in zip(*blocks, strict=True)]
 
 
-def _cut(program: Program, rows: Any) -> tuple[GraphModule, GraphModule, list[bool], int] | None:
-    """Code before and behind the cut, which of what crosses it has B rows, and a block's rows."""
+class Cut(NamedTuple):
+    """A program in two."""
+
+    before: GraphModule
+    behind: GraphModule
+    is_cut: list[bool]
+    """Which of what crosses has B rows."""
+    block: int
+    """Rows of a block."""
+
+
+def _cut(program: Program, rows: Any) -> Cut | None:
     first = _first(program, rows)
-    second = [node for node in program.nodes if node not in first and node.op in {"call_function"}]
-    outputs: Any = program.output.args[0]
-    if not second or not all(_has_rows(program, one, rows) for one in outputs):
+    second = [node for node in program.nodes if node not in first and node.op == "call_function"]
+    outputs = program.output.args[0]
+    crossing = _crossing(program, first, second, rows)
+    if not second or not crossing or not all(_has_rows(program, one, rows) for one in outputs):
         return None
-    crossing: list[Node] = []
-    for node in (*second, program.output):
-        for one in node.all_input_nodes:
-            if one in first and one not in crossing and one.op != "get_attr":
-                if is_tensor(one):
-                    crossing.append(one)
-                elif program.size(one.meta["val"]) != rows:
-                    return None
     is_cut = [not one.meta.get(USER) for one in crossing]
     if True not in is_cut:
         return None
-    env: dict[Node, Node] = {}
-    before = Graph()
+    largest = max(_bytes_of_a_row(program, node, rows) for node in second)
+    return Cut(
+        before=_code(program, first, crossing),
+        behind=_code_behind(program, first, crossing, crossing[is_cut.index(True)]),
+        is_cut=is_cut,
+        block=int(min(max(BLOCK_BYTES // max(largest, 1), LEAST_ROWS), MOST_ROWS)),
+    )
+
+
+def _crossing(
+    program: Program, first: set[Node], second: list[Node], rows: Any
+) -> list[Node] | None:
+    """What is computed before the cut and read behind it; None where that has other sizes."""
+    crossing: dict[Node, None] = {}
+    for node in (*second, program.output):
+        for one in node.all_input_nodes:
+            if one in first and is_tensor(one):
+                crossing[one] = None
+            elif one in first and program.size(one.meta["val"]) != rows:
+                return None
+    return list(crossing)
+
+
+def _code(program: Program, first: set[Node], crossing: list[Node]) -> GraphModule:
+    graph = Graph()
+    made: dict[Node, Node] = {}
     for node in program.nodes:
         if node in first or node.op == "get_attr":
-            env[node] = before.node_copy(node, env.__getitem__)
-    before.output([env[one] for one in crossing])
-    env = {}
-    behind = Graph()
-    for one in crossing:
-        env[one] = behind.placeholder(one.name)
-    sized = behind.call_function(aten.sym_size.int, (env[crossing[is_cut.index(True)]], 0))
-    for node in (*program.nodes,):
-        if node in env:
-            continue
-        if node.op == "get_attr":
-            env[node] = behind.node_copy(node)
-        elif node in first:
-            env[node] = sized
-        elif node.op == "call_function":
-            env[node] = behind.node_copy(node, env.__getitem__)
-    behind.output([env[one] for one in outputs])
-    for graph in (before, behind):
-        graph.eliminate_dead_code()
-    largest = max((_bytes_of_a_row(program, node, rows) for node in second), default=0)
-    block = int(min(max(BLOCK_BYTES // max(largest, 1), LEAST_ROWS), MOST_ROWS))
-    return GraphModule(program.root, before), GraphModule(program.root, behind), is_cut, block
+            made[node] = graph.node_copy(node, made.__getitem__)
+    graph.output([made[one] for one in crossing])
+    graph.eliminate_dead_code()
+    return GraphModule(program.root, graph)
+
+
+def _code_behind(
+    program: Program, first: set[Node], crossing: list[Node], measured: Node
+) -> GraphModule:
+    graph = Graph()
+    made: dict[Node, Node] = {one: graph.placeholder(one.name) for one in crossing}
+    # The only size that crosses is that of the rows, which now are those of a block.
+    rows = graph.call_function(aten.sym_size.int, (made[measured], 0))
+    for node in program.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and node not in first):
+            made[node] = graph.node_copy(node, made.__getitem__)
+        elif node not in made:
+            made[node] = rows
+    graph.output([made[one] for one in program.output.args[0]])
+    graph.eliminate_dead_code()
+    return GraphModule(program.root, graph)
 
 
 def _first(program: Program, rows: Any) -> set[Node]:

@@ -25,22 +25,22 @@ from torchrec_handler.tables.variable_batch import is_variable
 
 Batch = Mapping[str, torch.Tensor | list[torch.Tensor]]
 
-LIBRARY = torch.library.Library("torchrec_handler", "DEF")
+LIBRARY: Any = torch.library.Library("torchrec_handler", "DEF")  # type: ignore[no-untyped-call]
 LIBRARY.define(
     "look_up(Tensor values, Tensor lengths, Tensor? weights, int site, int features, int[] widths, "
     "bool is_pooled) -> Tensor[]"
 )
 
 
-@torch.library.register_fake("torchrec_handler::look_up", lib=LIBRARY)
-def _look_up(  # noqa: PLR0913
+@torch.library.register_fake("torchrec_handler::look_up", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _look_up(  # noqa: PLR0913, PLR0917  as the operator is called
     values: torch.Tensor,
     lengths: torch.Tensor,
     weights: torch.Tensor | None,  # noqa: ARG001
     site: int,  # noqa: ARG001
     features: int,
     widths: Sequence[int],
-    is_pooled: bool,  # noqa: FBT001  as the operator is called
+    is_pooled: bool,  # noqa: FBT001
 ) -> list[torch.Tensor]:
     """Shapes of what a site gives: [B, D], or of each embedding [N, D] and lengths [B]."""
     rows = lengths.shape[0] // features
@@ -97,7 +97,7 @@ def capture(
     with _boundaries(module, lambda inner: _Recorder(inner, sites)):
         _call(module, qualname, batch)
     rows = Dim("rows")
-    dims = [_dims(name, part, features, rows) for name, part in names]
+    dims = [_dims(name, features, rows) for name, _ in names]
     calls = iter(range(len(sites)))
     method = _Method(module, qualname, names)
     try:
@@ -194,7 +194,7 @@ def flatten(batch: Batch) -> tuple[list[tuple[str, int | None]], list[torch.Tens
     return names, tensors
 
 
-def _dims(name: str, _: int | None, features: Mapping[str, int], rows: Any) -> dict[int, Any]:
+def _dims(name: str, features: Mapping[str, int], rows: Any) -> dict[int, Any]:
     owner, _, suffix = name.rpartition(".")
     if owner not in features:
         return {0: rows}
@@ -244,7 +244,11 @@ def _masks_as_they_are() -> Iterator[None]:
     """
     detect = transformer._detect_is_causal_mask  # noqa: SLF001
 
-    def told(_: Any, is_causal: bool | None = None, *__: Any, **___: Any) -> bool:  # noqa: FBT001
+    def told(
+        mask: torch.Tensor | None,  # noqa: ARG001
+        is_causal: bool | None = None,  # noqa: FBT001
+        size: int | None = None,  # noqa: ARG001
+    ) -> bool:
         return bool(is_causal)
 
     transformer._detect_is_causal_mask = told  # noqa: SLF001
@@ -260,11 +264,14 @@ def _open_lengths(module: torch.nn.Module) -> Iterator[None]:
 
     Modules that came out of a torch.package have builtins of their own.
     """
-    known = {id(vars(builtins)): vars(builtins)}
-    for part in module.modules():
-        found = getattr(type(part).forward, "__globals__", {}).get("__builtins__")
-        if isinstance(found, dict):
-            known[id(found)] = found
+    own = vars(builtins)
+    of_parts = [
+        getattr(type(part).forward, "__globals__", {}).get("__builtins__")
+        for part in module.modules()
+    ]
+    # Everybody's `len` is slower while that lasts, so it is left alone where it can be.
+    found = [names for names in of_parts if isinstance(names, dict) and names is not own] or [own]
+    known = {id(names): names for names in found}
     plain = len
 
     def open_len(given: Any) -> Any:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 from torchrec_handler.kernels.graph.clean import axis_of
 from torchrec_handler.kernels.graph.layers import (
@@ -17,7 +16,14 @@ from torchrec_handler.kernels.graph.layers import (
     emit_layer,
     weights_of,
 )
-from torchrec_handler.kernels.graph.program import Program, argument, aten, is_call, is_tensor
+from torchrec_handler.kernels.graph.program import (
+    Node,
+    Program,
+    argument,
+    aten,
+    is_call,
+    is_tensor,
+)
 from torchrec_handler.kernels.packed import Activation
 
 Term = tuple[Node, torch.Tensor]
@@ -58,7 +64,7 @@ def pieces_of(x: Any) -> list[Node] | None:
 def columns_of(program: Program, pieces: list[Node], weights: Weights) -> list[torch.Tensor]:
     """Of each piece of a layer's input, its columns of the weight."""
     widths = [program.shape(piece)[-1] for piece in pieces]
-    return list(weights.weight.split(widths, dim=1))
+    return list(torch.split(weights.weight, widths, dim=1))
 
 
 def sum_of_layers(

@@ -5,12 +5,12 @@ Each rule looks at one node and gives what to read instead, or None. Shapes: B r
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.fx import Node
 
 from torchrec_handler.kernels.graph.program import (
+    Node,
     Program,
     argument,
     aten,
@@ -22,12 +22,17 @@ from torchrec_handler.kernels.graph.program import (
 MOST_FOLDED = 2**22
 """Elements of a constant that is computed out of others."""
 
-ASSERTS = (
-    aten._assert_tensor_metadata.default,  # noqa: SLF001
-    aten.sym_constrain_range.default,
-    aten.sym_constrain_range_for_size.default,
-)
+ASSERT = aten._assert_scalar.default  # noqa: SLF001  it has no other name
 RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial", "poisson", "exponential")
+
+
+class Part(NamedTuple):
+    """A part of a tensor along an axis."""
+
+    source: Node
+    axis: int
+    start: int
+    stop: int
 
 
 def clean(program: Program) -> None:
@@ -51,18 +56,14 @@ def clean(program: Program) -> None:
 def _drop(program: Program) -> None:
     """Take out what nobody reads, and asserts of what is known anyway."""
     for node in reversed(program.nodes):
-        if node.users or node.op in {"output", "placeholder"}:
-            continue
-        if (is_call(node, aten._assert_scalar.default) and not _may_fail(node)) or (
-            not is_call(node, aten._assert_scalar.default) and not _is_random(node)
-        ):
+        is_kept = node.users or node.op in {"output", "placeholder"} or _is_random(node)
+        if not is_kept and not (is_call(node, ASSERT) and _may_fail(node)):
             program.graph.erase_node(node)
 
 
 def _may_fail(node: Node) -> bool:
     """Whether an assert is of two lengths that a request decides."""
-    condition = node.args[0]
-    return isinstance(condition, Node) and is_call(condition, operator.eq)
+    return is_call(node.args[0], operator.eq)
 
 
 def _is_random(node: Node) -> bool:
@@ -90,7 +91,7 @@ def _same(_: Program, node: Node) -> Node:
 
 
 def _dropout(_: Program, node: Node) -> Node | None:
-    return None if argument(node, 2, "train") else node.args[0]  # type: ignore[return-value]
+    return None if argument(node, 2, "train") else node.args[0]
 
 
 def _if_same_type(_: Program, node: Node) -> Node | None:
@@ -101,7 +102,7 @@ def _if_same_type(_: Program, node: Node) -> Node | None:
 
 def _if_same_shape(program: Program, node: Node) -> Node | None:
     source = node.args[0]
-    return source if program.shape(source) == program.shape(node) else None  # type: ignore
+    return source if program.shape(source) == program.shape(node) else None
 
 
 def _cat(program: Program, node: Node) -> Node | None:
@@ -109,7 +110,7 @@ def _cat(program: Program, node: Node) -> Node | None:
     tensors, axis = node.args[0], axis_of(node, argument(node, 1, "dim", 0))
     if len(tensors) == 1:
         return tensors[0]
-    flat = []
+    flat: list[Node] = []
     for one in tensors:
         inner = is_call(one, aten.cat.default) and axis_of(one, argument(one, 1, "dim", 0)) == axis
         flat += one.args[0] if inner else [one]
@@ -120,78 +121,75 @@ def _cat(program: Program, node: Node) -> Node | None:
 
 def axis_of(node: Node, axis: int) -> int:
     """Counted from the first one."""
-    return axis % node.meta["val"].dim()
+    dims: int = node.meta["val"].dim()
+    return axis % dims
 
 
 def _narrow(program: Program, node: Node) -> Node | None:
-    """Whole pieces of a cat are these pieces."""
-    found = part_of(program, node)
+    """All of a tensor is the tensor, and whole pieces of a cat are these pieces."""
+    part = part_of(program, node)
+    if part is None:
+        return None
+    if (part.start, part.stop) == (0, program.shape(part.source)[part.axis]):
+        return part.source
+    is_cat = is_call(part.source, aten.cat.default)
+    if not is_cat or axis_of(part.source, argument(part.source, 1, "dim", 0)) != part.axis:
+        return None
+    return _pieces(program, part)
+
+
+def _pieces(program: Program, part: Part) -> Node | None:
+    """A part of a cat, where it is of whole pieces or lies within one."""
+    taken: list[Node] = []
+    end = 0
+    for piece in part.source.args[0]:
+        size = program.shape(piece)[part.axis]
+        if not isinstance(size, int):
+            return None
+        begin, end = end, end + size
+        if begin <= part.start and part.stop <= end:
+            where = part.axis, part.start - begin, part.stop - begin
+            return program.emit(aten.slice.Tensor, piece, *where)
+        if part.start <= begin and end <= part.stop:
+            taken.append(piece)
+        elif part.start < end and begin < part.stop:
+            return None
+    return program.emit(aten.cat.default, taken, part.axis) if taken else None
+
+
+def part_of(program: Program, node: Node) -> Part | None:
+    """The part of another tensor that a node is, of known place and length."""
+    found = _bounds(node)
     if found is None:
         return None
     source, axis, start, stop = found
-    if (start, stop) == (0, program.shape(source)[axis]):
-        return source
-    if not is_call(source, aten.cat.default):
-        return None
-    if axis_of(source, argument(source, 1, "dim", 0)) != axis:
-        return None
-    position, taken = 0, []
-    for piece in source.args[0]:  # type: ignore[union-attr]
-        size = program.shape(piece)[axis]
-        if not isinstance(size, int):
-            return None
-        if start <= position and position + size <= stop:
-            taken.append(piece)
-        elif start < position + size and position < stop:
-            if position <= start and stop <= position + size:
-                inner = program.emit(
-                    aten.slice.Tensor, piece, axis, start - position, stop - position
-                )
-                return inner
-            return None
-        position += size
-    if not taken:
-        return None
-    return taken[0] if len(taken) == 1 else program.emit(aten.cat.default, taken, axis)
-
-
-def part_of(program: Program, node: Node) -> tuple[Node, int, int, int] | None:
-    """Tensor, axis, start and stop, of a node that is a part of a tensor along an axis."""
-    if is_call(node, aten.slice.Tensor):
-        source = node.args[0]
-        axis = axis_of(source, argument(node, 1, "dim", 0))
-        start, stop = argument(node, 2, "start") or 0, argument(node, 3, "end")
-        if argument(node, 4, "step", 1) != 1:
-            return None
-    elif is_call(node, aten.narrow.default):
-        source, axis = node.args[0], axis_of(node.args[0], node.args[1])
-        start, length = node.args[2:4]
-        stop = start + length if isinstance(start, int) and isinstance(length, int) else None
-    elif is_call(node, operator.getitem) and is_call(
-        node.args[0], aten.split_with_sizes.default, aten.split.Tensor
-    ):
-        split, position = node.args
-        source = split.args[0]
-        axis = axis_of(source, argument(split, 2, "dim", 0))
-        sizes = split.args[1]
-        if isinstance(sizes, int):
-            start, stop = position * sizes, (position + 1) * sizes
-        elif all(isinstance(size, int) for size in sizes):
-            start = sum(sizes[:position])
-            stop = start + sizes[position]
-        else:
-            return None
-    else:
-        return None
+    axis = axis_of(source, axis)
     length = program.shape(source)[axis]
-    if not isinstance(length, int) or not isinstance(start, int):
-        return None
     stop = length if stop is None else stop
-    if not isinstance(stop, int):
+    if not all(isinstance(one, int) for one in (length, start, stop)):
         return None
-    start = start + length if start < 0 else start
-    stop = min(stop + length if stop < 0 else stop, length)
-    return source, axis, start, stop
+    start, stop = (one + length if one < 0 else one for one in (start, stop))
+    return Part(source, axis, start, min(stop, length))
+
+
+def _bounds(node: Node) -> tuple[Node, int, Any, Any] | None:
+    if is_call(node, aten.slice.Tensor) and argument(node, 4, "step", 1) == 1:
+        start, stop = argument(node, 2, "start") or 0, argument(node, 3, "end")
+        return node.args[0], argument(node, 1, "dim", 0), start, stop
+    if is_call(node, aten.narrow.default):
+        source, axis, start, length = node.args
+        is_known = isinstance(start, int) and isinstance(length, int)
+        return (source, axis, start, start + length) if is_known else None
+    if is_call(node, operator.getitem):
+        split, position = node.args
+        if is_call(split, aten.split_with_sizes.default, aten.split.Tensor):
+            source, sizes = split.args[:2]
+            if isinstance(sizes, int):
+                sizes = [sizes] * (position + 1)
+            if all(isinstance(size, int) for size in sizes):
+                start = sum(sizes[:position])
+                return source, argument(split, 2, "dim", 0), start, start + sizes[position]
+    return None
 
 
 def _matmul(program: Program, node: Node) -> Node | None:

@@ -8,10 +8,10 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch.fx import Node
 from torch.nn import functional
 
 from torchrec_handler.kernels.graph.program import (
+    Node,
     Program,
     argument,
     aten,
@@ -64,48 +64,52 @@ def emit_layer(program: Program, x: Node, weights: Weights, activation: Activati
 def fold_batch_norms(program: Program) -> None:
     """A norm of known scales is part of the layer before it, or else of those behind it."""
     for node in program.nodes:
-        if not is_call(node, aten.batch_norm.default):
-            continue
-        scale_shift = _scale_shift(node)
-        if scale_shift is None:
-            continue
-        scale, shift = scale_shift
-        x = node.args[0]
-        before = weights_of(x)
+        if is_call(node, aten.batch_norm.default) and (known := _scale_shift(node)):
+            _fold(program, node, *known)
+
+
+def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    x, before = node.args[0], weights_of(node.args[0])
+    behind = [(user, weights_of(user)) for user in node.users]
+    if before and len(x.users) == 1:
+        weights = Weights(before.weight * scale.unsqueeze(1), before.bias * scale + shift)
         with program.before(node):
-            if before and len(x.users) == 1:
-                weights = Weights(before.weight * scale.unsqueeze(1), before.bias * scale + shift)
-                program.replace(node, emit_layer(program, x.args[0], weights, None))
-                program.graph.erase_node(x)
-            elif node.meta["val"].dim() == 2 and all(
-                weights_of(user) and user.args[0] is node for user in node.users
-            ):
-                for user in list(node.users):
-                    behind = weights_of(user)
-                    assert behind
-                    weights = Weights(behind.weight * scale, behind.bias + behind.weight @ shift)
-                    with program.before(user):
-                        program.replace(
-                            user, emit_layer(program, x, weights, user.meta.get(ACTIVATION))
-                        )
-                program.graph.erase_node(node)
-            elif node.meta["val"].dim() == 2:
-                given = program.constant(shift), x, program.constant(scale)
-                program.replace(node, program.emit(aten.addcmul.default, *given))
+            program.replace(node, emit_layer(program, x.args[0], weights, None))
+        program.graph.erase_node(x)
+    elif node.meta["val"].dim() != 2:
+        return
+    elif all(given and user.args[0] is node for user, given in behind):
+        for user, given in behind:
+            if given is None:
+                continue
+            folded = Weights(given.weight * scale, given.bias + given.weight @ shift)
+            with program.before(user):
+                layer = emit_layer(program, x, folded, user.meta.get(ACTIVATION))
+            program.replace(user, layer)
+        program.graph.erase_node(node)
+    else:
+        with program.before(node):
+            given = program.constant(shift), x, program.constant(scale)
+            program.replace(node, program.emit(aten.addcmul.default, *given))
 
 
 def _scale_shift(node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
-    _, weight, bias, mean, variance, is_training, _, epsilon, *_ = node.args
-    known = [value_of(one) for one in (mean, variance)]
-    if is_training or any(one is None for one in known):
+    """What a norm multiplies by and adds, [N] each, where it is known."""
+    _, *parameters, is_training, _, epsilon, _ = node.args
+    values = [None if one is None else value_of(one) for one in parameters]
+    weight, bias, mean, variance = (None if one is None else one.double() for one in values)
+    given = sum(one is not None for one in parameters)
+    if (
+        is_training
+        or mean is None
+        or variance is None
+        or given != sum(one is not None for one in values)
+    ):
         return None
-    mean_value, variance_value = (one.double() for one in known)  # type: ignore[union-attr]
-    scale = (variance_value + epsilon).rsqrt()
-    if weight is not None:
-        scale = scale * value_of(weight).double()  # type: ignore[union-attr]
-    shift = -mean_value * scale
-    if bias is not None:
-        shift = shift + value_of(bias).double()  # type: ignore[union-attr]
+    scale = (variance + epsilon).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    shift = shift if bias is None else shift + bias
     return scale.float(), shift.float()
 
 

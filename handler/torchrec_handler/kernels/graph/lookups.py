@@ -1,4 +1,7 @@
-"""Lookups of a graph: each site called without detours. Shapes: B rows, F features, D width, N ids."""
+"""Lookups of a graph: each site called without detours.
+
+Shapes: B rows, F features, D width, N ids.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,7 +72,7 @@ def _sequences(site: Site) -> Callable[..., Any] | None:
     def several(values: Any, lengths: Any, _: Any) -> Any:
         found = look_up(values, offsets_of(lengths).to(values.dtype), None)
         of_feature = lengths.view(features, -1)
-        pieces = found.split(of_feature.sum(dim=1).tolist())
+        pieces = torch.split(found, of_feature.sum(dim=1).tolist())
         return [part for at in sources for part in (pieces[at], of_feature[at])]
 
     return one if features == 1 else several

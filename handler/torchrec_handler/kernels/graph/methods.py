@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 MOST_SHARED = 8
 """Programs for shared inputs, of each method; what is shared beyond them is looked up once."""
 
-SECONDS = 0.4
+SECONDS = 0.2
 """To time a method in; larger batches are left out where it is over."""
 
 SLOWER = 1.03
@@ -161,7 +161,7 @@ class GraphMethod:
         return self._unflatten(self._run(*tensors))
 
     def tried(self, batch: Batch, rows: int) -> list[torch.Tensor]:
-        """What the graph gives; of some rows in blocks, to see that rows do not reach each other."""
+        """What the graph gives; of some rows in blocks, to see that none reaches another."""
         block = self._run.block
         self._run.block = FEW if block and FEW < rows <= FEW**2 else block
         try:

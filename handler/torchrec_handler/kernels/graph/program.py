@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch import fx
+from torch.fx import Graph, GraphModule
 
 aten = torch.ops.aten
 
+Node = Any
+"""A node of torch.fx, whose own type says of its arguments that they may be anything."""
 Size = Any
 """A length of an axis: an int, or an expression of sympy's over B."""
 
@@ -121,17 +124,17 @@ class Program:
 
 def value_of(node: Any) -> torch.Tensor | None:
     """What a node is, where that is known before anybody asks."""
-    return node.meta.get("constant") if isinstance(node, Node) else None
+    return node.meta.get("constant") if isinstance(node, fx.Node) else None
 
 
 def is_tensor(node: Any) -> bool:
     """Whether a node gives one tensor."""
-    return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor)
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def is_call(node: Any, *targets: Any) -> bool:
     """Whether a node calls one of some functions."""
-    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
@@ -142,4 +145,4 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
 
 
 def _values(given: Any) -> Any:
-    return torch.fx.map_arg(given, lambda node: node.meta["val"])
+    return fx.map_arg(given, lambda node: node.meta["val"])

@@ -7,21 +7,30 @@ Shapes: B rows, U users, F features, N ids.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch.fx import Node
 
 from torchrec_handler.kernels.graph.blocks import USER
 from torchrec_handler.kernels.graph.capture import Captured, look_up
 from torchrec_handler.kernels.graph.cats import columns_of, pieces_of
 from torchrec_handler.kernels.graph.clean import clean
 from torchrec_handler.kernels.graph.layers import ACTIVATION, Weights, emit_layer, weights_of
-from torchrec_handler.kernels.graph.program import Program, aten, is_call, is_tensor
+from torchrec_handler.kernels.graph.program import (
+    Node,
+    Program,
+    Site,
+    aten,
+    is_call,
+    is_tensor,
+)
 from torchrec_handler.kernels.packed import Activation
 
-Shared = Mapping[str, np.ndarray | None]
+Mask = npt.NDArray[np.bool_]
+Shared = Mapping[str, Mask | None]
 """Input -> which of its features [F] requests give once; None for all of a dense one."""
 
 SUFFIXES = (".lengths", ".values", ".weights")
@@ -83,75 +92,64 @@ def _owner(name: str) -> str:
 def _split_lookups(
     program: Program, captured: Captured, shared: Shared, of_user: Mapping[Node, Node]
 ) -> None:
-    """Look up the user's features and the candidate's apart, where a collection has both."""
+    """Look up the user's features and the candidate's apart, where a collection has both.
+
+    Raises:
+        CannotShare: that cannot be told of its tensors.
+    """
     names = dict(zip(program.inputs, (name for name, _ in captured.names), strict=False))
     for node in program.nodes:
-        if not is_call(node, look_up):
-            continue
-        values, lengths, weights, number, *rest = node.args
-        parts = _inputs_of(lengths, names)
-        if parts is None:
-            continue
-        masks = []
-        for one in parts:
-            owner = _owner(names[one])
-            features = captured.sites[number].keys
-            count = len(features) if len(parts) == 1 else None
-            mask = shared.get(owner, np.zeros(count or 1, np.bool_))
-            masks.append(mask)
-        if len(parts) > 1:
-            is_mixed = len({bool(mask is None or mask.any()) for mask in masks}) > 1
-        else:
-            (mask,) = masks
-            is_mixed = mask is not None and mask.any() and not mask.all()
-        if not is_mixed:
-            continue
-        if len(parts) > 1:
-            message = "one collection looks up several inputs, some of them shared"
+        owners = [_owner(names[one]) for one in _inputs_of(node, names)]
+        if len(owners) > 1 and 0 < sum(owner in shared for owner in owners) < len(owners):
+            message = "a collection looks up several inputs, some of them shared"
             raise CannotShare(message)
-        site = captured.sites[number]
+        mask = shared.get(owners[0]) if len(owners) == 1 else None
+        if mask is None or mask.all():
+            continue
+        site = captured.sites[node.args[3]]
         if not site.is_pooled:
             message = "a collection gives sequences of features of which some are shared"
             raise CannotShare(message)
-        (lengths_input,) = parts
-        owner = _owner(names[lengths_input])
-        own = {names[one]: given for one, given in of_user.items()}
-        if names.get(values) != f"{owner}.values":
-            continue
         with program.before(node):
-            given = [own[f"{owner}.values"], own[f"{owner}.lengths"]]
-            given.append(own[f"{owner}.weights"] if weights is not None else None)
-            user = program.emit(look_up, *given, number, *rest)
-            user_rows = program.emit(_first, user)
-            user_rows.meta[USER] = True
-            user.meta[USER] = True
-            item = program.emit(look_up, values, lengths, weights, number, *rest)
-            item_rows = program.emit(_first, item)
-            pieces, start = [], 0
-            runs: list[tuple[bool, int, int]] = []
-            for width, source in zip(site.widths, site.sources, strict=True):
-                is_user = bool(mask[source])
-                if runs and runs[-1][0] == is_user:
-                    runs[-1] = (is_user, runs[-1][1], start + width)
-                else:
-                    runs.append((is_user, start, start + width))
-                start += width
-            for is_user, begin, end in runs:
-                source_rows = user_rows if is_user else item_rows
-                pieces.append(program.emit(aten.slice.Tensor, source_rows, 1, begin, end))
-            found = program.emit(aten.cat.default, pieces, 1)
-        for user_of_it in list(node.users):
-            program.replace(user_of_it, found)
+            found = _apart(program, node, site, mask, of_user)
+        for reader in list(node.users):
+            program.replace(reader, found)
         program.graph.erase_node(node)
 
 
-def _inputs_of(node: Any, names: Mapping[Node, str]) -> list[Node] | None:
-    """The inputs that a tensor is, or is a cat of."""
-    if node in names:
-        return [node]
-    if is_call(node, aten.cat.default) and all(one in names for one in node.args[0]):
-        return list(node.args[0])
-    return None
+def _apart(
+    program: Program, node: Node, site: Site, mask: Mask, of_user: Mapping[Node, Node]
+) -> Node:
+    """What a site gives [B, D], of each side's features what that side looks up."""
+    values, lengths, weights, *rest = node.args
+    if any(one not in of_user for one in (values, lengths, *([weights] if weights else []))):
+        message = "a collection looks up what is made of an input of which some is shared"
+        raise CannotShare(message)
+    user = program.emit(look_up, of_user[values], of_user[lengths], of_user.get(weights), *rest)
+    item = program.emit(look_up, values, lengths, weights, *rest)
+    sides = [program.emit(_first, item), program.emit(_first, user)]
+    ends = list(accumulate(site.widths, initial=0))
+    runs: list[tuple[bool, int, int]] = []
+    for source, (start, stop) in zip(site.sources, pairwise(ends), strict=True):
+        is_user = bool(mask[source])
+        begin = runs.pop()[1] if runs and runs[-1][0] == is_user else start
+        runs.append((is_user, begin, stop))
+    pieces = [
+        program.emit(aten.slice.Tensor, sides[is_user], 1, start, stop)
+        for is_user, start, stop in runs
+    ]
+    return program.emit(aten.cat.default, pieces, 1)
+
+
+def _inputs_of(node: Node, names: Mapping[Node, str]) -> list[Node]:
+    """The inputs whose lists a lookup is given, where it is given them as they are."""
+    if not is_call(node, look_up):
+        return []
+    lengths = node.args[1]
+    if lengths in names:
+        return [lengths]
+    is_cat = is_call(lengths, aten.cat.default)
+    return list(lengths.args[0]) if is_cat and all(one in names for one in lengths.args[0]) else []
 
 
 def _first(found: Sequence[torch.Tensor]) -> torch.Tensor:
