@@ -89,8 +89,8 @@ def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor
         program.graph.erase_node(node)
     else:
         with program.before(node):
-            given = program.constant(shift), x, program.constant(scale)
-            program.replace(node, program.emit(aten.addcmul.default, *given))
+            terms = program.constant(shift), x, program.constant(scale)
+            program.replace(node, program.emit(aten.addcmul.default, *terms))
 
 
 def _scale_shift(node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
