@@ -1,6 +1,6 @@
 """Which codec reads a request and which writes its answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torchrec_handler.archive.format import Signature
@@ -12,6 +12,13 @@ from torchrec_handler.serve.codecs.columns import columns
 from torchrec_handler.serve.codecs.json_columns import JsonColumns
 from torchrec_handler.serve.codecs.json_document import JsonParser, shortened
 from torchrec_handler.serve.codecs.json_rows import JsonRows
+from torchrec_handler.serve.codecs.json_together import (
+    MOST,
+    Parts,
+    Together,
+    plain_names,
+    take_apart,
+)
 from torchrec_handler.serve.codecs.open_inference import OpenInference
 from torchrec_handler.serve.codecs.protobuf import Protobuf
 from torchrec_handler.serve.request import Columns, RawRequest, Response
@@ -40,6 +47,14 @@ class Reply(NamedTuple):
     asked: Asked = NOTHING
 
 
+class Group(NamedTuple):
+    """Requests that may be decoded together, or one that may not."""
+
+    positions: list[int]
+    parts: list[Parts]
+    """Of each, none of one that may not."""
+
+
 class Codecs:
     """Reads requests for one model, writes its answers."""
 
@@ -48,6 +63,7 @@ class Codecs:
         model = Model(name=model_name, signature=signature, limits=limits, columns=known)
         codecs = [make(model) for make in CODECS]
         self._most_names = len(known) + MOST_NAMES
+        self._plain_names = plain_names(known)
         self._parser = JsonParser()
         readers: dict[str, list[Reply]] = {}
         for reply in map(Reply, codecs):
@@ -71,6 +87,41 @@ class Codecs:
         own, body = self._open(raw, self._most_names)
         read, asked = own.codec.decode(body)
         return read, self._reply(raw.accept, own, asked)
+
+    def group(self, requests: Sequence[RawRequest]) -> list[Group]:
+        """Which requests may be decoded together; most formats' are alone."""
+        groups: list[Group] = []
+        alike: dict[Hashable, Group] = {}
+        for at, raw in enumerate(requests):
+            parts = None if raw.content_encoding else take_apart(raw.body, self._plain_names)
+            if parts is None:
+                groups.append(Group([at], []))
+                continue
+            key = (raw.content_type, raw.accept, raw.qualname, parts.names, parts.form)
+            own = alike.get(key)
+            if own is None or len(own.positions) == MOST:
+                groups.append(own := Group([], []))
+                alike[key] = own
+            own.positions.append(at)
+            own.parts.append(parts)
+        return groups
+
+    def decode_together(
+        self, first: RawRequest, parts: Sequence[Parts]
+    ) -> list[tuple[Columns, Reply]]:
+        """Read the input tensors of a group at once.
+
+        Args:
+            first: of its requests.
+            parts: of each.
+
+        Raises:
+            UnsupportedMediaType, InvalidRequest, RequestTooLarge: not all of them can be read,
+                each of which is to be told of its own.
+        """
+        together = Together(parts)
+        read, reply = self.decode(first._replace(body=together.body))
+        return [(own, reply) for own in together.cut(read)]
 
     def decode_arguments(self, raw: RawRequest) -> tuple[Arguments, Reply]:
         """Read the keyword arguments of a method without `need_preproc`.
