@@ -15,7 +15,6 @@ from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, size_of_arguments
 from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
-from torchrec_handler.serve.codecs.json_together import Parts
 from torchrec_handler.serve.measure import Size
 from torchrec_handler.serve.observe import Observer, Stages
 from torchrec_handler.serve.predict import HostResult, call, predict
@@ -143,7 +142,7 @@ class Engine:
             len(raw.body) + (COMPRESSED_BYTES if raw.content_encoding else 0) for raw in requests
         ]
         groups = self._codecs.group(requests)
-        for positions, parts in sorted(groups, key=lambda group: costs[group.positions[0]]):
+        for positions in sorted(groups, key=lambda group: costs[group[0]]):
             if outcomes and time.monotonic() > end:
                 message = (
                     "not read: smaller requests took more than "
@@ -151,7 +150,7 @@ class Engine:
                 )
                 outcomes.update((position, Overloaded(message)) for position in positions)
             else:
-                reads = self._decode_group([requests[position] for position in positions], parts)
+                reads = self._decode_group([requests[position] for position in positions])
                 outcomes.update(zip(positions, reads, strict=True))
         sizes = {at: read.size for at, read in outcomes.items() if isinstance(read, _Read)}
         if sizes:
@@ -160,12 +159,10 @@ class Engine:
             outcomes.update({positions[at]: refusal for at, refusal in refusals.items()})
         return [outcomes[position] for position in range(len(requests))]
 
-    def _decode_group(
-        self, requests: Sequence[RawRequest], parts: Sequence[Parts]
-    ) -> Sequence[_Read | RequestError]:
+    def _decode_group(self, requests: Sequence[RawRequest]) -> Sequence[_Read | RequestError]:
         """Decode requests together or, where one of them is not as it should be, one by one."""
-        if len(parts) > 1 and self._methods.get(requests[0].qualname):
-            decoded = _attempt(READING, self._codecs.decode_together, requests[0], parts)
+        if len(requests) > 1 and self._methods.get(requests[0].qualname):
+            decoded = _attempt(READING, self._codecs.decode_together, requests)
             if not isinstance(decoded, RequestError):
                 return [_attempt(READING, self._measure, *each) for each in decoded]
         return [_attempt(READING, self._decode, raw) for raw in requests]

@@ -12,13 +12,7 @@ from torchrec_handler.serve.codecs.columns import columns
 from torchrec_handler.serve.codecs.json_columns import JsonColumns
 from torchrec_handler.serve.codecs.json_document import JsonParser, shortened
 from torchrec_handler.serve.codecs.json_rows import JsonRows
-from torchrec_handler.serve.codecs.json_together import (
-    MOST,
-    Parts,
-    Together,
-    plain_names,
-    take_apart,
-)
+from torchrec_handler.serve.codecs.json_together import MOST, Together, forms, is_short, plain_names
 from torchrec_handler.serve.codecs.open_inference import OpenInference
 from torchrec_handler.serve.codecs.protobuf import Protobuf
 from torchrec_handler.serve.request import Columns, RawRequest, Response
@@ -45,14 +39,6 @@ class Reply(NamedTuple):
 
     codec: Codec
     asked: Asked = NOTHING
-
-
-class Group(NamedTuple):
-    """Requests that may be decoded together, or one that may not."""
-
-    positions: list[int]
-    parts: list[Parts]
-    """Of each, none of one that may not."""
 
 
 class Codecs:
@@ -88,39 +74,32 @@ class Codecs:
         read, asked = own.codec.decode(body)
         return read, self._reply(raw.accept, own, asked)
 
-    def group(self, requests: Sequence[RawRequest]) -> list[Group]:
-        """Which requests may be decoded together; most formats' are alone."""
-        groups: list[Group] = []
-        alike: dict[Hashable, Group] = {}
+    def group(self, requests: Sequence[RawRequest]) -> list[list[int]]:
+        """Positions of requests that may be decoded together; most formats' are alone."""
+        groups: list[list[int]] = []
+        short: list[int] = []
         for at, raw in enumerate(requests):
-            parts = None if raw.content_encoding else take_apart(raw.body, self._plain_names)
-            if parts is None:
-                groups.append(Group([at], []))
-                continue
-            key = (raw.content_type, raw.accept, raw.qualname, parts.names, parts.form)
-            own = alike.get(key)
-            if own is None or len(own.positions) == MOST:
-                groups.append(own := Group([], []))
-                alike[key] = own
-            own.positions.append(at)
-            own.parts.append(parts)
+            if raw.content_encoding or not is_short(raw.body):
+                groups.append([at])
+            else:
+                short.append(at)
+        alike: dict[Hashable, list[int]] = {}
+        for at, form in zip(short, forms([requests[at].body for at in short]), strict=False):
+            _, content_type, _, accept, qualname = requests[at]
+            alike.setdefault((content_type, accept, qualname, form), []).append(at)
+        for own in alike.values():
+            groups += [own[start : start + MOST] for start in range(0, len(own), MOST)]
         return groups
 
-    def decode_together(
-        self, first: RawRequest, parts: Sequence[Parts]
-    ) -> list[tuple[Columns, Reply]]:
+    def decode_together(self, requests: Sequence[RawRequest]) -> list[tuple[Columns, Reply]]:
         """Read the input tensors of a group at once.
-
-        Args:
-            first: of its requests.
-            parts: of each.
 
         Raises:
             UnsupportedMediaType, InvalidRequest, RequestTooLarge: not all of them can be read,
                 each of which is to be told of its own.
         """
-        together = Together(parts)
-        read, reply = self.decode(first._replace(body=together.body))
+        together = Together([raw.body for raw in requests], self._plain_names)
+        read, reply = self.decode(requests[0]._replace(body=together.body))
         return [(own, reply) for own in together.cut(read)]
 
     def decode_arguments(self, raw: RawRequest) -> tuple[Arguments, Reply]:
@@ -147,7 +126,7 @@ class Codecs:
             PredictError: the answer cannot be written in that format.
             InvalidRequest: the request wants an output that the model does not have.
         """
-        if not isinstance(answer, Mapping):
+        if not isinstance(answer, dict):
             return json_values.encode(answer)
         return reply.codec.encode(reply.asked.select(answer), reply.asked)
 

@@ -9,10 +9,10 @@ between two bodies' numbers stands a comma.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 
@@ -25,19 +25,12 @@ LONGEST = 4_096
 MOST = 64
 """Bodies in one: of at most 256 KB, see `json_memory`."""
 
+SEPARATOR = b"\0"
+"""Stands in no JSON."""
+
 SPACES = b" \t\r\n"
 NUMBERS = b"0123456789+-.eE," + SPACES
 """What numbers are written with, and what may stand between them."""
-
-
-class Parts(NamedTuple):
-    """A body, taken apart. Those of equal names and forms may be put together."""
-
-    names: tuple[bytes, ...]
-    texts: Sequence[bytes]
-    """What stands behind each name, to the next one."""
-    form: bytes
-    """All but numbers and what stands between them."""
 
 
 def plain_names(names: Collection[str]) -> frozenset[bytes]:
@@ -45,31 +38,38 @@ def plain_names(names: Collection[str]) -> frozenset[bytes]:
     return frozenset(name.encode() for name in names if re.fullmatch(r"[\w.]+", name, re.ASCII))
 
 
-def take_apart(content: bytes | bytearray, known: frozenset[bytes]) -> Parts | None:
-    """Take a body apart; None where it is long, or has other names than those known."""
-    if len(content) > LONGEST or not content.startswith(b'{"'):
-        return None
-    body = bytes(content)
-    parts = body.split(b'"')
-    names = tuple(parts[1::2])
-    if len(parts) % 2 == 0 or not known.issuperset(names):
-        return None
-    return Parts(names, parts[2::2], body.translate(None, NUMBERS))
+def is_short(body: bytes | bytearray) -> bool:
+    """Whether a body is to be looked at: a short JSON object, as most clients write it."""
+    return len(body) <= LONGEST and body.startswith(b'{"') and SEPARATOR not in body
+
+
+def forms(bodies: Iterable[bytes | bytearray]) -> list[bytes]:
+    """Of each body all but numbers and what stands between them: alike in those to put together."""
+    return SEPARATOR.join(bodies).translate(None, NUMBERS).split(SEPARATOR)
 
 
 class Together:
-    """Bodies of equal names and forms as one."""
+    """Bodies of one form as one."""
 
-    def __init__(self, bodies: Sequence[Parts]) -> None:
+    def __init__(self, bodies: Sequence[bytes | bytearray], known: Container[bytes]) -> None:
         """Put them together.
 
+        Args:
+            bodies: short, at least one.
+            known: names that they may give.
+
         Raises:
-            InvalidRequest: they are not written alike.
+            InvalidRequest: they give other names, or are not written alike.
         """
-        names = bodies[0].names
-        texts = list(zip(*[body.texts for body in bodies], strict=True))
-        closed = [b","] * (len(names) - 1) + [b"}"]
-        self._insides = list(map(_insides, texts, closed))
+        parts = b'"'.join(bodies).split(b'"')
+        step = len(parts) // len(bodies)
+        names = parts[1:step:2]
+        given = [set(parts[at::step]) for at in range(1, step, 2)]
+        if step % 2 == 0 or given != [{name} for name in names if name in known]:
+            raise _unlike()
+        texts = [parts[at::step] for at in range(2, step, 2)]
+        closes = [b","] * (len(names) - 1) + [b"}"]
+        self._insides = list(map(_insides, texts, closes))
         self.body = b"{%b}" % b",".join(
             b'"%b":[%b]' % (name, b",".join(filter(None, insides)))
             for name, insides in zip(names, self._insides, strict=True)
@@ -89,7 +89,7 @@ def _insides(texts: Sequence[bytes], close: bytes) -> list[bytes]:
     around = set(map(itemgetter(slice(start), slice(stop, None)), texts))
     opened, closed = (part.translate(None, SPACES) for part in around.pop())
     if around or (opened, closed) != (b":[", b"]" + close):
-        raise InvalidRequest(said="not written as the bodies beside it", where="body")
+        raise _unlike()
     return list(map(itemgetter(slice(start, stop)), texts))
 
 
@@ -103,3 +103,7 @@ def _cut(array: npt.NDArray[Any], insides: Sequence[bytes]) -> list[npt.NDArray[
     if sizes.count(sizes[0]) == count:
         return list(array.reshape(count, sizes[0], *array.shape[1:]))
     return [array[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def _unlike() -> InvalidRequest:
+    return InvalidRequest(said="not written as those beside it", where="body")

@@ -14,7 +14,7 @@ from tests.support.one_request import COLUMNS, JSON, codecs, raw
 from torchrec_handler.errors import RequestError
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.codecs.choose import Codecs
-from torchrec_handler.serve.codecs.json_together import LONGEST, MOST, take_apart
+from torchrec_handler.serve.codecs.json_together import LONGEST, MOST
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import Columns, RawRequest
 
@@ -64,15 +64,16 @@ def together(read: Codecs, given: Sequence[bytes]) -> list[tuple[list[int], list
     """Each group, and what it holds; nothing where it cannot be read together."""
     requests = [raw(body) for body in given]
     found: list[tuple[list[int], list[Columns] | None]] = []
-    for positions, parts in read.group(requests):
-        columns = None
-        if parts:
-            try:
-                decoded = read.decode_together(requests[positions[0]], parts)
-                columns = [own for own, _ in decoded]
-            except RequestError:
-                pass
-        found.append((positions, columns))
+    for positions in read.group(requests):
+        if len(positions) == 1:
+            found.append((positions, None))
+            continue
+        try:
+            decoded = read.decode_together([requests[at] for at in positions])
+        except RequestError:
+            found.append((positions, None))
+        else:
+            found.append((positions, [own for own, _ in decoded]))
     return found
 
 
@@ -129,14 +130,16 @@ def test_bodies_that_make_up_for_one_another_are_not_mixed(texts: tuple[str, str
         b"\x08\x01",
         b'{"a',
         b'{"float_features":[[1,2,3]],"a"}',
-        b'{"batch_size": 2}',
-        b'{"instances": []}',
+        b'{"float_features":[[1,2,3]]\0}',
+        b'{"float_features":[[1,2,3]],"batch_size":2}',
+        b'{"instances":[]}',
         b'{"float\\u005ffeatures": [[1,2,3]]}',
         b'{"float_features": [[1, 2, 3]]}' + b" " * LONGEST,
     ],
 )
-def test_what_is_not_taken_apart(body: bytes) -> None:
-    assert take_apart(body, frozenset({b"float_features"})) is None
+def test_what_is_not_read_together(body: bytes) -> None:
+    groups = together(codecs(), [body] * 2)
+    assert all(len(positions) == 1 or columns is None for positions, columns in groups)
 
 
 def test_a_group_has_one_format_one_method_and_so_many_bodies() -> None:
@@ -145,8 +148,8 @@ def test_a_group_has_one_format_one_method_and_so_many_bodies() -> None:
     requests += [raw(body, "text/json"), raw(body, accept="text/json")]
     requests += [RawRequest(body=body, content_type=JSON, qualname="other")]
     requests += [RawRequest(body=body, content_type=JSON, content_encoding="gzip")]
-    sizes = [len(positions) for positions, _ in codecs().group(requests)]
-    assert sizes == [MOST, 1, 1, 1, 1, 1]
+    sizes = [len(positions) for positions in codecs().group(requests)]
+    assert sizes == [1, MOST, 1, 1, 1, 1]
 
 
 def test_more_than_a_request_may_hold_is_read_alone() -> None:
