@@ -47,17 +47,20 @@ def create_predict_response(
     ):
         return torchserves_own(ret, req_id_map, message, code, context)  # type: ignore[no-any-return]
     parts = [_int(code), _text(message)]
-    for at, identity in req_id_map.items():
-        status = context.get_response_status(at)
-        head = _head(status, tuple(context.get_response_headers(at).items()))
-        parts += (_text(identity), head, _int(len(ret[at])), ret[at])
+    answers = zip(req_id_map.values(), context.request_processor, ret, strict=True)
+    for identity, processor, body in answers:
+        head = _head(
+            processor.get_response_status_code(),
+            processor.get_response_status_phrase(),
+            tuple(processor.get_response_headers().items()),
+        )
+        parts += (_text(identity), head, _int(len(body)), body)
     parts.append(END)
     return b"".join(parts)
 
 
 @lru_cache(REMEMBERED)
-def _head(status: tuple[int, str | None], headers: Sequence[tuple[str, str]]) -> bytes:
-    code, phrase = status
+def _head(code: int, phrase: str | None, headers: Sequence[tuple[str, str]]) -> bytes:
     content_type = dict(headers).get("content-type", "")
     texts = [part for header in headers for part in header]
     return b"".join(

@@ -1,6 +1,6 @@
 """Which codec reads a request and which writes its answer."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from torchrec_handler.archive.format import Signature
