@@ -1,6 +1,7 @@
 """Which codec reads a request and which writes its answer."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torchrec_handler.archive.format import Signature
@@ -11,10 +12,12 @@ from torchrec_handler.serve.codecs.codec import NOTHING, Arguments, Asked, Body,
 from torchrec_handler.serve.codecs.columns import columns
 from torchrec_handler.serve.codecs.json_columns import JsonColumns
 from torchrec_handler.serve.codecs.json_document import JsonParser, shortened
-from torchrec_handler.serve.codecs.json_rows import JsonRows
+from torchrec_handler.serve.codecs.json_features import INSTANCES
+from torchrec_handler.serve.codecs.json_rows import Instances, JsonRows
 from torchrec_handler.serve.codecs.json_together import MOST, Together, forms, is_short, plain_names
 from torchrec_handler.serve.codecs.open_inference import OpenInference
 from torchrec_handler.serve.codecs.protobuf import Protobuf
+from torchrec_handler.serve.codecs.rows_together import OPENING, RowsTogether
 from torchrec_handler.serve.request import Columns, RawRequest, Response
 
 CODECS: list[Callable[[Model], Codec]] = [JsonRows, OpenInference, JsonColumns, Protobuf]
@@ -50,6 +53,7 @@ class Codecs:
         codecs = [make(model) for make in CODECS]
         self._most_names = len(known) + MOST_NAMES
         self._plain_names = plain_names(known)
+        self._has_instances = INSTANCES in known
         self._parser = JsonParser()
         readers: dict[str, list[Reply]] = {}
         for reply in map(Reply, codecs):
@@ -98,8 +102,13 @@ class Codecs:
             UnsupportedMediaType, InvalidRequest, RequestTooLarge: not all of them can be read,
                 each of which is to be told of its own.
         """
-        together = Together([raw.body for raw in requests], self._plain_names)
+        bodies = [raw.body for raw in requests]
+        is_rows = not self._has_instances and bodies[0].startswith(OPENING)
+        together = RowsTogether(bodies) if is_rows else Together(bodies, self._plain_names)
         read, reply = self.decode(requests[0]._replace(body=together.body))
+        if isinstance(reply.asked, Instances):
+            rows = reply.asked.rows // len(requests)
+            reply = reply._replace(asked=replace(reply.asked, rows=rows))
         return [(own, reply) for own in together.cut(read)]
 
     def decode_arguments(self, raw: RawRequest) -> tuple[Arguments, Reply]:

@@ -66,7 +66,7 @@ class Together:
         names = parts[1:step:2]
         given = [set(parts[at::step]) for at in range(1, step, 2)]
         if step % 2 == 0 or given != [{name} for name in names if name in known]:
-            raise _unlike()
+            raise unlike()
         texts = [parts[at::step] for at in range(2, step, 2)]
         closes = [b","] * (len(names) - 1) + [b"}"]
         self._insides = list(map(_insides, texts, closes))
@@ -89,7 +89,7 @@ def _insides(texts: Sequence[bytes], close: bytes) -> list[bytes]:
     around = set(map(itemgetter(slice(start), slice(stop, None)), texts))
     opened, closed = (part.translate(None, SPACES) for part in around.pop())
     if around or (opened, closed) != (b":[", b"]" + close):
-        raise _unlike()
+        raise unlike()
     return list(map(itemgetter(slice(start, stop)), texts))
 
 
@@ -105,5 +105,6 @@ def _cut(array: npt.NDArray[Any], insides: Sequence[bytes]) -> list[npt.NDArray[
     return [array[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
-def _unlike() -> InvalidRequest:
+def unlike() -> InvalidRequest:
+    """That bodies cannot be put together, which no client is told."""
     return InvalidRequest(said="not written as those beside it", where="body")
