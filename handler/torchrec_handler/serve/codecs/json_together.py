@@ -9,7 +9,7 @@ between two bodies' numbers stands a comma.
 """
 
 import re
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any
@@ -51,7 +51,7 @@ def forms(bodies: Iterable[bytes | bytearray]) -> list[bytes]:
 class Together:
     """Bodies of one form as one."""
 
-    def __init__(self, bodies: Sequence[bytes | bytearray], known: Container[bytes]) -> None:
+    def __init__(self, bodies: Sequence[bytes | bytearray], known: frozenset[bytes]) -> None:
         """Put them together.
 
         Args:
@@ -61,11 +61,13 @@ class Together:
         Raises:
             InvalidRequest: they give other names, or are not written alike.
         """
+        names = bytes(bodies[0]).split(b'"')[1::2]
+        if not known.issuperset(names):
+            raise unlike()
         parts = b'"'.join(bodies).split(b'"')
         step = len(parts) // len(bodies)
-        names = parts[1:step:2]
         given = [set(parts[at::step]) for at in range(1, step, 2)]
-        if step % 2 == 0 or given != [{name} for name in names if name in known]:
+        if step % 2 == 0 or given != [{name} for name in names]:
             raise unlike()
         texts = [parts[at::step] for at in range(2, step, 2)]
         closes = [b","] * (len(names) - 1) + [b"}"]
