@@ -144,15 +144,17 @@ class Engine:
         costs = [
             len(raw.body) + (COMPRESSED_BYTES if raw.content_encoding else 0) for raw in requests
         ]
-        for position in sorted(range(len(requests)), key=costs.__getitem__):
+        groups = self._codecs.group(requests)
+        for positions in sorted(groups, key=lambda group: costs[group[0]]):
             if outcomes and time.monotonic() > end:
                 message = (
                     "not read: smaller requests took more than "
                     f"{self._limits.seconds_of_reading:g} s (limits.seconds_of_reading); try again"
                 )
-                outcomes[position] = Overloaded(message)
+                outcomes.update((position, Overloaded(message)) for position in positions)
             else:
-                outcomes[position] = _attempt(READING, self._decode, requests[position])
+                reads = self._decode_group([requests[position] for position in positions])
+                outcomes.update(zip(positions, reads, strict=True))
         sizes = {at: read.size for at, read in outcomes.items() if isinstance(read, _Read)}
         if sizes:
             positions = sorted(sizes)
@@ -160,12 +162,22 @@ class Engine:
             outcomes.update({positions[at]: refusal for at, refusal in refusals.items()})
         return [outcomes[position] for position in range(len(requests))]
 
+    def _decode_group(self, requests: Sequence[RawRequest]) -> Sequence[_Read | RequestError]:
+        """Decode requests together or, where one of them is not as it should be, one by one."""
+        if len(requests) > 1 and self._methods.get(requests[0].qualname):
+            decoded = _attempt(READING, self._codecs.decode_together, requests)
+            if not isinstance(decoded, RequestError):
+                return [_attempt(READING, self._measure, *each) for each in decoded]
+        return [_attempt(READING, self._decode, raw) for raw in requests]
+
     def _decode(self, raw: RawRequest) -> _Read:
         if not route(raw.qualname, self._methods):
             arguments, reply = self._codecs.decode_arguments(raw)
             size = size_of_arguments(arguments, self._predictor.signature)
             return _Read(content=arguments, size=size, reply=reply)
-        columns, reply = self._codecs.decode(raw)
+        return self._measure(*self._codecs.decode(raw))
+
+    def _measure(self, columns: Columns, reply: Reply) -> _Read:
         return _Read(content=columns, size=self._validator.measure(columns), reply=reply)
 
     def _check(
