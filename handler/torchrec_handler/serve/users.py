@@ -5,7 +5,7 @@ Shapes: B rows, U users, R requests, F features, N ids.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -138,8 +138,7 @@ def _emptied(sparse: Sparse, mask: Mask) -> Sparse:
     if shared is not None:
         shared = shared & ~mask
         shared = shared if shared.any() else None
-    return replace(
-        sparse,
+    return sparse._replace(
         lengths=lengths,
         values=sparse.values[kept],
         weights=None if sparse.weights is None else sparse.weights[kept],
