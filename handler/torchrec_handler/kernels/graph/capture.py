@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 from torch.export import Dim
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
@@ -119,6 +120,8 @@ def capture(
 
 
 def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | None]]) -> Captured:
+    if not all(map(_made_functional, _writing(exported.graph_module.graph))):
+        exported = exported.run_decompositions({})
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         message = "it changes its buffers or inputs"
@@ -161,6 +164,29 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
     return Captured(
         program=program, sites=sites, rows=rows, names=names, spec=exported.call_spec.out_spec
     )
+
+
+def _writing(graph: fx.Graph) -> list[Any]:
+    """Calls that write to what they are given."""
+    calls = [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]  # noqa: SLF001
+    return [node for node in calls if node.target._schema.is_mutable]  # noqa: SLF001
+
+
+def _made_functional(node: Any) -> bool:
+    """Let a call give something new, where nobody else has what it writes to.
+
+    The rest is left to `run_decompositions`, which takes as long as the export.
+    """
+    written = node.args[0]
+    source = getattr(written.target, "_schema", None)
+    is_fresh = source is not None and all(one.alias_info is None for one in source.returns)
+    name = node.target._schema.name.removeprefix("aten::")  # noqa: SLF001
+    functional = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    overload = getattr(functional, node.target._overloadname, None)  # noqa: SLF001
+    if not is_fresh or len(written.users) > 1 or not name.endswith("_") or overload is None:
+        return False
+    node.target = overload
+    return True
 
 
 def _rows_symbol(program: Program, node: Any, names: Any) -> Any:

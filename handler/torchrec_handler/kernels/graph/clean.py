@@ -19,6 +19,9 @@ from torchrec_handler.kernels.graph.program import (
     value_of,
 )
 
+END = 2**63 - 1
+"""Where a slice ends that has no end."""
+
 MOST_FOLDED = 2**22
 """Elements of a constant that is computed out of others."""
 
@@ -127,6 +130,8 @@ def axis_of(node: Node, axis: int) -> int:
 
 def _narrow(program: Program, node: Node) -> Node | None:
     """All of a tensor is the tensor, and whole pieces of a cat are these pieces."""
+    if is_call(node, aten.slice.Tensor) and node.args[2:] == (0, END):
+        return node.args[0]
     part = part_of(program, node)
     if part is None:
         return None

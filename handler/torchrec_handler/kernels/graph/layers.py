@@ -3,6 +3,7 @@
 Shapes: B rows, K inputs and N outputs of a layer.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -60,22 +61,29 @@ def emit_layer(program: Program, x: Node, weights: Weights, activation: Activati
 
 # Batch norms.
 
+BATCH_NORMS = (
+    aten.batch_norm.default,
+    aten._native_batch_norm_legit_no_training.default,  # noqa: SLF001  gives it in a tuple
+)
+
 
 def fold_batch_norms(program: Program) -> None:
     """A norm of known scales is part of the layer before it, or else of those behind it."""
     for node in program.nodes:
-        if is_call(node, aten.batch_norm.default) and (known := _scale_shift(node)):
-            _fold(program, node, *known)
+        is_first = is_call(node, operator.getitem) and node.args[1] == 0
+        norm = node.args[0] if is_first else node
+        if is_call(norm, BATCH_NORMS[is_first]) and (known := _scale_shift(norm)):
+            _fold(program, node, norm.args[0], *known)
 
 
-def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
-    x, before = node.args[0], weights_of(node.args[0])
+def _fold(program: Program, node: Node, x: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    """Put a norm, which gives `node` of x, into the layers beside it."""
+    before = weights_of(x)
     behind = [(user, weights_of(user)) for user in node.users]
     if before and len(x.users) == 1:
         weights = Weights(before.weight * scale.unsqueeze(1), before.bias * scale + shift)
         with program.before(node):
             program.replace(node, emit_layer(program, x.args[0], weights, None))
-        program.graph.erase_node(x)
     elif node.meta["val"].dim() != 2:
         return
     elif all(given and user.args[0] is node for user, given in behind):
@@ -86,7 +94,6 @@ def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor
             with program.before(user):
                 layer = emit_layer(program, x, folded, user.meta.get(ACTIVATION))
             program.replace(user, layer)
-        program.graph.erase_node(node)
     else:
         with program.before(node):
             terms = program.constant(shift), x, program.constant(scale)
@@ -95,7 +102,11 @@ def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor
 
 def _scale_shift(node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What a norm multiplies by and adds, [N] each, where it is known."""
-    _, *parameters, is_training, _, epsilon, _ = node.args
+    parameters = node.args[1:5]
+    # Momentum lies before it; only `batch_norm` itself can be of training.
+    is_training, epsilon = (False, node.args[6])
+    if is_call(node, aten.batch_norm.default):
+        is_training, epsilon = node.args[5], node.args[7]
     values = [None if one is None else value_of(one) for one in parameters]
     weight, bias, mean, variance = (None if one is None else one.double() for one in values)
     given = sum(one is not None for one in parameters)

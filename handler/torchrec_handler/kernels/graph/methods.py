@@ -114,6 +114,7 @@ def _reduce(captured: Captured) -> None:
     program = captured.program
     clean(program)
     fold_batch_norms(program)
+    clean(program)
     fuse_activations(program)
     merge_siblings(program)
     clean(program)
