@@ -7,6 +7,8 @@ Shapes: B rows, F features, D width, N ids.
 
 import builtins
 import contextlib
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,8 @@ def _look_up(  # noqa: PLR0913, PLR0917  as the operator is called
     return found
 
 
+CHATTY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch.fx._symbolic_trace")
+
 look_up = torch.ops.torchrec_handler.look_up.default
 
 
@@ -106,6 +110,7 @@ def capture(
             _boundaries(module, lambda inner: _Boundary(inner, sites, calls)),
             _masks_as_they_are(),
             _open_lengths(module),
+            _quiet(),
             torch.no_grad(),
         ):
             exported = torch.export.export(
@@ -121,7 +126,8 @@ def capture(
 
 def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | None]]) -> Captured:
     if not all(map(_made_functional, _writing(exported.graph_module.graph))):
-        exported = exported.run_decompositions({})
+        with _quiet():
+            exported = exported.run_decompositions({})
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         message = "it changes its buffers or inputs"
@@ -282,6 +288,22 @@ def _masks_as_they_are() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = detect  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what torch tells of the way; what it ends at is told."""
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ class Program:
         """Add something that is known before anybody asks."""
         name = f"constant_{next(self._numbers)}"
         setattr(self.root, name, tensor)
-        node = self.graph.get_attr(name)
+        node = self.graph.create_node("get_attr", name)
         node.meta["val"] = self.fake_mode.from_tensor(tensor, static_shapes=True)
         node.meta["constant"] = tensor
         return node
