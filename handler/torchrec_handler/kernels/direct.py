@@ -59,8 +59,6 @@ def _why_not(operator: Any) -> str | None:
         return f"looks up with {type(operator).__name__}"
     if operator.host_size <= 0:
         return "has rows that are not in the CPU's memory"
-    if operator.bounds_check_mode_int != BoundsCheckMode.NONE.value:
-        return "lets FBGEMM check ids"
     if (
         operator.index_remapping_hash_table_cpu is not None
         or operator.index_remapping_hash_table.numel()
@@ -188,7 +186,15 @@ def lookup(operator: Any, *, room: int = 0, dtype: torch.dtype | None = None) ->
         operator.fp8_exponent_bias,
     )
 
+    check = (operator.bounds_check_mode_int, operator.bounds_check_warning)
+    is_checked = operator.bounds_check_mode_int != BoundsCheckMode.NONE.value
+    rows, version = operator.rows_per_table, operator.bounds_check_version
+
     def run(ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        if is_checked:
+            torch.ops.fbgemm.bounds_check_indices(
+                rows, ids, offsets, *check, weights, bounds_check_version=version
+            )
         found: torch.Tensor = call(*tables, ids, offsets, pooling, weights, *rest)
         return found
 

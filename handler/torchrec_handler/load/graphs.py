@@ -6,7 +6,7 @@ them, as a graph is kept where it is no slower than they are.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torchrec.inference.modules import QualNameMetadata
 
-from torchrec_handler.archive.format import Declined, Report, Signature
+from torchrec_handler.archive.format import Declined, Replaced, Report, Signature
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.kernels.graph.capture import Batch
 from torchrec_handler.kernels.graph.methods import (
+    EVERY,
     Graph,
     GraphMethod,
     capture_methods,
@@ -92,6 +93,8 @@ class Graphs:
     declined: Sequence[Declined]
     trials: Trials
     target: Target
+    qualnames: Collection[str]
+    """Of all methods, those that get no batched input too."""
 
     def put_in_place(self, report: Report) -> tuple[Mapping[str, GraphMethod], Report]:
         """Let the module call those that are kept; tell which, and why others are not."""
@@ -101,10 +104,23 @@ class Graphs:
         )
         for qualname, method in kept.items():
             setattr(module, qualname, method)
+        others = report.replaced
+        if all(name in kept and kept[name].ranges == EVERY for name in self.qualnames):
+            others = self._without_layers(others)
         return kept, Report(
-            replaced=(*replaced, *report.replaced),
+            replaced=(*replaced, *others),
             declined=(*self.declined, *declined, *report.declined),
         )
+
+    def _without_layers(self, replaced: Sequence[Replaced]) -> Sequence[Replaced]:
+        """Take back the kernels of what only graphs compute: packed weights are copies.
+
+        Of collections, which hold no weights of their own, kernels stay.
+        """
+        layers = [one for one in replaced if one.dtype is not None]
+        for one in layers:
+            del vars(self.module.get_submodule(one.path))["forward"]
+        return [one for one in replaced if one not in layers]
 
 
 def as_graphs(
@@ -123,7 +139,14 @@ def as_graphs(
     batched = [name for name, entry in qualnames.items() if entry.need_preproc]
     allowed = batched if kernels.allow(GRAPH) else []
     found, declined = capture_methods(module, allowed, trials.first, features, target)
-    return Graphs(module=module, found=found, declined=declined, trials=trials, target=target)
+    return Graphs(
+        module=module,
+        found=found,
+        declined=declined,
+        trials=trials,
+        target=target,
+        qualnames=qualnames,
+    )
 
 
 def _batch(inputs: Mapping[str, torch.Tensor]) -> Batch:
