@@ -41,6 +41,10 @@ INT8_WEIGHTS = 2**15
 """A layer with fewer is no faster in int8. Most often it is one that takes the model's own inputs,
 whose sizes differ as those of a layer's outputs do not."""
 
+FLOAT32_WORK = 2**22
+"""Rows times weights of a layer: with less, float32 is faster by torch than by packed weights, as
+preparing a call of oneDNN takes some 15 us."""
+
 LARGEST_FLOAT16 = 65_504.0
 
 SCALE_BYTES = 8
@@ -98,7 +102,7 @@ class Layers:
         self._kernels: list[tuple[int, Call]] = [(0, self.few)]
         """The fewest rows each kernel is for, most first."""
         if dtype == "float32" and is_fast("float32"):
-            self._kernels.insert(0, (FEW_ROWS, PACKED["float32"](layers)))
+            self._kernels.insert(0, (min(map(_least_rows, layers)), PACKED["float32"](layers)))
         if dtype in {"bfloat16", "int8"} and is_fast("bfloat16"):
             self._kernels.insert(0, (FEW_ROWS, PACKED["bfloat16"](layers)))
             self.dtype = "bfloat16"
@@ -199,6 +203,11 @@ def _float16(layers: Sequence[Layer]) -> Call:
     return run
 
 
+def _least_rows(layer: Layer) -> int:
+    """From how many on packed weights pay in float32."""
+    return max(2, FLOAT32_WORK // layer.weight.numel())
+
+
 def _call(layer: Layer) -> Call | None:
     return layer.activation.call if layer.activation else None
 
@@ -221,9 +230,13 @@ def _onednn(dtype: torch.dtype, layer: Layer) -> Call:
     linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
     bias = layer.bias.to(dtype)
+    least = _least_rows(layer) if dtype == torch.float32 else 0
+    plain = _float32([layer])
     name, scalars, algorithm = layer.activation[1:] if layer.activation else ("none", (), "")
 
     def run(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] < least:
+            return plain(x)
         y: torch.Tensor = linear(x.to(dtype), packed, bias, name, scalars, algorithm)
         return y
 
