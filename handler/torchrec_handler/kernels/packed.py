@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import fbgemm_gpu  # noqa: F401  brings torch.ops.fbgemm
 import torch
@@ -52,7 +52,14 @@ SCALE_BYTES = 8
 
 
 Call = Callable[[torch.Tensor], torch.Tensor]
-"""[B, K] -> [B, N], both of any floating point type."""
+"""[B, N] -> [B, N]"""
+
+
+class Compute(Protocol):
+    """Layers in one data type."""
+
+    def __call__(self, x: torch.Tensor, other: torch.Tensor | None = None, /) -> torch.Tensor:
+        """[B, K], and [N] for the first layer's bias -> [B, N], of any floating point type."""
 
 
 class Activation(NamedTuple):
@@ -99,7 +106,7 @@ class Layers:
         """The least precise type that is computed in here."""
         self.few = _float16(layers) if self.dtype == "float16" else _float32(layers)
         """The kernel of less than `FEW_ROWS` rows, for who calls several one behind another."""
-        self._kernels: list[tuple[int, Call]] = [(0, self.few)]
+        self._kernels: list[tuple[int, Compute]] = [(0, self.few)]
         """The fewest rows each kernel is for, most first."""
         if dtype == "float32" and is_fast("float32"):
             self._kernels.insert(0, (min(map(_least_rows, layers)), PACKED["float32"](layers)))
@@ -110,17 +117,21 @@ class Layers:
             self._kernels.insert(0, (INT8_ROWS, PACKED["int8"](layers)))
             self.dtype = "int8"
 
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as Linear and MLP name it
-        """Compute, whatever the number of rows."""
+    def __call__(
+        self,
+        input: torch.Tensor,  # noqa: A002  as Linear and MLP name it
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute, whatever the number of rows; with another bias [N] of the first layer."""
         x = input
         if x.dim() != 2:
-            y = self(x.reshape(-1, x.shape[-1]))
+            y = self(x.reshape(-1, x.shape[-1]), bias)
             return y.view(*x.shape[:-1], y.shape[1])
         rows = x.shape[0]
         kernel = next(kernel for least, kernel in self._kernels if rows >= least)
         if rows <= BLOCK_ROWS or self._is_one:
-            return kernel(x).float()
-        return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
+            return kernel(x, bias).float()
+        return torch.cat([kernel(block, bias).float() for block in torch.split(x, BLOCK_ROWS)])
 
 
 def _takes_float16(layers: Sequence[Layer], dtype: KernelDtype) -> bool:
@@ -153,22 +164,24 @@ def is_fast(dtype: DenseDtype) -> bool:
     return float(error) < 0.1
 
 
-def _float32(layers: Sequence[Layer]) -> Call:
+def _float32(layers: Sequence[Layer]) -> Compute:
     """What torch.nn.Linear does; of one row a product with a vector, which reads weights faster."""
     parts = [(layer.weight, layer.weight.t(), layer.bias, _call(layer)) for layer in layers]
     addmv, addmm = torch.addmv, torch.addmm
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         x = x.float()
         if x.shape[0] == 1:
             x = x.view(-1)
             for weight, _, bias, activation in parts:
-                x = addmv(bias, weight, x)
+                x = addmv(bias if other is None else other, weight, x)
+                other = None
                 if activation:
                     x = activation(x)
             return x.unsqueeze(0)
         for _, transposed, bias, activation in parts:
-            x = addmm(bias, x, transposed)
+            x = addmm(bias if other is None else other, x, transposed)
+            other = None
             if activation:
                 x = activation(x)
         return x
@@ -176,7 +189,7 @@ def _float32(layers: Sequence[Layer]) -> Call:
     return run
 
 
-def _float16(layers: Sequence[Layer]) -> Call:
+def _float16(layers: Sequence[Layer]) -> Compute:
     """FBGEMM's: weights in float16, all else in float32.
 
     By torch's older names: the newer ones take packed weights as a script object, and handing one
@@ -192,10 +205,11 @@ def _float16(layers: Sequence[Layer]) -> Call:
         # It says so at its first call only.
         linear(layers[0].weight[:1], *parts[0][:2])
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         x = x.float()
         for packed, bias, activation in parts:
-            x = linear(x, packed, bias)
+            x = linear(x, packed, bias if other is None else other)
+            other = None
             if activation:
                 x = activation(x)
         return x
@@ -212,18 +226,19 @@ def _call(layer: Layer) -> Call | None:
     return layer.activation.call if layer.activation else None
 
 
-def _each(pack: Callable[[Layer], Call], layers: Sequence[Layer]) -> Call:
-    kernels = list(map(pack, layers))
+def _each(pack: Callable[[Layer], Compute], layers: Sequence[Layer]) -> Compute:
+    first, *rest = map(pack, layers)
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        for kernel in kernels:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        x = first(x, other)
+        for kernel in rest:
             x = kernel(x)
         return x
 
     return run
 
 
-def _onednn(dtype: torch.dtype, layer: Layer) -> Call:
+def _onednn(dtype: torch.dtype, layer: Layer) -> Compute:
     """oneDNN's, with weights in the order it reads them in and the activation in the same pass."""
     if layer.weight.numel() < PACKED_WEIGHTS:
         return _float32([layer])
@@ -234,16 +249,17 @@ def _onednn(dtype: torch.dtype, layer: Layer) -> Call:
     plain = _float32([layer])
     name, scalars, algorithm = layer.activation[1:] if layer.activation else ("none", (), "")
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         if x.shape[0] < least:
-            return plain(x)
-        y: torch.Tensor = linear(x.to(dtype), packed, bias, name, scalars, algorithm)
+            return plain(x, other)
+        added = bias if other is None else other.to(dtype)
+        y: torch.Tensor = linear(x.to(dtype), packed, added, name, scalars, algorithm)
         return y
 
     return run
 
 
-def _int8(layer: Layer) -> Call:
+def _int8(layer: Layer) -> Compute:
     """Weights with a scale an output; x with a scale and a least value a row, found as it comes.
 
     So no row's result depends on the rows beside it. x = scale * q + least, hence
@@ -265,12 +281,12 @@ def _int8(layer: Layer) -> Call:
     rest: tuple[Any, ...]
     rest = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         q = quantize(x.float().contiguous())
         row = q[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
         y: torch.Tensor = linear(q, 1.0, 0, *rest)
         scale, least = row[:, :1], row[:, 1]
-        y = torch.addcmul(bias, y, scale, out=y)
+        y = torch.addcmul(bias if other is None else other, y, scale, out=y)
         # Behind a ReLU the least value is 0 as a rule.
         if bool(least.any()):
             y = y.addr_(least, sums)
@@ -279,7 +295,7 @@ def _int8(layer: Layer) -> Call:
     return run
 
 
-PACKED: Mapping[str, Callable[[Sequence[Layer]], Call]] = {
+PACKED: Mapping[str, Callable[[Sequence[Layer]], Compute]] = {
     "float32": partial(_each, partial(_onednn, torch.float32)),
     "float16": _float16,
     "bfloat16": partial(_each, partial(_onednn, torch.bfloat16)),

@@ -104,7 +104,7 @@ class Graphs:
         )
         for qualname, method in kept.items():
             setattr(module, qualname, method)
-        others = report.replaced
+        others: Sequence[Replaced] = report.replaced
         if all(name in kept and kept[name].ranges == EVERY for name in self.qualnames):
             others = self._without_layers(others)
         return kept, Report(

@@ -217,6 +217,18 @@ def merge_siblings(program: Program) -> None:
 # Packing.
 
 
+def join(y: torch.Tensor, user: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Stands for halves of a layer, the candidate's and its user's, until they are packed.
+
+    Args:
+        y: [B, ..., N], which may be written to.
+        user: [U, ..., N]
+        index: [B] the user of each row.
+    """
+    other = user if user.shape[0] == 1 else user.index_select(0, index)
+    return y.add_(other) if y.numel() >= other.numel() and y.dim() == other.dim() else y + other
+
+
 def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
     """Give every layer of known weights the kernels of `packed`, and chains of them one call.
 
@@ -224,6 +236,9 @@ def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
         The least precise type that is computed in.
     """
     least: DenseDtype = "float32"
+    for node in program.nodes:
+        if is_call(node, join):
+            least = max(least, _pack_halves(program, node, dtype), key=PRECISIONS.index)
     for node in program.nodes:
         if not weights_of(node) or (node.users and _continues(node)):
             continue
@@ -245,6 +260,43 @@ def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
         for one in reversed(chain[:-1]):
             program.graph.erase_node(one)
     return least
+
+
+def _pack_halves(program: Program, node: Node, dtype: KernelDtype) -> DenseDtype:
+    """Let the user's half be the bias of the candidate's, where there is one user."""
+    y, user, index = node.args
+    weights, activation = weights_of(y), node.meta.get(ACTIVATION)
+    if weights is None or len(y.users) > 1:
+        packed = _joined(None, None, activation)
+        given = y
+        least: DenseDtype = "float32"
+    else:
+        of_one = Layers([Layer(weights.weight, weights.bias, activation)], dtype)
+        of_more = Layers([Layer(weights.weight, weights.bias)], dtype) if activation else of_one
+        packed = _joined(of_one, of_more, activation)
+        given, least = y.args[0], of_one.dtype
+    with program.before(node):
+        made = program.graph.call_function(packed, (given, user, index))
+    made.meta |= node.meta
+    program.replace(node, made)
+    if not y.users:
+        program.graph.erase_node(y)
+    return least
+
+
+def _joined(
+    of_one: Layers | None, of_more: Layers | None, activation: Activation | None
+) -> Callable[..., torch.Tensor]:
+    """Both halves and the activation: for one user, and for more; of None the half is given."""
+    call = activation.call if activation else None
+
+    def joined(x: torch.Tensor, user: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        if of_one and user.dim() == 2 and user.shape[0] == 1:
+            return of_one(x, user.view(-1))
+        y = join(of_more(x) if of_more else x, user, index)
+        return call(y) if call else y
+
+    return joined
 
 
 def _function(layers: Layers) -> Callable[[torch.Tensor], torch.Tensor]:

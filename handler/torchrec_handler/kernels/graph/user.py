@@ -6,7 +6,7 @@ candidate meets its user, the user's row is repeated, and of a layer over both e
 Shapes: B rows, U users, F features, N ids.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from torchrec_handler.kernels.graph.blocks import USER
 from torchrec_handler.kernels.graph.capture import Captured, look_up
 from torchrec_handler.kernels.graph.cats import columns_of, pieces_of
 from torchrec_handler.kernels.graph.clean import clean
-from torchrec_handler.kernels.graph.layers import ACTIVATION, Weights, emit_layer, weights_of
+from torchrec_handler.kernels.graph.layers import ACTIVATION, Weights, emit_layer, join, weights_of
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,
@@ -27,7 +27,6 @@ from torchrec_handler.kernels.graph.program import (
     is_call,
     is_tensor,
 )
-from torchrec_handler.kernels.packed import Activation
 
 Mask = npt.NDArray[np.bool_]
 Shared = Mapping[str, Mask | None]
@@ -161,18 +160,6 @@ def rows_of(user: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     if user.shape[0] == 1:
         return user.expand(index.shape[0], *user.shape[1:])
     return user.index_select(0, index)
-
-
-def joiner(activation: Activation | None) -> Callable[..., torch.Tensor]:
-    """Halves of a layer: the candidate's [B, ..., N], in place, and the user's [U, ..., N]."""
-    call = activation.call if activation else None
-
-    def joined(y: torch.Tensor, user: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        other = user if user.shape[0] == 1 else user.index_select(0, index)
-        y = y.add_(other) if y.numel() >= other.numel() and y.dim() == other.dim() else y + other
-        return call(y) if call else y
-
-    return joined
 
 
 class _Sides:
@@ -312,9 +299,8 @@ class _Sides:
             (self._users if is_user else self._items).update({x, half})
             halves.append(half)
         with program.before(node):
-            call = joiner(node.meta.get(ACTIVATION))
-            total = program.graph.call_function(call, (*halves, self._index))
-        total.meta["val"] = node.meta["val"]
+            total = program.graph.call_function(join, (*halves, self._index))
+        total.meta |= {"val": node.meta["val"], ACTIVATION: node.meta.get(ACTIVATION)}
         self._items.add(total)
         self._known[node, False] = total
         node.replace_all_uses_with(total)
