@@ -7,6 +7,7 @@ Shapes: B rows, F features, D width, N ids.
 
 import builtins
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,28 @@ def _look_up(  # noqa: PLR0913, PLR0917  as the operator is called
 look_up = torch.ops.torchrec_handler.look_up.default
 
 
+aten = torch.ops.aten
+
+IN_PLACE: Mapping[Any, Any] = {
+    aten.relu_.default: aten.relu.default,
+    aten.relu6_.default: aten.relu6.default,
+    aten.leaky_relu_.default: aten.leaky_relu.default,
+    aten.elu_.default: aten.elu.default,
+    aten.selu_.default: aten.selu.default,
+    aten.silu_.default: aten.silu.default,
+    aten.mish_.default: aten.mish.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default,
+    aten.sigmoid_.default: aten.sigmoid.default,
+    aten.tanh_.default: aten.tanh.default,
+}
+"""Activations, which give their input's type whatever that is."""
+
+NEW = (aten.linear.default, aten.batch_norm.default, aten.layer_norm.default)
+"""What is made of other operators, and never gives its input."""
+
+
 class CannotCapture(Exception):
     """Why a method cannot be a graph."""
 
@@ -106,16 +129,50 @@ def capture(
             _masks_as_they_are(),
             _open_lengths(module),
             torch.no_grad(),
+            warnings.catch_warnings(),
         ):
+            # What torch says of its own inner workings, and of attributes that it puts back.
+            warnings.simplefilter("ignore")
             exported = torch.export.export(
                 method, tuple(tensors), dynamic_shapes=(tuple(dims),), strict=False
             )
+            if _writes(exported.graph):
+                exported = exported.run_decompositions({})
     except CannotCapture:
         raise
     except Exception as error:
         message = f"torch.export cannot follow it: {type(error).__name__}: {_first_line(error)}"
         raise CannotCapture(message) from error
     return _captured(exported, sites, names)
+
+
+def _writes(graph: Any) -> bool:
+    """Whether anything is written to in place, but for activations, which are put beside it."""
+    left = False
+    users: dict[Any, list[Any]] = {}
+    for node in graph.nodes:
+        for one in node.all_input_nodes:
+            users.setdefault(one, []).append(node)
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        beside = IN_PLACE.get(node.target)
+        if beside and all(map(_is_new, (node.args[0], *users[node.args[0]]))):
+            node.target = beside
+        left = left or node.target is not beside
+    return left
+
+
+def _is_new(node: Any) -> bool:
+    """Whether what a node gives shares no memory with what it takes."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
+        return False
+    is_alias = any(one.alias_info for one in target._schema.returns)  # noqa: SLF001
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001
+    may_alias = target.has_kernel_for_dispatch_key(composite) and target not in NEW
+    return target in IN_PLACE or not (is_alias or may_alias)
 
 
 def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | None]]) -> Captured:
@@ -136,7 +193,9 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
         for node in graph.nodes
         if isinstance(node.meta.get("val"), torch.Tensor)
     )
-    program = Program(graph, exported.graph_module, fake_mode)
+    # Nodes of an exported graph do not know all of their users; those of a copy do.
+    program = Program(graph, exported.graph_module, fake_mode).copy()
+    graph = program.graph
     for node in program.inputs:
         if node.name in inputs:
             continue
@@ -152,7 +211,7 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
         with graph.inserting_after(node):
             constant = program.constant(tensor.detach())
         program.replace(node, constant)
-    _check_open(exported)
+    _check_open(exported, _ids_symbols(program, names), fake_mode)
     rows = next(
         symbol
         for symbol in (_rows_symbol(program, node, names) for node in program.inputs)
@@ -172,8 +231,22 @@ def _rows_symbol(program: Program, node: Any, names: Any) -> Any:
     return symbol
 
 
-def _check_open(exported: Any) -> None:
+def _ids_symbols(program: Program, names: Any) -> set[Any]:
+    found: set[Any] = set()
+    for (name, _), node in zip(names, program.inputs, strict=True):
+        if name.endswith((".values", ".weights")):
+            # As it was before it was found to be another's.
+            found |= node.meta["val"].shape[0].node._expr.free_symbols  # noqa: SLF001
+    return found
+
+
+def _check_open(exported: Any, ids: set[Any], fake_mode: Any) -> None:
     """See that no branch was taken by the number of rows or ids."""
+    for guard in fake_mode.shape_env.guards:
+        symbols = guard.expr.free_symbols
+        if symbols & ids and (symbols - ids or len(symbols) == 1 or guard.expr.rel_op != "=="):
+            message = f"it does something else where the numbers of ids are not {guard.expr}"
+            raise CannotCapture(message)
     for symbol, limits in exported.range_constraints.items():
         if not str(symbol).startswith("u") and limits.upper < 2**40:
             message = f"it does something else beyond {limits.upper} rows or ids"

@@ -325,7 +325,7 @@ def _seconds(call: Callable[[Batch], Any], batch: Batch) -> float:
 
 def _unflatten(spec: pytree.TreeSpec) -> Callable[[Sequence[torch.Tensor]], Any]:
     """How a dict is made of outputs."""
-    if spec.type is dict and all(child.is_leaf() for child in spec.children_specs):
+    if spec.type is dict and all(child.is_leaf() for child in spec.children()):
         keys = list(spec.context)
         return lambda found: dict(zip(keys, found, strict=True))
     return lambda found: pytree.tree_unflatten(list(found), spec)
