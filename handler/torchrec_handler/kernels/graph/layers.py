@@ -69,6 +69,9 @@ def fold_batch_norms(program: Program) -> None:
 
 
 def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    if node.meta["val"].dim() != 2:
+        # What is normed is not the last axis then.
+        return
     x, before = node.args[0], weights_of(node.args[0])
     behind = [(user, weights_of(user)) for user in node.users]
     if before and len(x.users) == 1:
@@ -76,8 +79,6 @@ def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor
         with program.before(node):
             program.replace(node, emit_layer(program, x.args[0], weights, None))
         program.graph.erase_node(x)
-    elif node.meta["val"].dim() != 2:
-        return
     elif all(given and user.args[0] is node for user, given in behind):
         for user, given in behind:
             if given is None:
@@ -90,7 +91,9 @@ def _fold(program: Program, node: Node, scale: torch.Tensor, shift: torch.Tensor
     else:
         with program.before(node):
             terms = program.constant(shift), x, program.constant(scale)
-            program.replace(node, program.emit(aten.addcmul.default, *terms))
+            scaled = program.graph.call_function(aten.addcmul.default, terms)
+        scaled.meta["val"] = node.meta["val"]
+        program.replace(node, scaled)
 
 
 def _scale_shift(node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
