@@ -18,6 +18,7 @@ from torchrec_handler.archive.format import Declined, Report, Signature
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.kernels.graph.capture import Batch
 from torchrec_handler.kernels.graph.methods import (
+    LEAST_TRIED,
     Graph,
     GraphMethod,
     capture_methods,
@@ -79,7 +80,7 @@ class Trials:
             begin = time.perf_counter()
             call_observed(self._module, qualname, batch)
             yield Trial(rows, batch)
-            if time.perf_counter() - begin > LONGEST:
+            if rows >= LEAST_TRIED and time.perf_counter() - begin > LONGEST:
                 return
 
 
