@@ -19,6 +19,7 @@ from torchrec_handler.archive.samples import Sample
 from torchrec_handler.kernels.graph.capture import Batch
 from torchrec_handler.kernels.graph.methods import (
     EVERY,
+    LEAST_TRIED,
     Graph,
     GraphMethod,
     capture_methods,
@@ -80,7 +81,7 @@ class Trials:
             begin = time.perf_counter()
             call_observed(self._module, qualname, batch)
             yield Trial(rows, batch)
-            if time.perf_counter() - begin > LONGEST:
+            if rows >= LEAST_TRIED and time.perf_counter() - begin > LONGEST:
                 return
 
 

@@ -97,7 +97,8 @@ def _shared(request: ValidRequest) -> Shared:
     for name, value in request.inputs.items():
         if isinstance(value, Sparse):
             if value.shared is not None and value.shared.any():
-                found[name] = value.shared
+                # What no row has an id of is alike in all rows, too.
+                found[name] = value.shared | ~value.lengths.any(axis=1)
         elif request.rows > 1 and value.strides[0] == 0:
             found[name] = None
     return found

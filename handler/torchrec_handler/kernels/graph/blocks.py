@@ -16,12 +16,15 @@ from torchrec_handler.kernels.graph.program import (
     aten,
     is_tensor,
 )
+from torchrec_handler.kernels.graph.rows import mixes
 
 BLOCK_BYTES = 2**21
 """Of the largest tensor of a block."""
 
 LEAST_ROWS = 16
 MOST_ROWS = 1024
+ALL_ROWS = 2**62
+"""Of a block where there is one only."""
 
 SITE = "site"
 """In a node's `meta`: it calls a collection."""
@@ -48,6 +51,10 @@ class Runner:
             self._look_up, self._compute = cut.before.forward, cut.behind.forward
             self._is_cut, self.block = cut.is_cut, cut.block
             self._measured = self._is_cut.index(True)
+
+    def stay_whole(self) -> None:
+        """Run no blocks any more."""
+        self.block = ALL_ROWS if self.block else 0
 
     def __call__(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         """What the program gives, of its inputs."""
@@ -90,7 +97,11 @@ def _cut(program: Program, rows: Any) -> Cut | None:
     if not second or not crossing or not all(_has_rows(program, one, rows) for one in outputs):
         return None
     is_cut = [not one.meta.get(USER) for one in crossing]
-    if True not in is_cut:
+    of_rows = {node for node in program.nodes if not node.meta.get(USER)}
+    if True not in is_cut or any(
+        mixes(program, node, rows, [one for one in node.all_input_nodes if one in of_rows])
+        for node in second
+    ):
         return None
     largest = max(_bytes_of_a_row(program, node, rows) for node in second)
     return Cut(

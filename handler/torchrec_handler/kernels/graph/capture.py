@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
 from torch.export import Dim
 from torch.fx import config
 from torch.nn.modules import transformer
@@ -64,6 +63,30 @@ def _look_up(  # noqa: PLR0913, PLR0917  as the operator is called
 CHATTY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch.fx._symbolic_trace")
 
 look_up = torch.ops.torchrec_handler.look_up.default
+
+
+aten = torch.ops.aten
+
+IN_PLACE: Mapping[Any, Any] = {
+    aten.relu_.default: aten.relu.default,
+    aten.relu6_.default: aten.relu6.default,
+    aten.leaky_relu_.default: aten.leaky_relu.default,
+    aten.elu_.default: aten.elu.default,
+    aten.selu_.default: aten.selu.default,
+    aten.silu_.default: aten.silu.default,
+    aten.mish_.default: aten.mish.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default,
+    aten.sigmoid_.default: aten.sigmoid.default,
+    aten.tanh_.default: aten.tanh.default,
+    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
+    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
+}
+"""Activations and masks, which give their input's type whatever that is."""
+
+NEW = (aten.linear.default, aten.batch_norm.default, aten.layer_norm.default)
+"""What is made of other operators, and never gives its input."""
 
 
 class CannotCapture(Exception):
@@ -117,6 +140,8 @@ def capture(
             exported = torch.export.export(
                 method, tuple(tensors), dynamic_shapes=(tuple(dims),), strict=False
             )
+            if _writes(exported.graph):
+                exported = exported.run_decompositions({})
     except CannotCapture:
         raise
     except Exception as error:
@@ -125,10 +150,36 @@ def capture(
     return _captured(exported, sites, names)
 
 
+def _writes(graph: Any) -> bool:
+    """Whether anything is written to in place, but for activations, which are put beside it."""
+    left = False
+    users: dict[Any, list[Any]] = {}
+    for node in graph.nodes:
+        for one in node.all_input_nodes:
+            users.setdefault(one, []).append(node)
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        beside = IN_PLACE.get(node.target)
+        if beside and all(map(_is_new, (node.args[0], *users[node.args[0]]))):
+            node.target = beside
+        left = left or node.target is not beside
+    return left
+
+
+def _is_new(node: Any) -> bool:
+    """Whether what a node gives shares no memory with what it takes."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
+        return False
+    is_alias = any(one.alias_info for one in target._schema.returns)  # noqa: SLF001
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001
+    may_alias = target.has_kernel_for_dispatch_key(composite) and target not in NEW
+    return target in IN_PLACE or not (is_alias or may_alias)
+
+
 def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | None]]) -> Captured:
-    if not all(map(_made_functional, _writing(exported.graph_module.graph))):
-        with _quiet():
-            exported = exported.run_decompositions({})
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         message = "it changes its buffers or inputs"
@@ -146,7 +197,9 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
         for node in graph.nodes
         if isinstance(node.meta.get("val"), torch.Tensor)
     )
-    program = Program(graph, exported.graph_module, fake_mode)
+    # Nodes of an exported graph do not know all of their users; those of a copy do.
+    program = Program(graph, exported.graph_module, fake_mode).copy()
+    graph = program.graph
     for node in program.inputs:
         if node.name in inputs:
             continue
@@ -162,7 +215,7 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
         with graph.inserting_after(node):
             constant = program.constant(tensor.detach())
         program.replace(node, constant)
-    _check_open(exported)
+    _check_open(exported, _ids_symbols(program, names), fake_mode)
     rows = next(
         symbol
         for symbol in (_rows_symbol(program, node, names) for node in program.inputs)
@@ -171,29 +224,6 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
     return Captured(
         program=program, sites=sites, rows=rows, names=names, spec=exported.call_spec.out_spec
     )
-
-
-def _writing(graph: fx.Graph) -> list[Any]:
-    """Calls that write to what they are given."""
-    calls = [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]  # noqa: SLF001
-    return [node for node in calls if node.target._schema.is_mutable]  # noqa: SLF001
-
-
-def _made_functional(node: Any) -> bool:
-    """Let a call give something new, where nobody else has what it writes to.
-
-    The rest is left to `run_decompositions`, which takes as long as the export.
-    """
-    written = node.args[0]
-    source = getattr(written.target, "_schema", None)
-    is_fresh = source is not None and all(one.alias_info is None for one in source.returns)
-    name = node.target._schema.name.removeprefix("aten::")  # noqa: SLF001
-    functional = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    overload = getattr(functional, node.target._overloadname, None)  # noqa: SLF001
-    if not is_fresh or len(written.users) > 1 or not name.endswith("_") or overload is None:
-        return False
-    node.target = overload
-    return True
 
 
 def _rows_symbol(program: Program, node: Any, names: Any) -> Any:
@@ -205,8 +235,22 @@ def _rows_symbol(program: Program, node: Any, names: Any) -> Any:
     return symbol
 
 
-def _check_open(exported: Any) -> None:
+def _ids_symbols(program: Program, names: Any) -> set[Any]:
+    found: set[Any] = set()
+    for (name, _), node in zip(names, program.inputs, strict=True):
+        if name.endswith((".values", ".weights")):
+            # As it was before it was found to be another's.
+            found |= node.meta["val"].shape[0].node._expr.free_symbols  # noqa: SLF001
+    return found
+
+
+def _check_open(exported: Any, ids: set[Any], fake_mode: Any) -> None:
     """See that no branch was taken by the number of rows or ids."""
+    for guard in fake_mode.shape_env.guards:
+        symbols = guard.expr.free_symbols
+        if symbols & ids and (symbols - ids or len(symbols) == 1 or guard.expr.rel_op != "=="):
+            message = f"it does something else where the numbers of ids are not {guard.expr}"
+            raise CannotCapture(message)
     for symbol, limits in exported.range_constraints.items():
         if not str(symbol).startswith("u") and limits.upper < 2**40:
             message = f"it does something else beyond {limits.upper} rows or ids"

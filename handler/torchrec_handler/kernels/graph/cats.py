@@ -40,7 +40,7 @@ def split_cats(program: Program) -> None:
         bases = [_base(piece) for piece in pieces]
         terms: dict[Node, torch.Tensor] = {}
         for piece, column in zip(pieces, columns_of(program, pieces, weights), strict=True):
-            for source, part in _terms(piece, column, bases):
+            for source, part in _terms(program, piece, column, bases):
                 terms[source] = terms[source] + part if source in terms else part
         groups: dict[Any, list[Term]] = {}
         for source, part in terms.items():
@@ -98,16 +98,23 @@ def joiner(activation: Activation | None) -> Callable[..., torch.Tensor]:
     return joined
 
 
-def _terms(piece: Node, column: torch.Tensor, bases: list[Node]) -> Iterator[Term]:
+def _terms(
+    program: Program, piece: Node, column: torch.Tensor, bases: list[Node]
+) -> Iterator[Term]:
     """What a piece is a sum of, where its parts are pieces too."""
     is_sum, is_difference = is_call(piece, aten.add.Tensor), is_call(piece, aten.sub.Tensor)
     if (is_sum or is_difference) and not piece.kwargs:
         left, right = (_base(one) for one in piece.args[:2])
-        if left in bases and right in bases:
+        if left in bases and right in bases and _is_as_wide(program, piece, left, right):
             yield left, column
             yield right, column if is_sum else -column
             return
     yield _base(piece), column
+
+
+def _is_as_wide(program: Program, piece: Node, *parts: Node) -> bool:
+    width = program.shape(piece)[-1]
+    return all(program.shape(part)[-1] == width for part in parts)
 
 
 def _base(node: Any) -> Any:

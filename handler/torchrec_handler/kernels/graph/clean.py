@@ -26,6 +26,7 @@ MOST_FOLDED = 2**22
 """Elements of a constant that is computed out of others."""
 
 ASSERT = aten._assert_scalar.default  # noqa: SLF001  it has no other name
+ASSERTS = (aten._assert_async.default, aten._assert_async.msg)  # noqa: SLF001
 RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial", "poisson", "exponential")
 
 
@@ -59,23 +60,26 @@ def clean(program: Program) -> None:
 def _drop(program: Program) -> None:
     """Take out what nobody reads, and asserts of what is known anyway."""
     for node in reversed(program.nodes):
-        is_kept = node.users or node.op in {"output", "placeholder"} or _is_random(node)
-        if not is_kept and not (is_call(node, ASSERT) and _may_fail(node)):
+        is_kept = node.users or node.op in {"output", "placeholder"} or is_random(node)
+        if not is_kept and not _may_fail(node):
             program.graph.erase_node(node)
 
 
 def _may_fail(node: Node) -> bool:
-    """Whether an assert is of two lengths that a request decides."""
-    return is_call(node.args[0], operator.eq)
+    """Whether a node is an assert of a tensor, or of two lengths that a request decides."""
+    if is_call(node, ASSERT):
+        return is_call(node.args[0], operator.eq)
+    return is_call(node, *ASSERTS)
 
 
-def _is_random(node: Node) -> bool:
+def is_random(node: Node) -> bool:
+    """Whether a node draws numbers, or drops some."""
     return node.op == "call_function" and any(name in str(node.target) for name in RANDOM)
 
 
 def _folded(program: Program, node: Node) -> Node | None:
     """What is computed of constants alone."""
-    if not is_tensor(node) or _is_random(node):
+    if not is_tensor(node) or is_random(node):
         return None
     if any(value_of(one) is None for one in node.all_input_nodes):
         return None
@@ -130,8 +134,9 @@ def axis_of(node: Node, axis: int) -> int:
 
 def _narrow(program: Program, node: Node) -> Node | None:
     """All of a tensor is the tensor, and whole pieces of a cat are these pieces."""
-    if is_call(node, aten.slice.Tensor) and node.args[2:] == (0, END):
-        return node.args[0]
+    bounds = _bounds(node)
+    if bounds and bounds[2:] in {(0, None), (0, END)}:
+        return bounds[0]
     part = part_of(program, node)
     if part is None:
         return None

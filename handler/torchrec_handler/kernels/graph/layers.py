@@ -78,14 +78,15 @@ def fold_batch_norms(program: Program) -> None:
 
 def _fold(program: Program, node: Node, x: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
     """Put a norm, which gives `node` of x, into the layers beside it."""
+    if node.meta["val"].dim() != 2:
+        # What is normed is not the last axis then.
+        return
     before = weights_of(x)
     behind = [(user, weights_of(user)) for user in node.users]
     if before and len(x.users) == 1:
         weights = Weights(before.weight * scale.unsqueeze(1), before.bias * scale + shift)
         with program.before(node):
             program.replace(node, emit_layer(program, x.args[0], weights, None))
-    elif node.meta["val"].dim() != 2:
-        return
     elif all(given and user.args[0] is node for user, given in behind):
         for user, given in behind:
             if given is None:
@@ -97,7 +98,9 @@ def _fold(program: Program, node: Node, x: Node, scale: torch.Tensor, shift: tor
     else:
         with program.before(node):
             terms = program.constant(shift), x, program.constant(scale)
-            program.replace(node, program.emit(aten.addcmul.default, *terms))
+            scaled = program.graph.call_function(aten.addcmul.default, terms)
+        scaled.meta["val"] = node.meta["val"]
+        program.replace(node, scaled)
 
 
 def _scale_shift(node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:

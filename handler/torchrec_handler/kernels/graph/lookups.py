@@ -107,6 +107,8 @@ TORCH: Mapping[Any, Any] = {
     aten.matmul.default: torch.matmul,
     aten.stack.default: torch.stack,
     aten.slice.Tensor: None,
+    # Taken for dead code by its operator's name.
+    aten._assert_async.default: torch._assert_async,  # noqa: SLF001
 }
 
 

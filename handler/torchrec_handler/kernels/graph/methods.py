@@ -19,7 +19,7 @@ from torchrec_handler.archive.format import Declined, Replaced
 from torchrec_handler.kernels.graph.blocks import Runner
 from torchrec_handler.kernels.graph.capture import Batch, CannotCapture, Captured, capture, flatten
 from torchrec_handler.kernels.graph.cats import split_cats
-from torchrec_handler.kernels.graph.clean import clean
+from torchrec_handler.kernels.graph.clean import clean, is_random
 from torchrec_handler.kernels.graph.layers import (
     fold_batch_norms,
     fuse_activations,
@@ -27,6 +27,7 @@ from torchrec_handler.kernels.graph.layers import (
     pack,
 )
 from torchrec_handler.kernels.graph.lookups import as_torch, place_lookups
+from torchrec_handler.kernels.graph.program import Program, aten
 from torchrec_handler.kernels.graph.trials import Trial, differs, share
 from torchrec_handler.kernels.graph.user import CannotShare, Shared, split_user
 from torchrec_handler.kernels.kernel import Target, not_for, typename
@@ -53,6 +54,9 @@ EVERY = [(1, float("inf"))]
 LEAST_TRIED = 7
 USERS_TRIED = 2
 """Rows at least, and users, of the batch that a program for shared inputs is tried on."""
+
+LEAST_IDS = 2
+"""In each input: torch.export takes it for known that a length is neither 0 nor 1."""
 
 FEW = 3
 """Rows of a block when blocks are tried."""
@@ -98,7 +102,15 @@ def capture_methods(
             try:
                 captured = capture(module, qualname, given.batch, features)
                 _reduce(captured)
+                if any(map(is_random, captured.program.nodes)):
+                    why = "draws random numbers"
+                    declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
+                    continue
                 method = getattr(module, qualname)
+                if any(map(is_random, captured.program.nodes)):
+                    why = "draws random numbers"
+                    declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
+                    continue
                 graphs.append(Graph(qualname=qualname, captured=captured, method=method))
             except CannotCapture as error:
                 why = str(error)
@@ -122,6 +134,18 @@ def _reduce(captured: Captured) -> None:
     clean(program)
 
 
+def _copy_constants(program: Program) -> None:
+    """Who is given a constant may write to it."""
+    output = program.output
+    with program.before(output):
+        output.args = (
+            tuple(
+                program.emit(aten.clone.default, one) if one.op == "get_attr" else one
+                for one in output.args[0]
+            ),
+        )
+
+
 class GraphMethod:
     """A graph in place of a method, for batches of the sizes at which it is no slower."""
 
@@ -132,9 +156,11 @@ class GraphMethod:
         self._captured, self._dtype = graph.captured, dtype
         self.dtype: DenseDtype = "float32"
         """The least precise type that it computes in."""
+        self._is_whole = False
         self._run = self._finish(graph.captured.program.copy())
         self._names = graph.captured.names
         self._keys = [name for name, position in self._names if position is None]
+        self._lists = [name for name in self._keys if name.endswith(".values")]
         self._is_flat = len(self._keys) == len(self._names)
         self._unflatten = _unflatten(graph.captured.spec)
         self._rows_in, self._per_row = _rows_in(graph.captured)
@@ -146,6 +172,8 @@ class GraphMethod:
 
     def __call__(self, batch: Batch) -> Any:
         """What the method gives."""
+        if any(len(batch[name]) < LEAST_IDS for name in self._lists):
+            return self.method(batch)
         if self.ranges != EVERY:
             rows = self._count(batch)
             if not any(least <= rows <= most for least, most in self.ranges):
@@ -156,6 +184,12 @@ class GraphMethod:
             logger.debug("kernels: graph raised, %s is called", self.qualname, exc_info=True)
             return self.method(batch)
 
+    def stay_whole(self) -> bool:
+        """Compute in no blocks any more; whether it did."""
+        was_whole, self._is_whole = self._is_whole, True
+        self._run.stay_whole()
+        return not was_whole and self._run.block > 0
+
     def compute(self, batch: Batch) -> Any:
         """What the graph gives."""
         tensors = [batch[key] for key in self._keys] if self._is_flat else flatten(batch)[1]
@@ -164,7 +198,7 @@ class GraphMethod:
     def tried(self, batch: Batch, rows: int) -> list[torch.Tensor]:
         """What the graph gives; of some rows in blocks, to see that none reaches another."""
         block = self._run.block
-        self._run.block = FEW if block and FEW < rows <= FEW**2 else block
+        self._run.block = FEW if block and not self._is_whole and FEW < rows <= FEW**2 else block
         try:
             return pytree.tree_leaves(self.compute(batch))
         finally:
@@ -217,6 +251,11 @@ class GraphMethod:
             given, own = flatten(items)[1], flatten(of_users)
             tensors = dict(zip(own[0], own[1], strict=True))
             chosen = [tensors[self._names[position]] for position in users]
+            for name in self._lists:
+                lists = [batch[name] for batch in (items, of_users) if name in batch]
+                if max(map(len, lists)) < LEAST_IDS:
+                    message = f"{name} holds too few ids"
+                    raise CannotShare(message)
             return self._unflatten(run(*given, *chosen, index))
 
         return compute
@@ -232,10 +271,14 @@ class GraphMethod:
         return differs(expected, received, rows, TOLERANCES[self._dtype])
 
     def _finish(self, program: Any) -> Runner:
+        _copy_constants(program)
         self.dtype = pack(program, self._dtype)
         place_lookups(program, self._captured.sites)
         as_torch(program)
-        return Runner(program, self._captured.rows)
+        run = Runner(program, self._captured.rows)
+        if self._is_whole:
+            run.stay_whole()
+        return run
 
     def _count(self, batch: Any) -> int:
         name, position = self._rows_in
@@ -290,7 +333,7 @@ def _differs(method: GraphMethod, tolerance: float) -> str | None:
         expected = pytree.tree_leaves(dict(method.method(batch)))
         why = differs(expected, method.tried(batch, rows), rows, tolerance)
         if why:
-            return why
+            return _differs(method, tolerance) if method.stay_whole() else why
     return None
 
 

@@ -6,6 +6,7 @@ candidate meets its user, the user's row is repeated, and of a layer over both e
 Shapes: B rows, U users, F features, N ids.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -27,6 +28,7 @@ from torchrec_handler.kernels.graph.program import (
     is_call,
     is_tensor,
 )
+from torchrec_handler.kernels.graph.rows import mixes
 
 Mask = npt.NDArray[np.bool_]
 Shared = Mapping[str, Mask | None]
@@ -74,11 +76,17 @@ def split_user(captured: Captured, shared: Shared) -> tuple[Program, list[int]]:
         if is_tensor(node) and program.shape(node)[:1] == (captured.rows,)
     )
     _split_lookups(program, captured, shared, of_user)
+    parted: list[Node] = []
     for node, own in of_user.items():
         mask = shared[_owner(names[inputs.index(node)])]
         if mask is None or mask.all():
             node.replace_all_uses_with(own)
+        else:
+            parted.append(node)
     clean(program)
+    if not all(is_call(one, look_up, aten.sym_size.int) for node in parted for one in node.users):
+        message = "something beside lookups reads an input of which some is shared"
+        raise CannotShare(message)
     _Sides(program, captured.rows, index).run()
     clean(program)
     return program, users
@@ -190,7 +198,7 @@ class _Sides:
         return node not in self._users and node not in self._items and node.op == "call_function"
 
     def _enter(self, node: Node) -> None:
-        given = node.all_input_nodes
+        program, given = self._program, node.all_input_nodes
         if not is_tensor(node) and not isinstance(node.meta.get("val"), list | tuple):
             # A size has the side of who reads it.
             return
@@ -199,8 +207,11 @@ class _Sides:
         if not is_user and not is_item:
             return
         if is_user and not is_item:
-            self._users.add(node)
+            if mixes(program, node, self._rows, given):
+                message = f"{node.name} computes across users what it does across rows"
+                raise CannotShare(message)
             node.args, node.kwargs = self._in(node, of_user=True)
+            self._users.add(node)
             return
         self._items.add(node)
         if self._split(node):
@@ -250,17 +261,23 @@ class _Sides:
         if self._program.size(one.meta["val"]) != self._rows:
             message = f"the size {one.name} is neither's"
             raise CannotShare(message)
-        at = self._index
-        if of_user:
-            at = next(
-                node
-                for node in self._program.nodes
-                if node in self._users and is_tensor(node) and self._has_rows(node)
-            )
+        at, per_row = self._of_users() if of_user else (self._index, 1)
         with self._program.before(before):
             made = self._program.graph.call_function(aten.sym_size.int, (at, 0))
+            if per_row > 1:
+                made = self._program.graph.call_function(operator.floordiv, (made, per_row))
         made.meta["val"] = one.meta["val"]
         return made
+
+    def _of_users(self) -> tuple[Node, int]:
+        """What tells how many users there are, and how many elements of its first axis each has."""
+        for node in self._program.nodes:
+            if node in self._users and is_tensor(node) and node.meta["val"].dim():
+                per_row = self._program.shape(node)[0] / self._rows
+                if getattr(per_row, "is_Integer", False):
+                    return node, int(per_row)
+        message = "nothing tells how many users there are"
+        raise CannotShare(message)
 
     def _has_rows(self, node: Node) -> bool:
         return bool(self._program.shape(node)[:1] == (self._rows,))
