@@ -28,7 +28,7 @@ from torchrec_handler.kernels.graph.methods import (
 from torchrec_handler.kernels.graph.trials import Trial
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.load.call import call_observed, no_gradients
-from torchrec_handler.load.signature.draw import STYLES, draw_inputs, open_inputs
+from torchrec_handler.load.signature.draw import STYLES, Style, draw_inputs, open_inputs
 from torchrec_handler.options import GRAPH, Kernels
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Trials:
             try:
                 call_observed(self._module, qualname, given)
                 sized = self._sized(qualname, draw)
-                self._drawn[qualname] = list(sized)
+                self._drawn[qualname] = [*sized, *self._few(qualname)]
             except Exception:
                 logger.debug("graphs: %s does not take %s", qualname, style, exc_info=True)
                 continue
@@ -69,11 +69,25 @@ class Trials:
     def of(self, qualname: str) -> list[Trial]:
         """Those that `first` found out, and the recorded ones."""
         recorded = [
-            Trial(sample.rows, _batch(sample.inputs))
+            Trial(sample.rows, _batch(sample.inputs), is_timed=False)
             for sample in self._samples
             if sample.qualname == qualname
         ]
         return [*self._drawn[qualname], *recorded]
+
+    def _few(self, qualname: str) -> Iterator[Trial]:
+        """One row of an id a feature, and of none, where a method takes that."""
+        for ids in (1, 0):
+            draw = draw_inputs(
+                self.signature.inputs, 1, Style(least=ids, most=ids), np.random.default_rng(ids)
+            )
+            batch = _batch(draw)
+            try:
+                call_observed(self._module, qualname, batch)
+            except Exception:
+                logger.debug("graphs: %s does not take %s ids", qualname, ids, exc_info=True)
+            else:
+                yield Trial(1, batch, is_timed=False)
 
     def _sized(self, qualname: str, draw: partial[dict[str, torch.Tensor]]) -> Iterator[Trial]:
         for rows in ROWS:

@@ -160,7 +160,10 @@ class GraphMethod:
         self._run = self._finish(graph.captured.program.copy())
         self._names = graph.captured.names
         self._keys = [name for name, position in self._names if position is None]
-        self._lists = [name for name in self._keys if name.endswith(".values")]
+        self._untried = {
+            name: set(range(LEAST_IDS)) for name in self._keys if name.endswith(".values")
+        }
+        """Input of ids -> how many of them it is not known to take."""
         self._is_flat = len(self._keys) == len(self._names)
         self._unflatten = _unflatten(graph.captured.spec)
         self._rows_in, self._per_row = _rows_in(graph.captured)
@@ -172,7 +175,7 @@ class GraphMethod:
 
     def __call__(self, batch: Batch) -> Any:
         """What the method gives."""
-        if any(len(batch[name]) < LEAST_IDS for name in self._lists):
+        if self.is_untried(batch):
             return self.method(batch)
         if self.ranges != EVERY:
             rows = self._count(batch)
@@ -183,6 +186,15 @@ class GraphMethod:
         except Exception:
             logger.debug("kernels: graph raised, %s is called", self.qualname, exc_info=True)
             return self.method(batch)
+
+    def is_untried(self, batch: Any) -> bool:
+        """Whether an input has so few ids that what the graph gives may be another thing."""
+        return any(len(batch[name]) in few for name, few in self._untried.items())
+
+    def took(self, batch: Any) -> None:
+        """Remember that it gives what the method gives, of so few ids as well."""
+        for name, few in self._untried.items():
+            few.discard(len(batch[name]))
 
     def stay_whole(self) -> bool:
         """Compute in no blocks any more; whether it did."""
@@ -251,9 +263,9 @@ class GraphMethod:
             given, own = flatten(items)[1], flatten(of_users)
             tensors = dict(zip(own[0], own[1], strict=True))
             chosen = [tensors[self._names[position]] for position in users]
-            for name in self._lists:
+            for name, few in self._untried.items():
                 lists = [batch[name] for batch in (items, of_users) if name in batch]
-                if max(map(len, lists)) < LEAST_IDS:
+                if max(map(len, lists)) in few:
                     message = f"{name} holds too few ids"
                     raise CannotShare(message)
             return self._unflatten(run(*given, *chosen, index))
@@ -262,7 +274,7 @@ class GraphMethod:
 
     def _shared_differs(self, compute: Callable[..., Any], shared: Shared) -> str | None:
         """See that it gives what the method gives, for two users of several rows each."""
-        (rows, batch) = next(trial for trial in self.trials if trial.rows >= LEAST_TRIED)
+        rows, batch, _ = next(trial for trial in self.trials if trial.rows >= LEAST_TRIED)
         index = torch.arange(rows) * USERS_TRIED // rows
         firsts = [int((index == user).nonzero()[0]) for user in range(USERS_TRIED)]
         whole, items, users = share(batch, shared, firsts, index)
@@ -328,11 +340,19 @@ def choose(
 
 
 def _differs(method: GraphMethod, tolerance: float) -> str | None:
-    """How a graph differs from its method."""
-    for rows, batch in method.trials:
-        expected = pytree.tree_leaves(dict(method.method(batch)))
-        why = differs(expected, method.tried(batch, rows), rows, tolerance)
-        if why:
+    """How a graph differs from its method, but for batches of so few ids that it need not take."""
+    for rows, batch, _ in method.trials:
+        is_few = method.is_untried(batch)
+        try:
+            expected = pytree.tree_leaves(dict(method.method(batch)))
+            why = differs(expected, method.tried(batch, rows), rows, tolerance)
+        except Exception:
+            if not is_few:
+                raise
+            continue
+        if why is None:
+            method.took(batch)
+        elif not is_few:
             return _differs(method, tolerance) if method.stay_whole() else why
     return None
 
@@ -340,8 +360,9 @@ def _differs(method: GraphMethod, tolerance: float) -> str | None:
 def _time(method: GraphMethod) -> str | None:
     """Find the sizes at which a graph is no slower; tell of those at which it is."""
     ratios: list[tuple[int, float]] = []
-    for rows, batch in method.trials:
-        end = time.perf_counter() + SECONDS / len(method.trials)
+    timed = [trial for trial in method.trials if trial.is_timed]
+    for rows, batch, _ in timed:
+        end = time.perf_counter() + SECONDS / len(timed)
         pairs: list[float] = []
         while len(pairs) < 3 or (len(pairs) < 15 and time.perf_counter() < end):
             pairs.append(_seconds(method.method, batch) / _seconds(method.compute, batch))

@@ -17,6 +17,7 @@ class Trial(NamedTuple):
 
     rows: int
     batch: Batch
+    is_timed: bool = True
 
 
 def differs(
