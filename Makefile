@@ -112,9 +112,10 @@ soak: $(VENV)/dev  ## what takes minutes: fuzzing of decoders for ten, of a serv
 	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(PYTEST) tests/fuzz
 
 .PHONY: bench
-bench: $(VENV)/dev  ## all servers on one model, then in process; 40 minutes; needs wrk (apt-get install wrk)
+bench: $(VENV)/dev  ## all servers on one model, then in process; 45 minutes; needs wrk (apt-get install wrk)
 	$(BIN)/python -W ignore -m benchmarks.servers
 	$(BIN)/python -W ignore -m benchmarks.in_process
+	$(BIN)/python -W ignore -m benchmarks.dense
 	$(BIN)/python -W ignore -m benchmarks.growth
 
 .PHONY: bench-scale

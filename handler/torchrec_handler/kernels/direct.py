@@ -16,17 +16,19 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
     IntNBitTableBatchedEmbeddingBagsCodegen,
 )
+from torchrec.distributed.quant_embedding import ShardedQuantEmbeddingCollection
 from torchrec.distributed.quant_embeddingbag import ShardedQuantEmbeddingBagCollection
 from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_handler.kernels.kernel import Forward, Target, not_for
-from torchrec_handler.tables.modules import ShardedBags
+from torchrec_handler.tables.modules import ShardedBags, ShardedSequences
 
 Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D]."""
 
 COLLECTIONS = (ShardedBags, ShardedQuantEmbeddingBagCollection)
+SEQUENCES = (ShardedSequences, ShardedQuantEmbeddingCollection)
 
 
 class DirectKernel:
@@ -57,8 +59,6 @@ def _why_not(operator: Any) -> str | None:
         return f"looks up with {type(operator).__name__}"
     if operator.host_size <= 0:
         return "has rows that are not in the CPU's memory"
-    if operator.bounds_check_mode_int != BoundsCheckMode.NONE.value:
-        return "lets FBGEMM check ids"
     if (
         operator.index_remapping_hash_table_cpu is not None
         or operator.index_remapping_hash_table.numel()
@@ -75,40 +75,23 @@ def _direct(module: Any) -> Any:
     """
     bags, kind = copy.copy(module), type(module)
     groups = bags.tbes_configs().values()
-    features = [name for group in groups for name in group.feature_names()]
     names = [name for group in groups for name in group.embedding_names()]
     widths = [width for group in groups for width in group.embedding_dims()]
     starts = list(accumulate(widths, initial=0))
     positions = {name: position for position, name in enumerate(names)}
-    lookups = list(map(lookup, bags.tbes_configs()))
-    is_weighted = any(group.is_weighted for group in groups)
-    counts = [group.num_features() for group in groups]
+    look_up = Pooled(bags)
 
     def input_dist(_: Any, given: KeyedJaggedTensor) -> KeyedJaggedTensor:
         return given
 
     def compute_and_output_dist(context: Any, given: KeyedJaggedTensor) -> KeyedTensor:
-        if given.keys() != features or given.variable_stride_per_key():
+        if given.keys() != look_up.features or given.variable_stride_per_key():
             distributed = kind.input_dist(bags, context, given)
             return kind.compute_and_output_dist(bags, context, distributed)
-        ids, offsets, weights = parts(given, is_weighted=is_weighted)
-        if len(lookups) == 1:
-            found = lookups[0](ids, offsets, weights)
-        else:
-            # Each lookup gets all ids, and where those of its own features start and end.
-            rows = (offsets.numel() - 1) // len(features)
-            ends = [rows * count for count in accumulate(counts, initial=0)]
-            found = torch.cat(
-                [
-                    call(ids, offsets[start : end + 1], weights)
-                    for call, (start, end) in zip(lookups, pairwise(ends), strict=True)
-                ],
-                dim=1,
-            )
         return KeyedTensor(
             keys=names,
             length_per_key=widths,
-            values=found,
+            values=look_up(*parts(given, is_weighted=look_up.is_weighted)),
             offset_per_key=starts,
             index_per_key=positions,
         )
@@ -116,6 +99,49 @@ def _direct(module: Any) -> Any:
     bags.input_dist = input_dist
     bags.compute_and_output_dist = compute_and_output_dist
     return bags
+
+
+class Pooled:
+    """The lookups of a collection that `why_not` has nothing against, in the order of its shards.
+
+    Ids [N], offsets [F * B + 1] and weights [N] -> [B, D].
+    """
+
+    def __init__(self, bags: Any) -> None:
+        groups = bags.tbes_configs().values()
+        self.features = [name for group in groups for name in group.feature_names()]
+        self.is_weighted = any(group.is_weighted for group in groups)
+        self._lookups = list(map(lookup, bags.tbes_configs()))
+        self._counts = list(accumulate(group.num_features() for group in groups))
+
+    def __call__(
+        self, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Look up."""
+        if len(self._lookups) == 1:
+            return self._lookups[0](ids, offsets, weights)
+        # Each lookup gets all ids, and where those of its own features start and end.
+        rows = (offsets.numel() - 1) // len(self.features)
+        ends = [0, *(rows * count for count in self._counts)]
+        return torch.cat(
+            [
+                call(ids, offsets[start : end + 1], weights)
+                for call, (start, end) in zip(self._lookups, pairwise(ends), strict=True)
+            ],
+            dim=1,
+        )
+
+
+def sequences(collection: Any) -> tuple[list[str], Lookup] | None:
+    """Features and lookup [N, D] of an EmbeddingCollection, where one operator holds all tables."""
+    if type(collection) not in SEQUENCES or len(collection.tbes_configs()) != 1:
+        return None
+    ((operator, group),) = collection.tbes_configs().items()
+    tables = group.embedding_tables
+    is_whole = all(table.local_rows == table.num_embeddings for table in tables)
+    if not is_whole or group.is_weighted or _why_not(operator):
+        return None
+    return group.feature_names(), lookup(operator)
 
 
 def parts(
@@ -160,7 +186,15 @@ def lookup(operator: Any, *, room: int = 0, dtype: torch.dtype | None = None) ->
         operator.fp8_exponent_bias,
     )
 
+    check = (operator.bounds_check_mode_int, operator.bounds_check_warning)
+    is_checked = operator.bounds_check_mode_int != BoundsCheckMode.NONE.value
+    rows, version = operator.rows_per_table, operator.bounds_check_version
+
     def run(ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        if is_checked:
+            torch.ops.fbgemm.bounds_check_indices(
+                rows, ids, offsets, *check, weights, bounds_check_version=version
+            )
         found: torch.Tensor = call(*tables, ids, offsets, pooling, weights, *rest)
         return found
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from torchrec_handler.kernels.kernel import Forward, Target, not_for, touched, typename
-from torchrec_handler.kernels.packed import Layer, Layers
+from torchrec_handler.kernels.packed import RELU, Layer, Layers
 
 RELUS = (torch.relu, torch.nn.functional.relu)
 
@@ -63,7 +63,7 @@ def chain(parts: Iterable[Any]) -> list[Layer] | str | None:
     for part in parts:
         added: list[Layer] | str | None = []
         if layers and (part in RELUS or type(part) is torch.nn.ReLU):
-            layers[-1] = layers[-1]._replace(relu=True)
+            layers[-1] = layers[-1]._replace(activation=RELU)
         elif type(part) not in {torch.nn.Identity, torch.nn.Dropout}:
             added = layers_of(part)
         if added is None or isinstance(added, str):
@@ -78,7 +78,7 @@ def layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Layer:
     """A layer of weights [N, K] and [N], which it shares."""
     weight = weight.detach()
     bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-    return Layer(weight=weight, bias=bias, relu=False)
+    return Layer(weight=weight, bias=bias)
 
 
 def why_not_plain(module: torch.nn.Module) -> str | None:

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import fbgemm_gpu  # noqa: F401  brings torch.ops.fbgemm
 import torch
@@ -41,24 +41,49 @@ INT8_WEIGHTS = 2**15
 """A layer with fewer is no faster in int8. Most often it is one that takes the model's own inputs,
 whose sizes differ as those of a layer's outputs do not."""
 
+FLOAT32_WORK = 2**22
+"""Rows times weights of a layer: with less, float32 is faster by torch than by packed weights, as
+preparing a call of oneDNN takes some 15 us."""
+
 LARGEST_FLOAT16 = 65_504.0
 
 SCALE_BYTES = 8
 """FBGEMM puts a row's scale and its least value, each float32, behind the row's bytes."""
 
 
+Call = Callable[[torch.Tensor], torch.Tensor]
+"""[B, N] -> [B, N]"""
+
+
+class Compute(Protocol):
+    """Layers in one data type."""
+
+    def __call__(self, x: torch.Tensor, other: torch.Tensor | None = None, /) -> torch.Tensor:
+        """[B, K], and [N] for the first layer's bias -> [B, N], of any floating point type."""
+
+
+class Activation(NamedTuple):
+    """What is done to each number that a layer gives."""
+
+    call: Call
+    """In place where torch can."""
+    name: str
+    """As oneDNN calls it, which does it in the same pass."""
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
 class Layer(NamedTuple):
-    """A linear layer and the ReLU behind it, if there is one."""
+    """A linear layer and the activation behind it, if there is one."""
 
     weight: torch.Tensor
     """[N, K] float32, on the CPU."""
     bias: torch.Tensor
     """[N] float32."""
-    relu: bool
+    activation: Activation | None = None
 
 
-Call = Callable[[torch.Tensor], torch.Tensor]
-"""[B, K] -> [B, N], both of any floating point type."""
+RELU = Activation(call=torch.relu_, name="relu")
 
 
 class Layers:
@@ -76,14 +101,15 @@ class Layers:
             dtype: the least precise type to compute in. A more precise one is taken where it is
                 faster, and where the processor or the build has no kernel for this one.
         """
+        self._is_one = len(layers) == 1
         self.dtype: DenseDtype = "float16" if _takes_float16(layers, dtype) else "float32"
         """The least precise type that is computed in here."""
         self.few = _float16(layers) if self.dtype == "float16" else _float32(layers)
         """The kernel of less than `FEW_ROWS` rows, for who calls several one behind another."""
-        self._kernels: list[tuple[int, Call]] = [(0, self.few)]
+        self._kernels: list[tuple[int, Compute]] = [(0, self.few)]
         """The fewest rows each kernel is for, most first."""
         if dtype == "float32" and is_fast("float32"):
-            self._kernels.insert(0, (FEW_ROWS, PACKED["float32"](layers)))
+            self._kernels.insert(0, (min(map(_least_rows, layers)), PACKED["float32"](layers)))
         if dtype in {"bfloat16", "int8"} and is_fast("bfloat16"):
             self._kernels.insert(0, (FEW_ROWS, PACKED["bfloat16"](layers)))
             self.dtype = "bfloat16"
@@ -91,17 +117,21 @@ class Layers:
             self._kernels.insert(0, (INT8_ROWS, PACKED["int8"](layers)))
             self.dtype = "int8"
 
-    def __call__(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as Linear and MLP name it
-        """Compute, whatever the number of rows."""
+    def __call__(
+        self,
+        input: torch.Tensor,  # noqa: A002  as Linear and MLP name it
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute, whatever the number of rows; with another bias [N] of the first layer."""
         x = input
         if x.dim() != 2:
-            y = self(x.reshape(-1, x.shape[-1]))
+            y = self(x.reshape(-1, x.shape[-1]), bias)
             return y.view(*x.shape[:-1], y.shape[1])
         rows = x.shape[0]
         kernel = next(kernel for least, kernel in self._kernels if rows >= least)
-        if rows <= BLOCK_ROWS:
-            return kernel(x).float()
-        return torch.cat([kernel(block).float() for block in torch.split(x, BLOCK_ROWS)])
+        if rows <= BLOCK_ROWS or self._is_one:
+            return kernel(x, bias).float()
+        return torch.cat([kernel(block, bias).float() for block in torch.split(x, BLOCK_ROWS)])
 
 
 def _takes_float16(layers: Sequence[Layer], dtype: KernelDtype) -> bool:
@@ -124,7 +154,7 @@ def is_fast(dtype: DenseDtype) -> bool:
         return False
     random = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 256, generator=random), torch.randn(128, 256, generator=random)
-    layers = [Layer(weight=weight / 16, bias=torch.ones(128), relu=False)]
+    layers = [Layer(weight=weight / 16, bias=torch.ones(128))]
     try:
         error = (PACKED[dtype](layers)(x).float() - _float32(layers)(x)).abs().max()
     except (AttributeError, NotImplementedError, RuntimeError) as failure:
@@ -134,30 +164,32 @@ def is_fast(dtype: DenseDtype) -> bool:
     return float(error) < 0.1
 
 
-def _float32(layers: Sequence[Layer]) -> Call:
+def _float32(layers: Sequence[Layer]) -> Compute:
     """What torch.nn.Linear does; of one row a product with a vector, which reads weights faster."""
-    parts = [(layer.weight, layer.weight.t(), layer.bias, layer.relu) for layer in layers]
+    parts = [(layer.weight, layer.weight.t(), layer.bias, _call(layer)) for layer in layers]
     addmv, addmm = torch.addmv, torch.addmm
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         x = x.float()
         if x.shape[0] == 1:
             x = x.view(-1)
-            for weight, _, bias, relu in parts:
-                x = addmv(bias, weight, x)
-                if relu:
-                    x.relu_()
+            for weight, _, bias, activation in parts:
+                x = addmv(bias if other is None else other, weight, x)
+                other = None
+                if activation:
+                    x = activation(x)
             return x.unsqueeze(0)
-        for _, transposed, bias, relu in parts:
-            x = addmm(bias, x, transposed)
-            if relu:
-                x.relu_()
+        for _, transposed, bias, activation in parts:
+            x = addmm(bias if other is None else other, x, transposed)
+            other = None
+            if activation:
+                x = activation(x)
         return x
 
     return run
 
 
-def _float16(layers: Sequence[Layer]) -> Call:
+def _float16(layers: Sequence[Layer]) -> Compute:
     """FBGEMM's: weights in float16, all else in float32.
 
     By torch's older names: the newer ones take packed weights as a script object, and handing one
@@ -167,51 +199,67 @@ def _float16(layers: Sequence[Layer]) -> Call:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fbgemm_.* is deprecated", UserWarning)
         parts = [
-            (torch.fbgemm_pack_gemm_matrix_fp16(layer.weight), layer.bias, layer.relu)
+            (torch.fbgemm_pack_gemm_matrix_fp16(layer.weight), layer.bias, _call(layer))
             for layer in layers
         ]
         # It says so at its first call only.
         linear(layers[0].weight[:1], *parts[0][:2])
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         x = x.float()
-        for packed, bias, relu in parts:
-            x = linear(x, packed, bias)
-            if relu:
-                x.relu_()
+        for packed, bias, activation in parts:
+            x = linear(x, packed, bias if other is None else other)
+            other = None
+            if activation:
+                x = activation(x)
         return x
 
     return run
 
 
-def _each(pack: Callable[[Layer], Call], layers: Sequence[Layer]) -> Call:
-    kernels = list(map(pack, layers))
+def _least_rows(layer: Layer) -> int:
+    """From how many on packed weights pay in float32."""
+    return max(2, FLOAT32_WORK // layer.weight.numel())
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        for kernel in kernels:
+
+def _call(layer: Layer) -> Call | None:
+    return layer.activation.call if layer.activation else None
+
+
+def _each(pack: Callable[[Layer], Compute], layers: Sequence[Layer]) -> Compute:
+    first, *rest = map(pack, layers)
+
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        x = first(x, other)
+        for kernel in rest:
             x = kernel(x)
         return x
 
     return run
 
 
-def _onednn(dtype: torch.dtype, layer: Layer) -> Call:
-    """oneDNN's, with weights in the order it reads them in and the ReLU in the same pass."""
+def _onednn(dtype: torch.dtype, layer: Layer) -> Compute:
+    """oneDNN's, with weights in the order it reads them in and the activation in the same pass."""
     if layer.weight.numel() < PACKED_WEIGHTS:
         return _float32([layer])
     linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
     bias = layer.bias.to(dtype)
-    activation = "relu" if layer.relu else "none"
+    least = _least_rows(layer) if dtype == torch.float32 else 0
+    plain = _float32([layer])
+    name, scalars, algorithm = layer.activation[1:] if layer.activation else ("none", (), "")
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = linear(x.to(dtype), packed, bias, activation, [], "")
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        if x.shape[0] < least:
+            return plain(x, other)
+        added = bias if other is None else other.to(dtype)
+        y: torch.Tensor = linear(x.to(dtype), packed, added, name, scalars, algorithm)
         return y
 
     return run
 
 
-def _int8(layer: Layer) -> Call:
+def _int8(layer: Layer) -> Compute:
     """Weights with a scale an output; x with a scale and a least value a row, found as it comes.
 
     So no row's result depends on the rows beside it. x = scale * q + least, hence
@@ -221,7 +269,8 @@ def _int8(layer: Layer) -> Call:
         return _onednn(half_precision("int8"), layer)
     linear = torch.ops.onednn.qlinear_pointwise.default
     quantize = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized.default
-    weight, bias, relu = layer
+    weight, bias, _ = layer
+    activation = _call(layer)
     scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     rounded = (weight / scales.unsqueeze(1)).round()
     sums = rounded.sum(1) * scales
@@ -232,21 +281,21 @@ def _int8(layer: Layer) -> Call:
     rest: tuple[Any, ...]
     rest = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         q = quantize(x.float().contiguous())
         row = q[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
         y: torch.Tensor = linear(q, 1.0, 0, *rest)
         scale, least = row[:, :1], row[:, 1]
-        y = torch.addcmul(bias, y, scale, out=y)
+        y = torch.addcmul(bias if other is None else other, y, scale, out=y)
         # Behind a ReLU the least value is 0 as a rule.
         if bool(least.any()):
             y = y.addr_(least, sums)
-        return y.relu_() if relu else y
+        return activation(y) if activation else y
 
     return run
 
 
-PACKED: Mapping[str, Callable[[Sequence[Layer]], Call]] = {
+PACKED: Mapping[str, Callable[[Sequence[Layer]], Compute]] = {
     "float32": partial(_each, partial(_onednn, torch.float32)),
     "float16": _float16,
     "bfloat16": partial(_each, partial(_onednn, torch.bfloat16)),

@@ -19,7 +19,7 @@ from torchrec_handler.kernels.kernel import (
     typename,
 )
 from torchrec_handler.kernels.linear import LinearKernel
-from torchrec_handler.options import ALL, ONCE, Kernels
+from torchrec_handler.options import ALL, GRAPH, ONCE, Kernels
 from torchrec_handler.tables.find import is_collection
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def check_names(kernels: Kernels) -> None:
     Raises:
         OptionError: one is not; lists those that are.
     """
-    known = [*(kernel.name for kernel in KERNELS), ONCE]
+    known = [GRAPH, *(kernel.name for kernel in KERNELS), ONCE]
     unknown = [name for name in kernels.off if name not in known] if kernels.off != ALL else []
     if unknown:
         message = (

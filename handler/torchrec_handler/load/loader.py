@@ -1,7 +1,7 @@
 """From an archive's folder to a predictor: the steps of loading, in order."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torchrec_handler.archive.format import (
     Index,
     Signature,
 )
-from torchrec_handler.archive.samples import read_samples
+from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError, FactoryError
 from torchrec_handler.kernels.kernel import Target
@@ -24,6 +24,7 @@ from torchrec_handler.kernels.registry import check_names, replace_forwards
 from torchrec_handler.load.attach import attach
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory, run_weights_dependent
+from torchrec_handler.load.graphs import Trials, as_graphs
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.quantize import (
@@ -84,12 +85,6 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
     if index:
         check_metadata(index.signature, made.output)
         check_rows(index.signature, weighted.collections.largest)
-    predictor = make_ready(
-        weighted,
-        _widened(weighted, index),
-        lambda quantized: _read_tables(quantized, folder, index),
-        index.signature if index else None,
-    )
     samples = read_samples(folder / SAMPLES) if index and SAMPLES in index.sha256 else []
     if index and len(samples) != index.samples:
         message = (
@@ -97,6 +92,13 @@ def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
             "the archive was altered or damaged, build or copy it again"
         )
         raise ArchiveError(message)
+    predictor = make_ready(
+        weighted,
+        _widened(weighted, index),
+        lambda quantized: _read_tables(quantized, folder, index),
+        index.signature if index else None,
+        samples,
+    )
     if options.self_test:
         metadata = predictor.result_metadata
         self_test(predictor.module, samples, metadata, options.precision, device)
@@ -215,6 +217,7 @@ def make_ready(
     widened: Mapping[str, str],
     give_tables: Callable[[Quantized], TableStore | None],
     signature: Signature | None,
+    samples: Sequence[Sample] = (),
 ) -> Predictor:
     """Quantize, shard, give the lookups their rows and fit to the machine.
 
@@ -224,6 +227,7 @@ def make_ready(
         give_tables: called once it is known what they are; gives None for a module that its
             factory sharded.
         signature: as recorded; None to observe it.
+        samples: recorded calls, which graphs are tried on too.
     """
     made, module = weighted.made, weighted.module
     output, options, device = made.output, made.options, made.device
@@ -242,7 +246,10 @@ def make_ready(
     if lets_rows_pass(signature):
         guard(module, weighted.collections)
     target = Target(device=device, dtype=options.kernel_dtype)
+    trials = Trials(module, signature, samples)
+    graphs = as_graphs(module, output.qualnames, trials, target, options.kernels)
     report = replace_forwards(module, target, options.kernels)
+    methods, report = graphs.put_in_place(report)
     return Predictor(
         module=module,
         signature=signature,
@@ -253,4 +260,5 @@ def make_ready(
         tables=store,
         plan=plan,
         report=report,
+        graphs=methods,
     )

@@ -8,6 +8,7 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
 from torchrec_handler.archive.format import Index, Report, Signature, TableKey
+from torchrec_handler.kernels.graph.methods import GraphMethod
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.package import Package
 from torchrec_handler.options import Options
@@ -69,5 +70,7 @@ class Predictor:
     """None when nothing was left to shard."""
     report: Report = field(default_factory=Report)
     """What kernels replaced."""
+    graphs: Mapping[str, GraphMethod] = field(default_factory=dict)
+    """Methods that are computed as graphs, by their names; the module calls them by itself."""
     index: Index | None = None
     """What the archive says of itself; None for a plain one."""

@@ -5,7 +5,7 @@ dense and embedding inputs row by row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ def take_rows(request: ValidRequest, start: int, stop: int) -> ValidRequest:
         if value.shared is not None:
             lists[value.shared, 0] -= start
         taken = _take(lists, value.lengths.reshape(-1), value.values, value.weights)
-        inputs[name] = replace(taken, shared=value.shared)
+        inputs[name] = taken._replace(shared=value.shared)
     return ValidRequest(rows=stop - start, inputs=inputs)
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
+from torchrec_handler.kernels.graph.methods import GraphMethod
+from torchrec_handler.load.call import no_gradients
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import ONCE, Options
 from torchrec_handler.serve.batch import combine, cut
@@ -17,10 +19,11 @@ from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
 from torchrec_handler.serve.measure import Size
 from torchrec_handler.serve.observe import Observer, Stages
-from torchrec_handler.serve.predict import HostResult, call, predict
+from torchrec_handler.serve.predict import HostResult, as_host_result, call, predict
 from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
 from torchrec_handler.serve.route import route
 from torchrec_handler.serve.split import Answer, Splitter, answer
+from torchrec_handler.serve.users import combine_users, find_shared
 from torchrec_handler.serve.validate import Validator
 from torchrec_handler.tables.once import look_up_once
 
@@ -141,15 +144,17 @@ class Engine:
         costs = [
             len(raw.body) + (COMPRESSED_BYTES if raw.content_encoding else 0) for raw in requests
         ]
-        for position in sorted(range(len(requests)), key=costs.__getitem__):
+        groups = self._codecs.group(requests)
+        for positions in sorted(groups, key=lambda group: costs[group[0]]):
             if outcomes and time.monotonic() > end:
                 message = (
                     "not read: smaller requests took more than "
                     f"{self._limits.seconds_of_reading:g} s (limits.seconds_of_reading); try again"
                 )
-                outcomes[position] = Overloaded(message)
+                outcomes.update((position, Overloaded(message)) for position in positions)
             else:
-                outcomes[position] = _attempt(READING, self._decode, requests[position])
+                reads = self._decode_group([requests[position] for position in positions])
+                outcomes.update(zip(positions, reads, strict=True))
         sizes = {at: read.size for at, read in outcomes.items() if isinstance(read, _Read)}
         if sizes:
             positions = sorted(sizes)
@@ -157,12 +162,22 @@ class Engine:
             outcomes.update({positions[at]: refusal for at, refusal in refusals.items()})
         return [outcomes[position] for position in range(len(requests))]
 
+    def _decode_group(self, requests: Sequence[RawRequest]) -> Sequence[_Read | RequestError]:
+        """Decode requests together or, where one of them is not as it should be, one by one."""
+        if len(requests) > 1 and self._methods.get(requests[0].qualname):
+            decoded = _attempt(READING, self._codecs.decode_together, requests)
+            if not isinstance(decoded, RequestError):
+                return [_attempt(READING, self._measure, *each) for each in decoded]
+        return [_attempt(READING, self._decode, raw) for raw in requests]
+
     def _decode(self, raw: RawRequest) -> _Read:
         if not route(raw.qualname, self._methods):
             arguments, reply = self._codecs.decode_arguments(raw)
             size = size_of_arguments(arguments, self._predictor.signature)
             return _Read(content=arguments, size=size, reply=reply)
-        columns, reply = self._codecs.decode(raw)
+        return self._measure(*self._codecs.decode(raw))
+
+    def _measure(self, columns: Columns, reply: Reply) -> _Read:
         return _Read(content=columns, size=self._validator.measure(columns), reply=reply)
 
     def _check(
@@ -242,11 +257,35 @@ class Engine:
 
     def _call(self, qualname: str, requests: Sequence[ValidRequest]) -> HostResult:
         predictor = self._predictor
+        if self._looks_up_once and qualname in predictor.graphs:
+            result = self._call_once(predictor.graphs[qualname], requests)
+            if result is not None:
+                return result
         batch = combine(requests, predictor.batching, predictor.device)
         rows = sum(batch.rows)
         self._stages.called("batch", len(requests), rows)
         with look_up_once(batch.shared if self._looks_up_once else ()):
             result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
+        self._stages.called("predict", len(requests), rows)
+        return result
+
+    def _call_once(self, graph: GraphMethod, requests: Sequence[ValidRequest]) -> HostResult | None:
+        """Compute what depends on the user alone once a request; None where that cannot be."""
+        shared = find_shared(requests)
+        compute = graph.shared(shared) if shared else None
+        if compute is None:
+            return None
+        predictor = self._predictor
+        batch = combine_users(requests, predictor.batching, predictor.device, shared)
+        rows = sum(batch.rows)
+        self._stages.called("batch", len(requests), rows)
+        try:
+            with no_gradients(predictor.module):
+                found = compute(batch.items, batch.users, batch.index)
+        except Exception:
+            logger.debug("%s: computed row by row", graph.qualname, exc_info=True)
+            return None
+        result = as_host_result(found, graph.qualname, predictor.result_metadata)
         self._stages.called("predict", len(requests), rows)
         return result
 

@@ -27,7 +27,16 @@ def predict(
         PredictError: the method's result is not what `result_metadata` promises. What the method
             itself raises passes through.
     """
-    return read_result(call_method(module, qualname, inputs), qualname, result_metadata, _array)
+    return as_host_result(call_method(module, qualname, inputs), qualname, result_metadata)
+
+
+def as_host_result(result: Any, qualname: str, result_metadata: str) -> HostResult:
+    """What a method gave, as arrays.
+
+    Raises:
+        PredictError: it is not what `result_metadata` promises.
+    """
+    return read_result(result, qualname, result_metadata, _array)
 
 
 def call(module: torch.nn.Module, qualname: str, arguments: Mapping[str, Any]) -> Any:

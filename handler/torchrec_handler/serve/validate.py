@@ -10,7 +10,7 @@ Letters in shapes: R requests, L lists that a request gives of a feature, B or 1
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, starmap
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Validator:
     def _check(self, requests: Sequence[Columns], rows: int) -> list[ValidRequest]:
         parts = [rules(requests, rows) for rules in self._rules]
         return [
-            ValidRequest(rows=rows, inputs=dict(zip(self._names, inputs, strict=True)))
+            ValidRequest(rows, dict(zip(self._names, inputs, strict=True)))
             for inputs in zip(*parts, strict=True)
         ]
 
@@ -152,7 +152,7 @@ class _SparseRules:
         values = self._in_range(_join(ids), counts, sizes).astype(self._dtype)
         parts = zip(lengths.astype(np.int32), _cut(values, sizes), weights, strict=True)
         if rows == 1:
-            return [Sparse(lengths=own, values=ids, weights=each) for own, ids, each in parts]
+            return list(starmap(Sparse, parts))
         masks = [columns.shared.get(self._entry.name) for columns in requests]
         return [
             _sparse(own, ids, each, mask, rows)

@@ -1,9 +1,9 @@
 """Reads a worker's requests in a few system calls, in the place of TorchServe's own reader.
 
 TorchServe takes a request apart with a system call or two for each of its lengths and texts, more
-time than small requests take to answer. This reads what has arrived at once and cuts it up. The
-format is that of ts/protocol/otf_message_handler.py, which is promised to nobody, so this is used
-with the one version that it was checked against.
+time than small requests take to answer. This reads what has arrived at once and cuts it up, and
+takes heads that it knows for what they were before. The format is that of
+ts/protocol/otf_message_handler.py.
 
 Bodies are not decoded, also where config.properties leaves decode_input_request on: the codecs do
 that, within bounds, and refuse what `json.loads` lets pass, such as names given twice.
@@ -12,45 +12,36 @@ that, within bounds, and refuse what `json.loads` lets pass, such as names given
 import logging
 import socket
 import sys
+from collections.abc import Iterator
+from functools import lru_cache
 from struct import Struct
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
-import ts
-from ts.protocol import otf_message_handler
+from torchrec_handler.front.torchserve.head import CONTENT_TYPE, Head
 
 logger = logging.getLogger(__name__)
 
-CHECKED_VERSION = "0.12.0"
 BUFFER_BYTES = 1 << 18
 """Of a connection; about what a socket holds, and a batch of 64 small requests."""
 LONGEST_BUFFERED = BUFFER_BYTES // 4
 """What is longer and has not arrived yet is received where it stays, not through the buffer."""
+REMEMBERED = 256
+"""Heads of requests: a client sends the same ones again and again."""
+LONGEST_REMEMBERED = 4_096
+"""In bytes."""
 INT_BYTES = 4
 END_OF_LIST = -1
 
 _read_int = Struct("!i").unpack_from
 
 
-def install() -> None:
-    """Read all later messages of this process, where that is known to be right.
+class Request(NamedTuple):
+    """What TorchServe's own `Service` makes of a request."""
 
-    To be called while a worker loads its model: the load message was read to its last byte, and
-    TorchServe's own reader, which ran until now, receives nothing ahead. Calling it again changes
-    nothing, so a model may be loaded twice.
-    """
-    if ts.__version__ != CHECKED_VERSION:
-        logger.warning(
-            "Requests are read by TorchServe %s itself: %s was checked with %s only",
-            ts.__version__,
-            __name__,
-            CHECKED_VERSION,
-        )
-        return
-    # `retrieve_msg`, which a worker calls, and the reader of load messages go through these two.
-    otf_message_handler._retrieve_buffer = _retrieve_buffer  # noqa: SLF001  there is no public hook
-    otf_message_handler._retrieve_inference_msg = _retrieve_inference_msg  # noqa: SLF001
-    logger.info("Requests are read by %s", __name__)
+    identity: str
+    head: Head
+    parameters: dict[str, bytearray]
+    """Name -> value, as it came."""
 
 
 class SocketReader:
@@ -81,29 +72,37 @@ class SocketReader:
         self._start = stop = start + max(size, 0)
         return self._buffer[start:stop]
 
-    def read_requests(self, connection: socket.socket) -> list[dict[str, Any]]:
-        """A batch, as TorchServe's `_retrieve_inference_msg` gives it, values not decoded.
+    def read_requests(self, connection: socket.socket) -> list[Request]:
+        """A batch, values not decoded.
 
         Raises:
             SystemExit: the connection ended.
         """
-        item, field = self._read_item, self._read_field
+        item, read_names = self._read_item, self._read_names
         requests = []
         while (identity := item(connection)) is not None:
-            headers = []
-            while (name := item(connection)) is not None:
-                headers.append({"name": name, "value": field(connection)})
-            parameters = []
-            while (name := item(connection)) is not None:
-                parameters.append(
-                    {
-                        "name": name.decode(),
-                        "contentType": field(connection).decode(),
-                        "value": field(connection),
-                    }
-                )
-            requests.append({"requestId": identity, "headers": headers, "parameters": parameters})
+            names, has_value = read_names(connection, in_headers=True)
+            values = []
+            while has_value:
+                values.append(item(connection) or bytearray())
+                more, has_value = read_names(connection, in_headers=False)
+                names += more
+            read = _remembered if len(names) <= LONGEST_REMEMBERED else _take_apart
+            head, parameters = read(names)
+            named = dict(zip(parameters, values, strict=True))
+            requests.append(Request(identity.decode(), head, named))
         return requests
+
+    def _read_names(self, connection: socket.socket, *, in_headers: bool) -> tuple[bytes, bool]:
+        """All that stands before a parameter's value or the end of a request, and which it is."""
+        start = self._start
+        while (
+            found := _end_of_names(self._buffer, start, self._end, in_headers=in_headers)
+        ) is None:
+            self._fill(connection, self._end - start + 1)
+            start = self._start
+        self._start, has_value = found
+        return bytes(self._view[start : found[0]]), has_value
 
     def _read_item(self, connection: socket.socket) -> bytearray | None:
         """A length and as many bytes; None at the end of a list."""
@@ -120,11 +119,6 @@ class SocketReader:
         self._start = start
         return None if size == END_OF_LIST else self.read(connection, size)
 
-    def _read_field(self, connection: socket.socket) -> bytearray:
-        """A length and as many bytes where no list can end."""
-        value = self._read_item(connection)
-        return bytearray() if value is None else value
-
     def _read_long(self, connection: socket.socket, size: int) -> bytearray:
         value = bytearray(size)
         at = self._end - self._start
@@ -138,29 +132,78 @@ class SocketReader:
     def _fill(self, connection: socket.socket, size: int) -> None:
         """Receive what has arrived until the buffer holds `size` bytes."""
         left = self._end - self._start
-        self._buffer[:left] = self._buffer[self._start : self._end]
+        kept = self._buffer[self._start : self._end]
+        if not size <= len(self._buffer) <= BUFFER_BYTES:
+            # Names are read as a whole, however long they are.
+            self._buffer = bytearray(BUFFER_BYTES if size <= BUFFER_BYTES else 2 * size)
+            self._view = memoryview(self._buffer)
+        self._buffer[:left] = kept
         self._start, self._end = 0, left
         while self._end < size:
             self._end += _receive(connection, self._view[self._end :])
 
 
-_readers: WeakKeyDictionary[socket.socket, SocketReader] = WeakKeyDictionary()
-"""A worker has one connection; bytes of one must never answer for another."""
+def _end_of_names(
+    buffer: bytearray, at: int, end: int, *, in_headers: bool
+) -> tuple[int, bool] | None:
+    """Where the next parameter's value begins, or where the request ends.
+
+    Args:
+        buffer: holds the request.
+        at: where headers begin, or what stands behind a parameter's value.
+        end: of what has arrived.
+        in_headers: which of both.
+
+    Returns:
+        The place, and whether there is a value; None where it has not arrived.
+    """
+    while at + INT_BYTES <= end:
+        (size,) = _read_int(buffer, at)
+        at += INT_BYTES
+        if size == END_OF_LIST:
+            if not in_headers:
+                return at, False
+            in_headers = False
+            continue
+        if size > 0:
+            at += size
+        if at + INT_BYTES > end:
+            return None
+        (size,) = _read_int(buffer, at)
+        at += INT_BYTES
+        if size > 0:
+            at += size
+        if not in_headers:
+            return (at, True) if at <= end else None
+    return None
 
 
-def _reader(connection: socket.socket) -> SocketReader:
-    reader = _readers.get(connection)
-    if reader is None:
-        reader = _readers[connection] = SocketReader()
-    return reader
+def _take_apart(names: bytes) -> tuple[Head, list[str]]:
+    """What stands in a request but for its id and its values: the head, and parameters' names."""
+    fields = _fields(names)
+    headers = dict(_pairs(fields))
+    parameters = list(_pairs(fields))
+    types = {name: {CONTENT_TYPE: content_type} for name, content_type in parameters}
+    return Head({**types, **headers}), [name for name, _ in parameters]
 
 
-def _retrieve_buffer(connection: socket.socket, length: int) -> bytearray:
-    return _reader(connection).read(connection, length)
+_remembered = lru_cache(REMEMBERED)(_take_apart)
 
 
-def _retrieve_inference_msg(connection: socket.socket) -> list[dict[str, Any]]:
-    return _reader(connection).read_requests(connection)
+def _pairs(fields: Iterator[bytes | None]) -> Iterator[tuple[str, str]]:
+    """A list of names and values, to its end."""
+    while (name := next(fields)) is not None:
+        yield name.decode(), (next(fields) or b"").decode()
+
+
+def _fields(content: bytes) -> Iterator[bytes | None]:
+    """One length and as many bytes behind another; None for the end of a list."""
+    at = 0
+    while at < len(content):
+        size: int = _read_int(content, at)[0]
+        at += INT_BYTES
+        yield None if size == END_OF_LIST else content[at : at + size]
+        at += max(size, 0)
 
 
 def _receive(connection: socket.socket, target: memoryview) -> int:

@@ -18,11 +18,10 @@ from ts.torch_handler.request_envelope.base import BaseEnvelope
 
 from torchrec_handler import options as torchrec_options
 from torchrec_handler.errors import LoadError, OptionError
-from torchrec_handler.front.torchserve import model_infer
-from torchrec_handler.front.torchserve import reader as socket_reader
+from torchrec_handler.front.torchserve import model_infer, protocol
 from torchrec_handler.front.torchserve.answers import http_answer
+from torchrec_handler.front.torchserve.head import BODIES, CONTENT_TYPE, EXPLAIN, QUALNAME, Head
 from torchrec_handler.load import loader
-from torchrec_handler.load.factory import FORWARD
 from torchrec_handler.load.process import become_worker
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.observe import Totals
@@ -30,18 +29,14 @@ from torchrec_handler.serve.request import RawRequest
 
 logger = logging.getLogger(__name__)
 
-QUALNAME = "qualname"
-QUALNAME_HEADER = "x-torchrec-qualname"
-URL_PATH = "url_path"
-"""TorchServe's own name for what follows /predictions/NAME/VERSION/."""
-EXPLAIN = "explain"
-"""TorchServe's own header of /explanations/NAME, taken as the name of the method to call."""
 LAST_OF_STREAM = ("ts_stream_next", "false")
 """That an answer is the only one of its request. TorchServe's gRPC, which gives a handler no header
 to know `StreamPredictions` by, dies with the worker where an answer to that has no header."""
 DESCRIBE = "describe"
 """TorchServe's own header of GET /models/NAME?customized=true, see `_is_describe`."""
-CONTENT_TYPE = "content-type"
+
+YOUNG_OBJECTS = 20_000
+"""Not yet looked through for cycles; 64 requests of a row are some 1,500 objects at a time."""
 
 STDOUT = 1
 LONGEST_READ_SECONDS = 2.0
@@ -74,7 +69,7 @@ class TorchRecHandler(BaseHandler):
             logger.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  TorchServe's task
             _wait_until_read(STDOUT, LONGEST_READ_SECONDS)
             raise
-        socket_reader.install()
+        protocol.install()
         self.initialized = True
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
@@ -85,21 +80,22 @@ class TorchRecHandler(BaseHandler):
                 the query's parameters that TorchServe hands on.
             context: TorchServe's, for headers in, status and headers out.
         """
-        given = [context.get_all_request_header(at) for at in range(len(data))]
-        if len(data) == 1 and _is_describe(data[0], given[0]):
+        processors = context.request_processor
+        heads = [Head.of(processor.get_request_properties()) for processor in processors]
+        if len(data) == 1 and _is_describe(data[0], heads[0]):
             return [{**self.engine.describe(), "served": self.totals.as_json()}]
-        requests = [_raw(item, headers) for item, headers in zip(data, given, strict=True)]
+        requests = list(map(_raw, data, heads))
+        outcomes = self.engine.predict(requests)
         bodies: list[Any] = []
-        for at, outcome in enumerate(self.engine.predict(requests)):
-            if model_infer.is_call(given[at]):
+        for processor, head, outcome in zip(processors, heads, outcomes, strict=True):
+            if head.is_call:
                 bodies.append(model_infer.answer(outcome, self.engine.model_name, self.version))
                 continue
             response = http_answer(outcome)
-            if not any(isinstance(value, str) for value in given[at].values()):
-                # No HTTP, which sends some headers always.
-                context.set_response_header(at, *LAST_OF_STREAM)
-            context.set_response_status(response.status, response.phrase, at)
-            context.set_response_content_type(at, response.content_type)
+            if not head.is_http:
+                processor.add_response_property(*LAST_OF_STREAM)
+            processor.report_status(response.status, response.phrase)
+            processor.add_response_property(CONTENT_TYPE, response.content_type)
             bodies.append(response.body)
         return bodies
 
@@ -119,6 +115,8 @@ class TorchRecHandler(BaseHandler):
         # is answered; what is loaded now stays.
         gc.collect()
         gc.freeze()
+        # Nor is a batch that is being answered looked at: it is gone before so many are left over.
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def _wait_until_read(output: int, longest: float) -> None:
@@ -163,35 +161,24 @@ def _is_describe(item: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
     )
 
 
-def _lower_case(headers: Mapping[str, Any]) -> dict[str, str]:
-    """What a client sent, less what TorchServe put beside it: the content type a parameter has."""
-    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-
-
-def _raw(item: Mapping[str, Any], given: Mapping[str, Any]) -> RawRequest:
-    headers = _lower_case(given)
-    name = "body" if "body" in item else "data"
-    # TorchServe's own entry, unless a header of that name lies over it; in a form that TorchServe
-    # took apart it is the part's.
-    own = given.get(name)
-    content_type = own[CONTENT_TYPE] if isinstance(own, Mapping) else headers.get(CONTENT_TYPE, "")
+def _raw(item: Mapping[str, Any], head: Head) -> RawRequest:
+    body, data = BODIES
+    name = body if body in item else data
     return RawRequest(
         body=_bytes(item.get(name, b"")),
-        content_type=content_type.partition(";")[0].strip().lower(),
-        content_encoding=headers.get("content-encoding", ""),
-        accept=headers.get("accept", ""),
-        qualname=_qualname(item, headers),
+        content_type=head.content_types[name],
+        content_encoding=head.content_encoding,
+        accept=head.accept,
+        qualname=_qualname(item, head),
     )
 
 
-def _qualname(item: Mapping[str, Any], headers: Mapping[str, str]) -> str:
+def _qualname(item: Mapping[str, Any], head: Head) -> str:
     """A parameter, else a header, else the path behind /predictions/NAME/VERSION/."""
-    if headers.get(EXPLAIN) == "True":
+    if head.is_explain:
         return EXPLAIN
     given = item.get(QUALNAME)
-    if given is None:
-        given = headers.get(QUALNAME_HEADER) or headers.get(URL_PATH) or FORWARD
-    return _bytes(given).decode("utf-8", "replace")
+    return head.qualname if given is None else _bytes(given).decode("utf-8", "replace")
 
 
 def _bytes(value: Any) -> bytes | bytearray:

@@ -1,6 +1,7 @@
 """Which codec reads a request and which writes its answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torchrec_handler.archive.format import Signature
@@ -11,9 +12,12 @@ from torchrec_handler.serve.codecs.codec import NOTHING, Arguments, Asked, Body,
 from torchrec_handler.serve.codecs.columns import columns
 from torchrec_handler.serve.codecs.json_columns import JsonColumns
 from torchrec_handler.serve.codecs.json_document import JsonParser, shortened
-from torchrec_handler.serve.codecs.json_rows import JsonRows
+from torchrec_handler.serve.codecs.json_features import INSTANCES
+from torchrec_handler.serve.codecs.json_rows import Instances, JsonRows
+from torchrec_handler.serve.codecs.json_together import MOST, Together, forms, is_short, plain_names
 from torchrec_handler.serve.codecs.open_inference import OpenInference
 from torchrec_handler.serve.codecs.protobuf import Protobuf
+from torchrec_handler.serve.codecs.rows_together import OPENING, RowsTogether
 from torchrec_handler.serve.request import Columns, RawRequest, Response
 
 CODECS: list[Callable[[Model], Codec]] = [JsonRows, OpenInference, JsonColumns, Protobuf]
@@ -48,6 +52,8 @@ class Codecs:
         model = Model(name=model_name, signature=signature, limits=limits, columns=known)
         codecs = [make(model) for make in CODECS]
         self._most_names = len(known) + MOST_NAMES
+        self._plain_names = plain_names(known)
+        self._has_instances = INSTANCES in known
         self._parser = JsonParser()
         readers: dict[str, list[Reply]] = {}
         for reply in map(Reply, codecs):
@@ -71,6 +77,39 @@ class Codecs:
         own, body = self._open(raw, self._most_names)
         read, asked = own.codec.decode(body)
         return read, self._reply(raw.accept, own, asked)
+
+    def group(self, requests: Sequence[RawRequest]) -> list[list[int]]:
+        """Positions of requests that may be decoded together; most formats' are alone."""
+        groups: list[list[int]] = []
+        short: list[int] = []
+        for at, raw in enumerate(requests):
+            if raw.content_encoding or not is_short(raw.body):
+                groups.append([at])
+            else:
+                short.append(at)
+        alike: dict[Hashable, list[int]] = {}
+        for at, form in zip(short, forms([requests[at].body for at in short]), strict=False):
+            _, content_type, _, accept, qualname = requests[at]
+            alike.setdefault((content_type, accept, qualname, form), []).append(at)
+        for own in alike.values():
+            groups += [own[start : start + MOST] for start in range(0, len(own), MOST)]
+        return groups
+
+    def decode_together(self, requests: Sequence[RawRequest]) -> list[tuple[Columns, Reply]]:
+        """Read the input tensors of a group at once.
+
+        Raises:
+            UnsupportedMediaType, InvalidRequest, RequestTooLarge: not all of them can be read,
+                each of which is to be told of its own.
+        """
+        bodies = [raw.body for raw in requests]
+        is_rows = not self._has_instances and bodies[0].startswith(OPENING)
+        together = RowsTogether(bodies) if is_rows else Together(bodies, self._plain_names)
+        read, reply = self.decode(requests[0]._replace(body=together.body))
+        if isinstance(reply.asked, Instances):
+            rows = reply.asked.rows // len(requests)
+            reply = reply._replace(asked=replace(reply.asked, rows=rows))
+        return [(own, reply) for own in together.cut(read)]
 
     def decode_arguments(self, raw: RawRequest) -> tuple[Arguments, Reply]:
         """Read the keyword arguments of a method without `need_preproc`.
@@ -96,7 +135,7 @@ class Codecs:
             PredictError: the answer cannot be written in that format.
             InvalidRequest: the request wants an output that the model does not have.
         """
-        if not isinstance(answer, Mapping):
+        if not isinstance(answer, dict):
             return json_values.encode(answer)
         return reply.codec.encode(reply.asked.select(answer), reply.asked)
 

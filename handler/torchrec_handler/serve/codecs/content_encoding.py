@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import zstandard
@@ -65,7 +64,7 @@ def decode(raw: RawRequest) -> RawRequest:
     for name in reversed(names):
         if name != "identity":
             body = _inflate(FORMATS[name], body, most)
-    return replace(raw, body=body, content_encoding="")
+    return raw._replace(body=body, content_encoding="")
 
 
 def _inflate(name: str, body: bytes | bytearray, most: int) -> bytearray:

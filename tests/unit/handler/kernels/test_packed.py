@@ -15,6 +15,7 @@ from torchrec_handler.kernels.packed import (
     BLOCK_ROWS,
     FEW_ROWS,
     INT8_ROWS,
+    RELU,
     Layer,
     Layers,
     half_precision,
@@ -37,7 +38,7 @@ def random_layers(widths: Sequence[int] = WIDTHS, seed: int = 0) -> list[Layer]:
         Layer(
             weight=torch.randn(outputs, inputs, generator=random) * (2 / inputs) ** 0.5,
             bias=torch.randn(outputs, generator=random) / 4,
-            relu=position < len(widths) - 2,
+            activation=RELU if position < len(widths) - 2 else None,
         )
         for position, (inputs, outputs) in enumerate(pairwise(widths))
     ]
@@ -149,14 +150,14 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: KernelDtype, rows: i
 def test_inputs_are_left_as_they_are(dtype: KernelDtype, rows: int) -> None:
     x = random_rows(rows, 128)
     before = x.clone()
-    Layers([Layer(weight=torch.eye(128), bias=torch.zeros(128), relu=True)], dtype)(x)
+    Layers([Layer(weight=torch.eye(128), bias=torch.zeros(128), activation=RELU)], dtype)(x)
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_of_zero_leave_the_bias(dtype: KernelDtype) -> None:
     bias = torch.arange(128.0)
-    layers = [Layer(weight=torch.zeros(128, 128), bias=bias, relu=False)]
+    layers = [Layer(weight=torch.zeros(128, 128), bias=bias)]
     for rows in (1, FEW_ROWS, INT8_ROWS):
         received = Layers(layers, dtype)(random_rows(rows, 128))
         torch.testing.assert_close(received, bias.expand(rows, -1))
@@ -165,7 +166,7 @@ def test_weights_of_zero_leave_the_bias(dtype: KernelDtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_beyond_float16(dtype: KernelDtype) -> None:
     """FBGEMM would clip them."""
-    layers = [Layer(weight=torch.eye(128) * 1e6, bias=torch.zeros(128), relu=False)]
+    layers = [Layer(weight=torch.eye(128) * 1e6, bias=torch.zeros(128))]
     for rows in (1, FEW_ROWS, INT8_ROWS):
         x = random_rows(rows, 128)
         assert error(Layers(layers, dtype)(x), plain(layers, x)) < BOUNDS[dtype]

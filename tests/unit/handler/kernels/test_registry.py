@@ -234,7 +234,7 @@ def test_a_kernel_is_added_by_one_class_and_one_entry() -> None:
         check_names(Kernels(off=["scaled", "twice"]))
     assert str(caught.value) == (
         "torchrec.kernels.off: received 'twice', "
-        "expected 'all' or a list of scaled, dlrm, crossnet, linear, direct, once"
+        "expected 'all' or a list of graph, scaled, dlrm, crossnet, linear, direct, once"
     )
 
 

@@ -1,7 +1,7 @@
 """The edge: what the model can take passes, everything else is refused in words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -632,7 +632,7 @@ def arrays_of(request: ValidRequest) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for name, value in request.inputs.items():
         if isinstance(value, Sparse):
-            found |= {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)}
+            found |= {f"{name}.{part}": array for part, array in value._asdict().items()}
         else:
             found[name] = value
     return found

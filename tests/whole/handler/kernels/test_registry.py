@@ -28,7 +28,7 @@ REPLACED = [
 ]
 UNKNOWN = (
     "torchrec.kernels.off: received 'fuse', "
-    "expected 'all' or a list of dlrm, crossnet, linear, direct, once"
+    "expected 'all' or a list of graph, dlrm, crossnet, linear, direct, once"
 )
 
 
@@ -50,7 +50,8 @@ def replaced(module: torch.nn.Module) -> bool:
 
 
 def test_the_report_is_in_the_archive_the_predictor_and_the_description(tmp_path: Path) -> None:
-    predictor = good.load_folder(build(tmp_path))
+    off = ["graph"]  # which is kept where it is no slower, so at times
+    predictor = good.load_folder(build(tmp_path, off=off), kernels={"off": off})
     assert predictor.index is not None
     assert kinds(predictor.report) == REPLACED
     assert predictor.index.kernels == predictor.report
@@ -72,7 +73,7 @@ def test_with_all_kernels_off_an_archive_answers_as_torchrecs_own_module(tmp_pat
 
 def test_a_worker_decides_anew_what_it_replaces(tmp_path: Path) -> None:
     folder = build(tmp_path)
-    predictor = good.load_folder(folder, kernels={"off": ["direct"], "dtype": "bfloat16"})
+    predictor = good.load_folder(folder, kernels={"off": ["graph", "direct"], "dtype": "bfloat16"})
     assert [found.kernel for found in predictor.report.replaced] == ["linear"]
     torch.testing.assert_close(
         good.scores(predictor.module), good.expected_scores(), atol=2e-2, rtol=2e-2
@@ -99,7 +100,9 @@ def test_what_rows_share_is_looked_up_once_unless_that_is_off(
 ) -> None:
     for cost in ("CALL_COST", "RUN_COST", "LIST_COST"):
         monkeypatch.setattr(batch, cost, 0)
-    options = {"kernels": {"off": off}}
+    # A graph computes what a user has once by itself.
+    without = off if off == "all" else ["graph", *off]
+    options = {"kernels": {"off": without}}
     predictor = good.load_folder(good.build(tmp_path, archive_format="no-archive"), **options)
     seen: list[int] = []
     inner = predictor.module.get_submodule("_module")
@@ -130,7 +133,10 @@ def test_inspect_shows_what_was_replaced_and_what_was_declined(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     config = tmp_path / "config.yaml"
-    config.write_text("torchrec: {sharding: {world_size: 2, per_table: {t_user: row_wise}}}")
+    config.write_text(
+        "torchrec: {sharding: {world_size: 2, per_table: {t_user: row_wise}}, "
+        "kernels: {off: [graph]}}"
+    )
     archive = good.build(tmp_path, archive_format="no-archive", config_file=config)
     assert main(["inspect", str(archive)]) == 0
     printed = capsys.readouterr().out

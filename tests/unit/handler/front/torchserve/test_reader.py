@@ -18,10 +18,12 @@ import pytest
 import ts
 from hypothesis import given
 from hypothesis import strategies as st
+from ts import service
 from ts.protocol import otf_message_handler
 from ts.service import Service
 
 from tests.support.exact import examples
+from torchrec_handler.front.torchserve import protocol
 from torchrec_handler.front.torchserve import reader as socket_reader
 from torchrec_handler.front.torchserve.reader import BUFFER_BYTES, LONGEST_BUFFERED, SocketReader
 
@@ -45,6 +47,7 @@ def torchserves_own() -> Any:
 
 
 OWN = torchserves_own()
+OWN_SERVICE = Service.retrieve_data_for_inference
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,10 +55,17 @@ def installed() -> Iterator[None]:
     """Install as a worker does, beside TorchServe's own reader that decodes nothing either."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(DECODING, "false")
-        for name in ("_retrieve_buffer", "_retrieve_inference_msg"):
-            patch.setattr(otf_message_handler, name, getattr(otf_message_handler, name))
-        socket_reader.install()
+        keep(patch)
+        protocol.install()
         yield
+
+
+def keep(patch: pytest.MonkeyPatch) -> None:
+    """Take back later what is installed in TorchServe's modules."""
+    for name in ("_retrieve_buffer", "_retrieve_inference_msg"):
+        patch.setattr(otf_message_handler, name, getattr(otf_message_handler, name))
+    patch.setattr(Service, "retrieve_data_for_inference", staticmethod(OWN_SERVICE))
+    patch.setattr(service, "create_predict_response", service.create_predict_response)
 
 
 def field(value: bytes) -> bytes:
@@ -125,10 +135,19 @@ def received(module: Any, pieces: Sequence[bytes]) -> list[Any]:
     with sending(pieces) as worker:
         try:
             while True:
-                messages.append(module.retrieve_msg(worker))
+                messages.append(taken(module, *module.retrieve_msg(worker)))
         except SystemExit as end:
             messages.append(end.code)
     return messages
+
+
+def taken(module: Any, command: bytes, message: Any) -> tuple[bytes, Any]:
+    """A message, of requests what a worker's `Service` takes from it."""
+    if command != b"I":
+        return command, message
+    retrieve = OWN_SERVICE if module is OWN else Service.retrieve_data_for_inference
+    headers, inputs, ids = retrieve(message)
+    return command, ([header.get_request_properties() for header in headers], inputs, ids)
 
 
 def typed(value: Any) -> Any:
@@ -200,7 +219,8 @@ def test_a_message_may_cross_the_buffers_end_anywhere(longest: int) -> None:
         with buffers_of(size, longest), connected() as (frontend, worker):
             frontend.sendall(stream)
             frontend.shutdown(socket.SHUT_WR)
-            assert typed([otf_message_handler.retrieve_msg(worker), 0]) == expected
+            got = taken(otf_message_handler, *otf_message_handler.retrieve_msg(worker))
+            assert typed([got, 0]) == expected
 
 
 def test_it_ends_as_torchserves_reader_wherever_a_connection_ends(
@@ -277,8 +297,8 @@ def test_a_large_body_is_held_once_and_given_back() -> None:
             assert reader.read(worker, 1) == b"I"
             requests = reader.read_requests(worker)
             held, peak = tracemalloc.get_traced_memory()
-            assert requests[0]["parameters"][0]["value"] == body
-            assert requests[1]["requestId"] == b"%036d" % 0
+            assert requests[0].parameters["body"] == body
+            assert requests[1].identity == f"{0:036}"
             del requests
             left, _ = tracemalloc.get_traced_memory()
         finally:
@@ -293,11 +313,11 @@ def test_a_value_is_the_callers_own() -> None:
     with connected() as (frontend, worker):
         frontend.sendall(predict(small(1)))
         _, first = otf_message_handler.retrieve_msg(worker)
-        frontend.sendall(predict([(b"\xff" * 300, [], [(b"\x01" * 20, b"", b"\xfe" * 300)])]))
+        frontend.sendall(predict([(b"\x7f" * 300, [], [(b"\x01" * 20, b"", b"\xfe" * 300)])]))
         _, second = otf_message_handler.retrieve_msg(worker)
-    assert first[0]["parameters"][0]["value"] == b'{"a": [0]}'
-    first[0]["parameters"][0]["value"][:] = b""
-    assert second[0]["parameters"][0]["value"] == b"\xfe" * 300
+    assert first[0].parameters["body"] == b'{"a": [0]}'
+    first[0].parameters["body"][:] = b""
+    assert second[0].parameters["\1" * 20] == b"\xfe" * 300
 
 
 def test_connections_are_not_mixed_and_their_buffers_go_with_them() -> None:
@@ -308,11 +328,11 @@ def test_connections_are_not_mixed_and_their_buffers_go_with_them() -> None:
                 b"".join(predict([(identity + b"%d" % at, [], [])]) for at in range(3))
             )
         got = [
-            otf_message_handler.retrieve_msg(worker)[1][0]["requestId"].decode()
+            otf_message_handler.retrieve_msg(worker)[1][0].identity
             for worker in (first, second) * 3
         ]
         assert got == ["one0", "two0", "one1", "two1", "one2", "two2"]
-        buffers = [weakref.ref(socket_reader._readers[worker]) for worker in (first, second)]
+        buffers = [weakref.ref(protocol._readers[worker]) for worker in (first, second)]
     del first, second
     assert [buffer() for buffer in buffers] == [None, None]
 
@@ -322,8 +342,8 @@ def test_what_arrived_before_installing_again_is_kept() -> None:
     with connected() as (frontend, worker):
         frontend.sendall(load_message(1) + predict(small(1)))
         assert otf_message_handler.retrieve_msg(worker)[0] == b"L"
-        socket_reader.install()
-        assert otf_message_handler.retrieve_msg(worker)[1][0]["requestId"] == b"%036d" % 0
+        protocol.install()
+        assert otf_message_handler.retrieve_msg(worker)[1][0].identity == f"{0:036}"
 
 
 def test_what_torchserves_reader_left_unread_is_read_after_installing() -> None:
@@ -331,7 +351,7 @@ def test_what_torchserves_reader_left_unread_is_read_after_installing() -> None:
     with connected() as (frontend, worker):
         frontend.sendall(load_message(1) + predict(small(1)))
         assert OWN.retrieve_msg(worker)[0] == b"L"
-        assert otf_message_handler.retrieve_msg(worker)[1][0]["requestId"] == b"%036d" % 0
+        assert otf_message_handler.retrieve_msg(worker)[1][0].identity == f"{0:036}"
 
 
 def test_a_signal_in_the_middle_of_a_read_changes_nothing() -> None:
@@ -358,20 +378,16 @@ def test_a_signal_in_the_middle_of_a_read_changes_nothing() -> None:
         signal.signal(signal.SIGUSR1, before)
     assert handled
     assert len(requests) == 3
-    assert requests[1]["parameters"][0]["value"] == body
+    assert requests[1].parameters["body"] == body
 
 
 def test_a_describe_request_reaches_the_handler_as_before() -> None:
     """GET /models/NAME?customized=true is a predict with a header and no parameter."""
     stream = predict([(b"id", [(b"describe", b"True")], []), *small(1)])
 
-    def seen(module: Any) -> Any:
-        (_, batch), _ = received(module, [stream])
-        headers, inputs, ids = Service.retrieve_data_for_inference(batch)
-        return [header.get_request_properties() for header in headers], inputs, ids
-
-    assert seen(otf_message_handler) == seen(OWN)
-    assert seen(otf_message_handler)[0][0]["describe"] == "True"
+    (_, (headers, inputs, _)), _ = received(otf_message_handler, [stream])
+    assert received(otf_message_handler, [stream]) == received(OWN, [stream])
+    assert (headers[0]["describe"], inputs[0]) == ("True", {})
 
 
 def test_another_version_of_torchserve_keeps_its_own_reader(
@@ -395,11 +411,8 @@ def test_bodies_are_not_decoded_whatever_the_setting(
     else:
         monkeypatch.setenv(DECODING, value)
     parameters = [(b"body", b"application/json", b'{"a": 1, "a": 2}'), (b"t", b"text/plain", b"1")]
-    (_, batch), _ = received(otf_message_handler, [predict([(b"id", [], parameters)])])
-    assert [parameter["value"] for parameter in batch[0]["parameters"]] == [
-        b'{"a": 1, "a": 2}',
-        b"1",
-    ]
+    (_, (_, inputs, _)), _ = received(otf_message_handler, [predict([(b"id", [], parameters)])])
+    assert inputs == [{"body": b'{"a": 1, "a": 2}', "t": b"1"}]
 
 
 def test_it_says_that_it_is_used(
@@ -414,11 +427,10 @@ def said_and_read_by(
 ) -> tuple[list[str], str]:
     """What installing into an untouched module logs, and whose reader is there then."""
     module = torchserves_own()
-    monkeypatch.setattr(socket_reader, "otf_message_handler", module)
+    keep(monkeypatch)
+    monkeypatch.setattr(protocol, "otf_message_handler", module)
     caplog.set_level(logging.INFO)
-    socket_reader.install()
+    protocol.install()
     count = calls(module, predict(small(1)))
-    said = [
-        record.getMessage() for record in caplog.records if record.name == socket_reader.__name__
-    ]
+    said = [record.getMessage() for record in caplog.records if record.name == protocol.__name__]
     return said, "ours" if count == 1 else "TorchServe"

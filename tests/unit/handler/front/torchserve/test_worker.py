@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from torchrec_handler.errors import OptionError
+from torchrec_handler.front.torchserve.head import Head
 from torchrec_handler.front.torchserve.worker import TorchRecHandler, _raw, _wait_until_read
 
 
@@ -17,7 +18,7 @@ def test_a_body_that_torchserve_parsed_is_read_as_it_was_sent() -> None:
     """A version of TorchServe whose reader is not replaced decodes JSON and text by default."""
     for value in ({"a": [1, 2.5, 2**70, None]}, ["\ud800"], "text", 7, None):
         sent = value if isinstance(value, str) else json.dumps(value)
-        assert _raw({"body": value}, {}).body == sent.encode("utf-8", "surrogatepass")
+        assert _raw({"body": value}, Head({})).body == sent.encode("utf-8", "surrogatepass")
 
 
 def test_a_failed_load_logs_its_message_before_torchserve_hears_of_it(
