@@ -127,7 +127,7 @@ class TestTogetherIsAsAlone:
             result_metadata=result_metadata,
             methods={"forward": True, "negative": True},
         )
-        options = Options(limits=Limits(rows_per_forward=most))
+        options = Options(limits=Limits(rows_per_forward=most, seconds_of_reading=60.0))
         bodies = [
             raw(body(request), method) for request, method in zip(requests, methods, strict=False)
         ]

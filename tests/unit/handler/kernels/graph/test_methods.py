@@ -245,7 +245,7 @@ STEPS = st.lists(
 )
 
 
-@examples(0.06)
+@examples(0.03)
 @given(steps=STEPS, seed=st.integers(0, 999))
 def test_whatever_a_module_is_made_of(steps: list[tuple[int, int, int]], seed: int) -> None:
     assert_graph(Drawn(steps, seed))
