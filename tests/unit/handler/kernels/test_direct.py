@@ -159,7 +159,7 @@ def assert_equal(received: KeyedTensor, expected: KeyedTensor) -> None:
 
 
 @given(data=st.data(), rows=st.integers(1, 40), keys=st.permutations(FEATURES))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 def test_features_in_any_order(data: st.DataObject, rows: int, keys: list[str]) -> None:
     plain, direct = table_wise()
     for _ in range(2):
