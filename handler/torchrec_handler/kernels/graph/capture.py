@@ -192,7 +192,6 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
             message = f"it holds {node.target}, a part with a graph of its own"
             raise CannotCapture(message)
     inputs = set(signature.user_inputs)
-    rows = None
     fake_mode = next(
         node.meta["val"].fake_mode
         for node in graph.nodes

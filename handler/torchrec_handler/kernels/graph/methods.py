@@ -39,14 +39,13 @@ MOST_SHARED = 8
 """Programs for shared inputs, of each method; what is shared beyond them is looked up once."""
 
 SECONDS = 0.2
-"""To time a method in; larger batches are left out where it is over."""
+"""To time a method in; each size is timed three times at least."""
 
 SLOWER = 1.03
 """Of times the module's, a graph is left out: what is within it is noise."""
 
 TOLERANCES: Mapping[KernelDtype, float] = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}
 """How far apart outputs may be, see `trials.differs`."""
-
 
 EVERY = [(1, float("inf"))]
 """The range of a method that is faster throughout."""
@@ -104,14 +103,9 @@ def capture_methods(
                 _reduce(captured)
                 if any(map(is_random, captured.program.nodes)):
                     why = "draws random numbers"
-                    declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
-                    continue
-                method = getattr(module, qualname)
-                if any(map(is_random, captured.program.nodes)):
-                    why = "draws random numbers"
-                    declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
-                    continue
-                graphs.append(Graph(qualname=qualname, captured=captured, method=method))
+                else:
+                    method = getattr(module, qualname)
+                    graphs.append(Graph(qualname=qualname, captured=captured, method=method))
             except CannotCapture as error:
                 why = str(error)
             except Exception as error:

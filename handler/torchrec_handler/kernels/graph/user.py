@@ -193,10 +193,6 @@ class _Sides:
             if node in self._users:
                 node.meta[USER] = True
 
-    def _is_size(self, node: Node) -> bool:
-        """A node that no number of an input reaches: sizes, and what is made of them."""
-        return node not in self._users and node not in self._items and node.op == "call_function"
-
     def _enter(self, node: Node) -> None:
         program, given = self._program, node.all_input_nodes
         if not is_tensor(node) and not isinstance(node.meta.get("val"), list | tuple):
