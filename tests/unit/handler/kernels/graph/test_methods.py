@@ -259,4 +259,6 @@ def test_a_module_under_no_grad_alone(rows: int, caplog: pytest.LogCaptureFixtur
     assert isinstance(method, GraphMethod)
     with torch.no_grad():
         torch.testing.assert_close(method(draw(rows)), module(draw(rows)), atol=1e-5, rtol=0)
-    assert caplog.messages == []
+    # torch says something of TorchRec's once a process, in whatever test is the first.
+    own = [one.message for one in caplog.records if one.name.startswith("torchrec_handler")]
+    assert own == []
