@@ -13,7 +13,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tests.support.factories.kinds_base import table
 from torchrec_handler.kernels.graph import methods
 from torchrec_handler.kernels.graph.capture import Captured, capture
-from torchrec_handler.kernels.graph.methods import GraphMethod, capture_methods
+from torchrec_handler.kernels.graph.method import (
+    EVERY,
+    GraphMethod,
+)
+from torchrec_handler.kernels.graph.methods import (
+    capture_methods,
+)
 from torchrec_handler.kernels.graph.program import is_call
 from torchrec_handler.kernels.graph.trials import Trial
 from torchrec_handler.kernels.kernel import Target
@@ -110,7 +116,7 @@ def as_graph(module: nn.Module) -> GraphMethod | str:
     method.trials = [Trial(rows, draw(rows, ids=2)) for rows in (1, 2, 7, 16)]
     with torch.inference_mode():
         why = methods._differs(method, 1e-5)
-    method.ranges = [*methods.EVERY]
+    method.ranges = [*EVERY]
     return why or method
 
 

@@ -17,11 +17,13 @@ from torchrec.inference.modules import QualNameMetadata
 from torchrec_handler.archive.format import Declined, Replaced, Report, Signature
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.kernels.graph.capture import Batch
-from torchrec_handler.kernels.graph.methods import (
+from torchrec_handler.kernels.graph.method import (
     EVERY,
     LEAST_TRIED,
     Graph,
     GraphMethod,
+)
+from torchrec_handler.kernels.graph.methods import (
     capture_methods,
     choose,
 )

@@ -8,7 +8,9 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
 from torchrec_handler.archive.format import Index, Report, Signature, TableKey
-from torchrec_handler.kernels.graph.methods import GraphMethod
+from torchrec_handler.kernels.graph.method import (
+    GraphMethod,
+)
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.package import Package
 from torchrec_handler.options import Options

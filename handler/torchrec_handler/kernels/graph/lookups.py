@@ -11,8 +11,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.kernels.direct import Pooled, sequences, why_not
 from torchrec_handler.kernels.graph.blocks import SITE
-from torchrec_handler.kernels.graph.capture import look_up
 from torchrec_handler.kernels.graph.program import Program, Site, aten, is_call
+from torchrec_handler.kernels.graph.sites import look_up
 
 
 def site_call(site: Site) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from torchrec_handler.kernels.graph.blocks import USER
-from torchrec_handler.kernels.graph.capture import Captured, look_up
+from torchrec_handler.kernels.graph.capture import Captured
 from torchrec_handler.kernels.graph.cats import columns_of, pieces_of
 from torchrec_handler.kernels.graph.clean import clean
 from torchrec_handler.kernels.graph.layers import ACTIVATION, Weights, emit_layer, join, weights_of
@@ -29,6 +29,7 @@ from torchrec_handler.kernels.graph.program import (
     is_tensor,
 )
 from torchrec_handler.kernels.graph.rows import mixes
+from torchrec_handler.kernels.graph.sites import look_up
 
 Mask = npt.NDArray[np.bool_]
 Shared = Mapping[str, Mask | None]

@@ -21,7 +21,10 @@ from tests.support.exact import examples
 from tests.support.sharing import FEATURES, SHARED, Forward, Pair, batches, raw
 from torchrec_archiver import build_archive
 from torchrec_handler.kernels.graph import methods
-from torchrec_handler.kernels.graph.methods import GraphMethod
+from torchrec_handler.kernels.graph.method import (
+    EVERY,
+    GraphMethod,
+)
 from torchrec_handler.load.loader import load as load_archive
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Kernels, Options
@@ -37,7 +40,7 @@ each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.na
 def always() -> Any:
     """Graphs are used at all sizes: on a busy machine a clock tells nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "_time", lambda method: method.ranges.append(methods.EVERY[0]))
+        patch.setattr(methods, "_time", lambda method: method.ranges.append(EVERY[0]))
         yield
 
 

@@ -28,7 +28,14 @@ from tests.support.graphs import (
 )
 from torchrec_handler.archive.format import Declined
 from torchrec_handler.kernels.graph import methods
-from torchrec_handler.kernels.graph.methods import GraphMethod, capture_methods, choose
+from torchrec_handler.kernels.graph.method import (
+    EVERY,
+    GraphMethod,
+)
+from torchrec_handler.kernels.graph.methods import (
+    capture_methods,
+    choose,
+)
 from torchrec_handler.kernels.graph.trials import Trial, differs
 from torchrec_handler.kernels.kernel import Target
 
@@ -71,7 +78,7 @@ def chosen(module: nn.Module, names: list[str], target: Target = FLOAT32) -> Any
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "_time", lambda method: method.ranges.append(methods.EVERY[0]))
+    monkeypatch.setattr(methods, "_time", lambda method: method.ranges.append(EVERY[0]))
 
 
 @pytest.mark.usefixtures("always")
@@ -115,7 +122,7 @@ def test_a_graph_is_kept_for_the_sizes_at_which_it_is_no_slower(
     monkeypatch.setattr(methods, "_seconds", seconds)
     kept, _, declined = chosen(Several(), ["forward"])
     if ratio > 1:
-        assert kept["forward"].ranges == methods.EVERY
+        assert kept["forward"].ranges == EVERY
         assert declined == []
     else:
         assert kept["forward"].ranges == [(3, float("inf"))]

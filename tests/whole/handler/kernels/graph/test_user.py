@@ -10,15 +10,18 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.support.sharing import SHARED, USER, Forward, Pair, batches
-from torchrec_handler.kernels.graph import blocks, methods
-from torchrec_handler.kernels.graph.methods import GraphMethod
+from torchrec_handler.kernels.graph import blocks, method, methods
+from torchrec_handler.kernels.graph.method import (
+    EVERY,
+    GraphMethod,
+)
 
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are used at all sizes, however fast they are; any number of programs is kept."""
-    monkeypatch.setattr(methods, "_time", lambda method: method.ranges.append(methods.EVERY[0]))
-    monkeypatch.setattr(methods, "MOST_SHARED", 100)
+    monkeypatch.setattr(methods, "_time", lambda method: method.ranges.append(EVERY[0]))
+    monkeypatch.setattr(method, "MOST_SHARED", 100)
 
 
 @pytest.fixture
