@@ -9,9 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
-from torchrec_handler.kernels.graph.method import (
-    GraphMethod,
-)
+from torchrec_handler.kernels.graph.method import GraphMethod
 from torchrec_handler.load.call import no_gradients
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import ONCE, Options

@@ -13,11 +13,9 @@ import numpy.typing as npt
 import torch
 from torchrec.inference.modules import BatchingMetadata
 
+from torchrec_handler.kernels.graph.user import Shared
 from torchrec_handler.serve.batch import Inputs, combine, take_rows
 from torchrec_handler.serve.request import Mask, Sparse, ValidRequest
-
-Shared = dict[str, Mask | None]
-"""Input -> which of its features [F] are there once; None for all of a dense or embedding one."""
 
 LEAST_ROWS = 4
 """With fewer rows a user, two batches cost more than they save."""
@@ -93,7 +91,7 @@ def _index(rows: Sequence[int], once: Sequence[bool]) -> torch.Tensor:
 
 def _shared(request: ValidRequest) -> Shared:
     """What a request gives once."""
-    found: Shared = {}
+    found: dict[str, Mask | None] = {}
     for name, value in request.inputs.items():
         if isinstance(value, Sparse):
             if value.shared is not None and value.shared.any():

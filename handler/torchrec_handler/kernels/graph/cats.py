@@ -13,6 +13,7 @@ from torchrec_handler.kernels.graph.clean import axis_of
 from torchrec_handler.kernels.graph.layers import (
     ACTIVATION,
     Weights,
+    added,
     emit_layer,
     weights_of,
 )
@@ -87,12 +88,12 @@ def sum_of_layers(
 
 
 def joiner(activation: Activation | None) -> Callable[..., torch.Tensor]:
-    """The sum of tensors in place of the first, and the activation behind it."""
+    """The sum of tensors, and the activation behind it."""
     call = activation.call if activation else None
 
     def joined(y: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         for other in others:
-            y = y.add_(other) if y.numel() >= other.numel() else y + other
+            y = added(y, other)
         return call(y) if call else y
 
     return joined

@@ -228,8 +228,13 @@ def join(y: torch.Tensor, user: torch.Tensor, index: torch.Tensor) -> torch.Tens
         user: [U, ..., N]
         index: [B] the user of each row.
     """
-    other = user if user.shape[0] == 1 else user.index_select(0, index)
-    return y.add_(other) if y.numel() >= other.numel() and y.dim() == other.dim() else y + other
+    return added(y, user if user.shape[0] == 1 else user.index_select(0, index))
+
+
+def added(y: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A sum of as many axes, in place of y where it has room for it."""
+    pairs = zip(y.shape, other.shape, strict=True)
+    return y.add_(other) if all(size in {1, room} for room, size in pairs) else y + other
 
 
 def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
