@@ -73,6 +73,10 @@ stop:  ## stop the demo's server
 docs: $(VENV)/installed  ## write what docs/ says of options and of the command line
 	$(BIN)/python -m docs.generate
 
+.PHONY: site
+site: $(VENV)/dev  ## docs/ as a site, build/site/index.html; a link that leads nowhere is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs build/site
+
 .PHONY: check
 check: $(VENV)/dev  ## lint, types, architecture
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """What the pages say is so: they are as the code writes them, lead somewhere, and can be read."""
 
+import ast
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torchrec_handler.archive.format import (
     Signature,
     TableEntry,
 )
+from torchrec_handler.errors import TorchRecServeError
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + PAGES
@@ -109,3 +112,41 @@ def test_commands_are_those_of_the_makefile(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def texts_of_the_code() -> Iterator[str]:
+    """Every text that the sources hold, with … for what is put in."""
+    for path in (*(ROOT / "handler").rglob("*.py"), *(ROOT / "archiver").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "…"
+                    for part in node.values
+                )
+
+
+def leaves(kind: type[TorchRecServeError]) -> Iterator[str]:
+    """Kinds of errors that users meet by name."""
+    for inner in kind.__subclasses__():
+        yield inner.__name__
+        yield from leaves(inner)
+
+
+def test_troubleshooting_has_an_entry_for_every_error() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    titles = set(re.findall(r"^## (\w+)$", page, flags=re.MULTILINE))
+    assert set(leaves(TorchRecServeError)) - {"RequestError"} == titles
+
+
+def test_troubleshooting_quotes_messages_as_they_are() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    known = "\n".join(texts_of_the_code())
+    ours, _, _ = page.partition("## TorchServe's own")
+    cells = [row.split("|")[1] for row in re.findall(r"^\|.*$", ours, flags=re.MULTILINE)]
+    quoted = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(quoted) > 30
+    for message in quoted:
+        for words in re.split("…|: |, received |, expected ", message):
+            assert words.strip(" :,()") in known, message
