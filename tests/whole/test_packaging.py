@@ -16,6 +16,7 @@ import torchrec_handler
 from tests.support.paths import ROOT
 
 SOURCES = ("handler", "archiver", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+NOT_SOURCES = shutil.ignore_patterns("*.egg-info", "__pycache__")
 MODEL = """
 import torch
 from readme import Factory
@@ -118,8 +119,6 @@ def test_a_model_is_built_outside_the_repository(run: Run) -> None:
     folder = Path(run(["python", "-c", "import os; print(os.getcwd())"]).strip())
     shutil.copy(ROOT / "tests" / "support" / "factories" / "readme_model.txt", folder / "readme.py")
     run(["python", "-c", MODEL])
-    run(
-        ["torchrec-archiver", "build", "--model-name", "readme", "--version", "1.0"]
-        + ["--factory", "readme:Factory", "--weights", "weights.pt"]
-    )
+    build = "torchrec-archiver build --model-name readme --version 1.0 --factory readme:Factory"
+    run([*build.split(), "--weights", "weights.pt"])
     assert "float_features" in run(["torchrec-archiver", "inspect", "readme.mar"])
