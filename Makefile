@@ -38,7 +38,11 @@ $(VENV)/examples: $(VENV)/installed requirements/examples.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/examples.txt
 	touch $@
 
-$(VENV)/dev: $(VENV)/examples requirements/dev.txt
+$(VENV)/signing: $(VENV)/installed requirements/signing.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/signing.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/examples $(VENV)/signing requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/dev.txt
 	touch $@
 

@@ -24,6 +24,8 @@ INDEX = "archive.json"
 DENSE = "dense.safetensors"
 TABLES = "tables.bin"
 SAMPLES = "samples.safetensors"
+SIGNATURE = "model.sig"
+"""Of the index, so it is in no index."""
 
 REQUIREMENTS = "requirements.txt"
 """What TorchServe installs for the model; only where --requirements-file gave one."""

@@ -19,9 +19,18 @@ def read_index(archive: Path) -> Index:
         ArchiveError: there is no archive, plain torch-model-archiver made it, or the index is
             damaged or of another major version.
     """
+    return Index.loads(read_index_bytes(archive).decode("utf-8", errors="replace"))
+
+
+def read_index_bytes(archive: Path) -> bytes:
+    """The index of an archive in any of its formats, as it stands there.
+
+    Raises:
+        ArchiveError: there is no archive, or plain torch-model-archiver made it.
+    """
     try:
-        return Index.loads(_read(archive))
-    except (OSError, KeyError, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError) as error:
+        return _read(archive)
+    except (OSError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
         if not archive.exists():
             message = f"archive: {archive} does not exist"
         else:
@@ -32,9 +41,9 @@ def read_index(archive: Path) -> Index:
         raise ArchiveError(message) from error
 
 
-def _read(archive: Path) -> str:
+def _read(archive: Path) -> bytes:
     if archive.is_dir():
-        return (archive / INDEX).read_text(encoding="utf-8")
+        return (archive / INDEX).read_bytes()
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             member: IO[bytes] | None = None
@@ -44,6 +53,6 @@ def _read(archive: Path) -> str:
                     break
             if member is None:
                 raise KeyError(INDEX)
-            return member.read().decode()
+            return member.read()
     with zipfile.ZipFile(archive) as file:
-        return file.read(INDEX).decode()
+        return file.read(INDEX)

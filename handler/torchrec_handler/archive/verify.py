@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,10 +15,12 @@ from torchrec_handler.archive.format import (
     MANIFEST,
     REQUIREMENTS,
     SAMPLES,
+    SIGNATURE,
     TABLES,
     Index,
     sha256,
 )
+from torchrec_handler.archive.trust import check_signature
 from torchrec_handler.errors import ArchiveError
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,11 @@ class Archive:
     """What `PredictFactoryPackager.save_predict_factory` wrote."""
     index: Index | None
     """None for an archive made with plain torch-model-archiver."""
+    signer: Path | None = None
+    """The public key that its signature was checked with; None where no key is trusted."""
 
 
-def verify(folder: Path, *, full: bool = False) -> Archive:
+def verify(folder: Path, *, full: bool = False, keys: Sequence[Path] = ()) -> Archive:
     """Check an extracted archive.
 
     Every member that the archiver listed is checked against its digest before anything in it is
@@ -54,10 +58,13 @@ def verify(folder: Path, *, full: bool = False) -> Archive:
     Args:
         folder: where TorchServe extracted the archive, or a `no-archive` folder.
         full: check these two as well.
+        keys: public keys of whom to trust; none where an archive needs no signature.
 
     Raises:
         ArchiveError: a member is missing, altered, truncated, unlisted or outside of the folder, or
-            the index contradicts itself or is of another format version.
+            the index contradicts itself or is of another format version; with `keys`, none of them
+            signed it.
+        LoadError: with `keys`, model-signing is not installed.
     """
     model = _read_model(folder)
     named = {key: str(model[key]) for key in FILE_KEYS if model.get(key)}
@@ -76,9 +83,16 @@ def verify(folder: Path, *, full: bool = False) -> Archive:
                     f"{INDEX}: missing from {folder}, which holds {member}; copy the archive again"
                 )
                 raise ArchiveError(message)
+        if keys:
+            message = (
+                f"{INDEX}: missing from {folder}, so nobody can have signed it, and this server "
+                "trusts keys; build the archive with torchrec-archiver, and sign it"
+            )
+            raise ArchiveError(message)
         return Archive(folder=folder, package=package, index=None)
-    path = _member(folder, INDEX, "a link")
-    index = Index.loads(path.read_text(encoding="utf-8", errors="replace"))
+    content = _member(folder, INDEX, "a link").read_bytes()
+    signer = _check_signer(folder, content, keys) if keys else None
+    index = Index.loads(content.decode("utf-8", errors="replace"))
     for key, member in named.items():
         if member not in index.sha256:
             message = (
@@ -95,7 +109,18 @@ def verify(folder: Path, *, full: bool = False) -> Archive:
     _check_listed(index)
     _check_members(folder, index, unchecked=() if full else (TABLES, SAMPLES))
     _check_size(folder, index)
-    return Archive(folder=folder, package=package, index=index)
+    return Archive(folder=folder, package=package, index=index, signer=signer)
+
+
+def _check_signer(folder: Path, index: bytes, keys: Sequence[Path]) -> Path:
+    path = _member(folder, SIGNATURE, "a link")
+    if not path.is_file():
+        message = (
+            f"{SIGNATURE}: missing from {folder}, and this server trusts keys; sign the archive "
+            "with torchrec-archiver sign"
+        )
+        raise ArchiveError(message)
+    return check_signature(index, path.read_bytes(), keys)
 
 
 def _read_model(folder: Path) -> Mapping[str, Any]:
@@ -156,7 +181,7 @@ def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> No
             raise ArchiveError(message)
     if REQUIREMENTS in index.sha256:  # TorchServe installs them beside it
         return
-    listed = {INDEX, *index.sha256}
+    listed = {INDEX, SIGNATURE, *index.sha256}
     if unlisted := sorted(name for name in _names(folder) if name not in listed):
         more = f" and {len(unlisted) - MOST_NAMED} more" if len(unlisted) > MOST_NAMED else ""
         message = (

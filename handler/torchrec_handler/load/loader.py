@@ -17,7 +17,7 @@ from torchrec_handler.archive.format import (
     Signature,
 )
 from torchrec_handler.archive.samples import Sample, read_samples
-from torchrec_handler.archive.verify import verify
+from torchrec_handler.archive.verify import Archive, verify
 from torchrec_handler.errors import ArchiveError, FactoryError
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names, replace_forwards
@@ -56,24 +56,28 @@ from torchrec_handler.tables.store import TableStore, layout
 logger = logging.getLogger(__name__)
 
 
-def load(folder: Path, options: Options, device: torch.device) -> Predictor:
+def load(
+    folder: Path, options: Options, device: torch.device, keys: Sequence[Path] = ()
+) -> Predictor:
     """Load an archive's folder; the process is left as it was, see `process`.
 
     Args:
         folder: where TorchServe extracted the archive, or a `no-archive` folder.
         options: from the archive's model-config.yaml.
         device: where to serve.
+        keys: public keys, of which one has to have signed it; none where it needs no signature.
 
     Raises:
         LoadError: see the steps.
     """
     with unchanged_process():
-        return _load(folder, options, device)
+        archive = verify(folder, full=options.verify == "full", keys=keys)
+        return _load(archive, options, device)
 
 
-def _load(folder: Path, options: Options, device: torch.device) -> Predictor:
+def _load(archive: Archive, options: Options, device: torch.device) -> Predictor:
     check_names(options.kernels)
-    archive = verify(folder, full=options.verify == "full")
+    folder = archive.folder
     if archive.index:
         warn_of_versions(archive.index.versions)
     check_requirements(folder)

@@ -35,7 +35,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(_commands()) == ["build", "inspect"]
+    assert list(_commands()) == ["build", "inspect", "sign"]
 
 
 def test_the_options_of_build_are_these() -> None:
@@ -235,7 +235,7 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
         (
             ("bild",),
             (
-                "argument COMMAND: invalid choice: 'bild' (choose from 'build', 'inspect'); "
+                "argument COMMAND: invalid choice: 'bild' (choose from 'build', 'inspect', 'sign'); "
                 "see torchrec-archiver --help"
             ),
         ),

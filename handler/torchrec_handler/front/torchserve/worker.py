@@ -17,6 +17,7 @@ from ts.torch_handler.base_handler import BaseHandler
 from ts.torch_handler.request_envelope.base import BaseEnvelope
 
 from torchrec_handler import options as torchrec_options
+from torchrec_handler.archive.trust import trusted_keys
 from torchrec_handler.errors import LoadError, OptionError
 from torchrec_handler.front.torchserve import model_infer, protocol
 from torchrec_handler.front.torchserve.answers import http_answer
@@ -107,7 +108,8 @@ class TorchRecHandler(BaseHandler):
         self.version = str(context.manifest["model"].get("modelVersion", ""))
         self.device = _device(options.device, properties.get("gpu_id"))
         become_worker(options, self.device)
-        predictor = loader.load(Path(properties["model_dir"]), options, self.device)
+        folder = Path(properties["model_dir"])
+        predictor = loader.load(folder, options, self.device, trusted_keys())
         self.model = predictor.module
         self.totals = Totals()
         self.engine = engine.Engine(context.model_name, predictor, options, self.totals)
