@@ -235,8 +235,8 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
         (
             ("bild",),
             (
-                "argument COMMAND: invalid choice: 'bild' (choose from 'build', 'inspect', 'sign'); "
-                "see torchrec-archiver --help"
+                "argument COMMAND: invalid choice: 'bild' "
+                "(choose from 'build', 'inspect', 'sign'); see torchrec-archiver --help"
             ),
         ),
         (
