@@ -135,7 +135,7 @@ class _Taken:
             path = _with_suffix(stem, suffix)
             if not os.path.lexists(path):
                 continue
-            held = _read_name_and_version(path)
+            held = read_name_and_version(path)
             if held is not None and held[0] == model_name:
                 own[path] = held[1]
             elif suffix in wanted:
@@ -164,7 +164,7 @@ def _with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def _read_name_and_version(archive: Path) -> tuple[str, str] | None:
+def read_name_and_version(archive: Path) -> tuple[str, str] | None:
     """What an archive's manifest says; None of what is no archive."""
     try:
         model = json.loads(_read_manifest(archive))["model"]

@@ -35,7 +35,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(_commands()) == ["build", "inspect", "sign"]
+    assert list(_commands()) == ["build", "inspect", "sign", "swap"]
 
 
 def test_the_options_of_build_are_these() -> None:
@@ -236,7 +236,7 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' "
-                "(choose from 'build', 'inspect', 'sign'); see torchrec-archiver --help"
+                "(choose from 'build', 'inspect', 'sign', 'swap'); see torchrec-archiver --help"
             ),
         ),
         (
