@@ -8,8 +8,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from torchrec_archiver.report.charts import Bar, Range, bars, ranges
+from torchrec_archiver.report.facts import facts, title
 from torchrec_archiver.report.render import render
-from torchrec_archiver.report.sections import Times, facts, sections, title
+from torchrec_archiver.report.sections import Times, sections
 from torchrec_archiver.report.words import counted, many, number, plain, seconds, size
 from torchrec_handler import __version__
 from torchrec_handler.archive.format import TableEntry

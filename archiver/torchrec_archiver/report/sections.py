@@ -1,33 +1,19 @@
-"""What there is to show of an archive, as facts and tables of text, each safe to print."""
+"""What there is to show of an archive in tables, as text that is safe to print."""
 
-import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 from torchrec_archiver.report.plan import Shard, shards
-from torchrec_archiver.report.words import counted, listed, number, plain, seconds, size
+from torchrec_archiver.report.words import counted, joined, number, plain, seconds, size
 from torchrec_handler.archive.format import (
-    FORMAT_VERSION,
     INDEX,
     Index,
     InputSignature,
     Report,
-    Signature,
     TableEntry,
 )
 from torchrec_handler.archive.read import Call, Description
-
-SHOWN = frozenset(
-    {
-        *("format_version", "versions", "signature", "tables", "extra_files", "sha256"),
-        *("samples", "plan", "output_change", "kernels"),
-    }
-)
-"""Fields of an index that have a place; others are shown as they are."""
-MOST_NAMES = 20
-"""Methods, outputs, versions or extra files in one fact."""
-MOST_CALLS = 8
 
 Times = dict[Call, dict[str, float]]
 """A recorded call -> stage -> seconds of one request."""
@@ -52,41 +38,6 @@ class Section:
     rows: tuple[tuple[str, ...], ...]
     total: tuple[str, ...] = ()
     note: str = ""
-
-
-def title(description: Description) -> str:
-    """What the model is called, and its version."""
-    model = description.model
-    found = [model.get(key) for key in ("modelName", "modelVersion")]
-    return (
-        " ".join(plain(text) for text in found if isinstance(text, str))
-        or "an archive without a manifest"
-    )
-
-
-def facts(description: Description) -> dict[str, str]:
-    """What takes a line each, by name."""
-    index = description.index
-    signature = index.signature
-    methods = [
-        name if need_preproc else f"{name} (keyword arguments)"
-        for name, need_preproc in signature.methods.items()
-    ]
-    outputs = [f"{name} {shape}" for name, shape in signature.outputs.items()]
-    return {
-        "model": title(description),
-        "size": size(sum(description.sizes.values())),
-        "methods": _names(methods),
-        "outputs": f"{signature.result_metadata}: {_names(outputs) or 'not observed'}",
-        "batched": _batched(signature),
-        "samples": _samples(index, description.calls),
-        "output change": _change(index),
-        "extra files": _names(list(index.extra_files)) or "none",
-        "built with": _names([f"{name} {version}" for name, version in index.versions.items()]),
-        "format": plain(index.format_version)
-        + (f", read as {FORMAT_VERSION}; newer fields are not shown" if index.is_newer else ""),
-        **_others(index),
-    }
 
 
 def sections(description: Description, most: int, times: Times | None = None) -> Iterator[Section]:
@@ -204,7 +155,7 @@ def _plan(index: Index, plan: str, most: int) -> Section:
     totals: Counter[str] = Counter()
     for shard in found:
         totals[shard.device] += shard.nbytes or 0
-    by_device = _names([f"{device} {size(total)}" for device, total in totals.items()])
+    by_device = joined([f"{device} {size(total)}" for device, total in totals.items()])
     return Section(
         title=title,
         columns=_columns("device", "table", "rows", "columns", "#bytes"),
@@ -281,69 +232,3 @@ def _members(description: Description, most: int) -> Section:
         ),
         note=_left_out(len(names), most, "members"),
     )
-
-
-def _names(names: Sequence[str]) -> str:
-    more = [f"{len(names) - MOST_NAMES:,} more"] if len(names) > MOST_NAMES else []
-    return ", ".join([plain(name) for name in names[:MOST_NAMES]] + more)
-
-
-def _batched(signature: Signature) -> str:
-    """How each method's requests share a forward call."""
-    if signature.splits is None:
-        return "seen at load"
-    inputs = {entry.name: entry.features for entry in signature.inputs}
-    said = []
-    for qualname, batched in signature.methods.items():
-        outputs = signature.splits.get(qualname)
-        if not batched or outputs is None:
-            said.append(f"{qualname} one request a call")
-            continue
-        # Where several counts fit, they cut alike, and rows come first.
-        counts = {
-            name: [part.counts[0] for part in parts if part.counts]
-            for name, parts in outputs.items()
-        }
-        by_ids = [
-            f"{name} by ids of {count.input}"
-            + "".join(f" {inputs[count.input][at]}" for at in count.features if inputs[count.input])
-            for name, found in counts.items()
-            for count in found
-            if count.input is not None
-        ]
-        said.append(f"{qualname} by rows" + "".join(f", {one}" for one in by_ids))
-    return "; ".join(plain(one, 400) for one in said[:MOST_NAMES])
-
-
-def _samples(index: Index, calls: Sequence[Call]) -> str:
-    if not calls:
-        return counted(index.samples, "call") if index.samples else "none"
-    by_method: defaultdict[str, list[str]] = defaultdict(list)
-    for call in calls[: MOST_NAMES * MOST_CALLS]:
-        by_method[call.qualname].append(plain(call.rows))
-    said = []
-    for name, rows in by_method.items():
-        more = ["more"] if len(rows) > MOST_CALLS else []
-        unit = "row" if rows == ["1"] else "rows"
-        said.append(f"{plain(name)} with {listed([*rows[:MOST_CALLS], *more])} {unit}")
-    return f"{counted(len(calls), 'call')}: {'; '.join(said)}"
-
-
-def _change(index: Index) -> str:
-    if not index.output_change:
-        return "not measured"
-    return _names(
-        [
-            f"{name} not finite" if change is None else f"{name} at most {number(change)}"
-            for name, change in index.output_change.items()
-        ]
-    )
-
-
-def _others(index: Index) -> dict[str, str]:
-    """Fields that have no place here yet, but for those that say nothing."""
-    return {
-        known.name.replace("_", " "): plain(json.dumps(value, default=asdict), 400)
-        for known in fields(index)
-        if known.name not in SHOWN and (value := getattr(index, known.name))
-    }

@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torchrec_archiver.report.sections import Section, Times, facts, sections
+from torchrec_archiver.report.facts import facts
+from torchrec_archiver.report.sections import Section, Times, sections
 from torchrec_handler.archive.read import Description
 
 MOST_ROWS = 200

@@ -1,9 +1,12 @@
 """Words and numbers as people read them; what an archive holds is not trusted to be either."""
 
+from collections.abc import Sequence
 from typing import Any
 
 MOST_LETTERS = 120
 """Of a name, or of anything else that an archive says in its own words."""
+MOST_NAMES = 20
+"""In one line."""
 KILO = 1000
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
@@ -61,3 +64,9 @@ def listed(words: list[str]) -> str:
 def seconds(value: float) -> str:
     """A time, in the unit that a request's is told in."""
     return f"{value * 1e6:,.0f} µs" if value < 1e-3 else f"{value * 1e3:,.1f} ms"
+
+
+def joined(said: Sequence[Any]) -> str:
+    """Names one behind another, the first ones of many."""
+    more = [f"{len(said) - MOST_NAMES:,} more"] if len(said) > MOST_NAMES else []
+    return ", ".join([plain(name) for name in said[:MOST_NAMES]] + more)

@@ -24,6 +24,7 @@ from torchrec_handler.archive.format import (
     TableEntry,
     align,
 )
+from torchrec_handler.archive.read import Call, Description
 
 EVIL = (
     "</title></style><script>document.title='owned'</script><img src=x onerror=alert(1)>"
@@ -86,6 +87,19 @@ def index(names: Iterable[str], said: str = "said", **fields: Any) -> Index:
             "plan": said,
             "output_change": {said: 0.5},
             "kernels": Report(declined=(Declined(path=said, kernel=said, why=said),)),
+            **fields,
+        }
+    )
+
+
+def described(**fields: Any) -> Description:
+    """What is read of a good archive of two tables, with other fields."""
+    return Description(
+        **{
+            "index": index(["t_user", "t_movie"]),
+            "model": {"modelName": "shop", "modelVersion": "1.0"},
+            "sizes": {INDEX: 1000, MANIFEST: 500},
+            "calls": (Call("forward", 1), Call("forward", 4), Call("raw", 1)),
             **fields,
         }
     )

@@ -9,15 +9,9 @@ import pytest
 from tests.support.archives import hostile
 from torchrec_archiver.__main__ import main
 from torchrec_archiver.report.page import page
-from torchrec_handler.archive.format import INDEX, MANIFEST
-from torchrec_handler.archive.read import Call, Description
+from torchrec_handler.archive.read import Call
 
-DESCRIPTION = Description(
-    index=hostile.index(["t_user", "t_movie"]),
-    model={"modelName": "shop", "modelVersion": "1.0"},
-    sizes={INDEX: 1000, MANIFEST: 500},
-    calls=(Call("forward", 1),),
-)
+DESCRIPTION = hostile.described()
 TIMES = {
     Call("forward", 1): {"read": 1e-5, "predict": 2e-4},
     Call("forward", 4): {"read": 2e-5, "predict": 4e-4},

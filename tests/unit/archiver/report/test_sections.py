@@ -1,10 +1,10 @@
-"""What there is to show of an archive."""
+"""What there is to show of an archive in tables."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from tests.support.archives import hostile
 from torchrec_archiver.report import sections
+from torchrec_archiver.report.facts import facts
 from torchrec_handler.archive.format import (
     INDEX,
     MANIFEST,
@@ -17,12 +17,7 @@ from torchrec_handler.archive.format import (
 )
 from torchrec_handler.archive.read import Call, Description
 
-GOOD = Description(
-    index=hostile.index(["t_user", "t_movie"]),
-    model={"modelName": "shop", "modelVersion": "1.0"},
-    sizes={INDEX: 1000, MANIFEST: 500},
-    calls=(Call("forward", 1), Call("forward", 4), Call("raw", 1)),
-)
+GOOD = hostile.described()
 
 
 def described(index: Index) -> Description:
@@ -37,60 +32,10 @@ def names(section: sections.Section) -> list[str]:
     return [column.name for column in section.columns]
 
 
-def test_facts_are_a_line_each() -> None:
-    assert sections.facts(GOOD) == {
-        "model": "shop 1.0",
-        "size": "1.5 kB",
-        "methods": "said, raw (keyword arguments)",
-        "outputs": "dict_of_tensor: said [1, 'said']",
-        "batched": "seen at load",
-        "samples": "3 calls: forward with 1 and 4 rows; raw with 1 row",
-        "output change": "said at most 0.5",
-        "extra files": "said",
-        "built with": "said said",
-        "format": "1.0",
-    }
-
-
-def test_facts_of_little() -> None:
+def test_nothing_is_shown_of_what_is_not_there() -> None:
     signature = Signature(inputs=(), methods={}, result_metadata="dict_of_tensor")
-    index = hostile.index(
-        [], signature=signature, output_change={"forward": None}, extra_files=(), samples=7
-    )
-    found = sections.facts(replace(GOOD, index=index, model={"modelName": ["x"]}, calls=()))
-    assert {name: found[name] for name in ("model", "outputs", "samples", "extra files")} == {
-        "model": "an archive without a manifest",
-        "outputs": "dict_of_tensor: not observed",
-        "samples": "7 calls",
-        "extra files": "none",
-    }
-    assert found["output change"] == "forward not finite"
-    assert list(shown(replace(GOOD, index=replace(index, plan=None, kernels=Report())))) == [
-        "Members"
-    ]
-
-
-def test_a_newer_archive_says_that_not_all_is_shown() -> None:
-    newer = described(replace(GOOD.index, format_version="1.7"))
-    assert sections.facts(newer)["format"] == "1.7, read as 1.0; newer fields are not shown"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewerIndex(Index):
-    """With fields that nobody has found a place for."""
-
-    layer_dtypes: Mapping[str, str] = field(default_factory=dict)
-    reports: tuple[Report, ...] = ()
-
-
-def test_fields_without_a_place_are_shown_as_they_are() -> None:
-    fields = {name: getattr(GOOD.index, name) for name in Index.__dataclass_fields__}
-    dtypes = {"over.0": "int8", "over.1": "\x1b"}
-    found = sections.facts(described(NewerIndex(**fields, layer_dtypes=dtypes)))
-    assert found["layer dtypes"] == '{"over.0": "int8", "over.1": "\\u001b"}'
-    assert "reports" not in found
-    reports = sections.facts(described(NewerIndex(**fields, reports=(Report(),))))["reports"]
-    assert reports == '[{"replaced": [], "declined": []}]'
+    index = hostile.index([], signature=signature, plan=None, kernels=Report())
+    assert list(shown(described(index))) == ["Members"]
 
 
 def test_features_are_in_their_order() -> None:
@@ -202,7 +147,7 @@ def test_nothing_shown_is_more_than_a_line_of_printable_text() -> None:
         sizes={hostile.EVIL: 1},
         calls=calls,
     )
-    texts = list(sections.facts(description).values())
+    texts = list(facts(description).values())
     for section in sections.sections(description, 100):
         texts += [section.title, section.note, *(cell for row in section.rows for cell in row)]
     assert not [text for text in texts if not text.isprintable()]

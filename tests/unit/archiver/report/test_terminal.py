@@ -8,15 +8,10 @@ from rich.console import Console
 
 from tests.support.archives import hostile
 from torchrec_archiver.report.terminal import show
-from torchrec_handler.archive.format import INDEX, MANIFEST
-from torchrec_handler.archive.read import Call, Description
+from torchrec_handler.archive.format import MANIFEST
+from torchrec_handler.archive.read import Description
 
-DESCRIPTION = Description(
-    index=replace(hostile.index(["t_user", "t_" + "long" * 25]), kernels=hostile.index([]).kernels),
-    model={"modelName": "shop", "modelVersion": "1.0"},
-    sizes={INDEX: 1000, MANIFEST: 500},
-    calls=(Call("forward", 1),),
-)
+DESCRIPTION = hostile.described(index=hostile.index(["t_user", "t_" + "long" * 25]))
 
 
 def printed(description: Description, console: Console) -> list[str]:

@@ -128,10 +128,10 @@ def test_it_is_seen_in_light_and_dark(
 
 
 def test_a_page_of_many_tables_is_shown(tmp_path: Path) -> None:
-    page = write(tmp_path / "many", *(f"t_{at}" for at in range(100_000)))
+    page = write(tmp_path / "many", *(f"t_{at}" for at in range(20_000)))
     assert page.stat().st_size < 2_000_000
     text, console = browse(page, "--dump-dom")
     rows = Document(text).rows
     assert console == []
     assert len([row for row in rows if row[0].startswith("t_")]) == MOST_ROWS
-    assert ["100,001 tables", "5,000,150,001", "", "", "60.0 GB", "", ""] in rows
+    assert ["20,001 tables", "200,030,001", "", "", "2.4 GB", "", ""] in rows
