@@ -216,9 +216,10 @@ def _times(times: Times) -> Section:
 
 
 def _members(description: Description, most: int) -> Section:
-    """Those that are there, and those that the index lists."""
+    """Those that the index lists, then what else is there."""
     digests, sizes = description.index.sha256, description.sizes
-    names = sorted({INDEX, *digests} | sizes.keys())
+    listed = {INDEX, *digests}
+    names = sorted(listed) + sorted(sizes.keys() - listed)
     return Section(
         title="Members",
         columns=_columns("member", "#bytes", "=sha256"),

@@ -134,8 +134,8 @@ def test_members_are_those_that_are_there_and_those_that_are_listed() -> None:
     assert shown(description)["Members"].rows == (
         (MANIFEST, "500 B", "0" * 64),
         (INDEX, "1.0 kB", ""),
-        ("other", "1 B", "not listed"),
         ("said", "missing", "said"),
+        ("other", "1 B", "not listed"),
     )
 
 
