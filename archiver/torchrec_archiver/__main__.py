@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from torchrec_archiver.report.words import plain
 from torchrec_handler import __version__
 from torchrec_handler.errors import TorchRecServeError
 
 COMMANDS = ("build", "inspect", "sign", "swap")
 """Modules of `torchrec_archiver.commands`, in the order in which they are shown."""
 
+MOST_SAID = 4000
+"""Letters of an error's line; an archive's own words may be in it."""
 INTERRUPTED = 130
 """The exit status of a program that Ctrl-C ended, as shells give it."""
 
@@ -33,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except TorchRecServeError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        said = "\n".join(plain(line, MOST_SAID) for line in str(error).splitlines())
+        print(f"ERROR: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ERROR: interrupted; nothing was written", file=sys.stderr)

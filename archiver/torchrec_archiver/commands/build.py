@@ -8,9 +8,9 @@ from typing import get_args
 
 from rich.console import Console
 
-from torchrec_archiver.commands.inspect import show
+from torchrec_archiver.report.terminal import show
 from torchrec_archiver.store import ArchiveFormat
-from torchrec_handler.archive.read import read_index
+from torchrec_handler.archive.read import read_description
 from torchrec_handler.errors import BuildError
 
 HELP = "package a factory and its weights as an archive"
@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
         force=options.force,
         progress=sys.stderr.isatty(),
     )
-    show(read_index(archive), Console())
+    show(read_description(archive), Console())
     print(archive)
     return 0
 

@@ -6,11 +6,12 @@ Letters in shapes: B rows, F features, D width, N ids.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 from torchrec_handler.errors import ArchiveError
 
@@ -41,6 +42,13 @@ ROW_BITS: Mapping[str, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 
 """Data type of a table -> bits of one value. A row ends with a whole byte."""
 SCALE_BIAS_BYTES = 4
 """Two float16 in front of a row of the integer types."""
+
+MOST = 2**63 - 1
+"""Of any integer; files and tensors count no further."""
+DEEPEST = 16
+"""Lists in lists of an output's shape."""
+MOST_SAID = 200
+"""Letters of a wrong value in a message."""
 
 BATCHING_TYPES = ("dense", "sparse", "weighted_sparse", "embedding")
 RESULT_TYPES = ("dict_of_tensor", "dict_of_tensors", "dict_with_mask_tensor")
@@ -218,14 +226,14 @@ class Index:
         """
         try:
             document = json.loads(text, parse_constant=_refuse_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             message = f"{INDEX}: is not JSON ({error}); build the archive again"
             raise ArchiveError(message) from error
         if not isinstance(document, dict) or "format_version" not in document:
             message = f"{INDEX}: has no format_version; build the archive again"
             raise ArchiveError(message)
-        version = document["format_version"]
-        if str(version).partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
+        version = _said(document["format_version"], str)
+        if version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
             message = (
                 f"{INDEX}: received format version {version}, expected {FORMAT_VERSION}; "
                 "build the archive again with this version of torchrec-serve"
@@ -271,6 +279,7 @@ def _minor(version: str) -> int:
 def _read(kind: Any, value: Any, where: str) -> Any:
     """Read parsed JSON as a dataclass of this file, or as what one of its fields may hold."""
     if kind is Any:
+        _check_any(value, where, DEEPEST)
         return value
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
@@ -292,22 +301,56 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         _expect(dict, value, where)
         return {name: _read(inner[1], item, f"{where}[{name!r}]") for name, item in value.items()}
-    # JSON has one kind of number.
+    return _read_plain(kind, value, where)
+
+
+def _read_plain(kind: type, value: Any, where: str) -> Any:
+    """A text, a number or a truth value; JSON has one kind of number."""
+    _check_number(value, where)
     plain = float(value) if kind is float and type(value) is int else value
     _expect(kind, plain, where)
     return plain
 
 
+def _check_number(value: Any, where: str) -> None:
+    if type(value) is int and abs(value) > MOST:
+        _refuse(value, "at most 2^63 - 1", where)
+    if type(value) is float and not math.isfinite(value):  # 1e999 is
+        _refuse(value, "a finite number", where)
+
+
+def _check_any(value: Any, where: str, left: int) -> None:
+    """See that what may be anything can be shown and written again."""
+    if left == 0:
+        message = f"{INDEX}: {where}: lists and objects are more than {DEEPEST} deep"
+        raise ArchiveError(message)
+    _check_number(value, where)
+    for item in value.values() if type(value) is dict else value if type(value) is list else ():
+        _check_any(item, where, left - 1)
+
+
 def _expect(kind: type, value: Any, where: str) -> None:
     if type(value) is not kind:
-        message = f"{INDEX}: {where}: received {value!r}, expected {kind.__name__}"
-        raise ArchiveError(message)
+        _refuse(value, kind.__name__, where)
 
 
 def _expect_one_of(known: Collection[str], value: str, where: str) -> None:
     if value not in known:
-        message = f"{INDEX}: {where}: received {value!r}, expected one of {', '.join(known)}"
-        raise ArchiveError(message)
+        _refuse(value, f"one of {', '.join(known)}", where)
+
+
+def _refuse(value: Any, expected: str, where: str) -> NoReturn:
+    message = f"{INDEX}: {where}: received {_said(value)}, expected {expected}"
+    raise ArchiveError(message)
+
+
+def _said(value: Any, say: Callable[[Any], str] = repr) -> str:
+    """A wrong value, of which only the beginning is said where it is long."""
+    try:
+        said = say(value)
+    except (RecursionError, ValueError):  # more digits, or deeper, than Python says
+        return f"a {type(value).__name__}"
+    return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
 
 
 def _check_splits(signature: Signature) -> None:
@@ -337,12 +380,9 @@ def _check_splits(signature: Signature) -> None:
 def _check_table(entry: TableEntry, where: str) -> None:
     """Hold an entry to its row layout: a lookup trusts it and reads outside of the file else."""
     _expect_one_of(ROW_BITS, entry.dtype, f"{where}.dtype")
-    for name in ("rows", "width", "offset"):
-        if getattr(entry, name) < 0:
-            message = (
-                f"{INDEX}: {where}.{name}: received {getattr(entry, name)}, expected 0 or more"
-            )
-            raise ArchiveError(message)
+    for name in ("rows", "width", "offset", "max_error", "mean_error"):
+        if (getattr(entry, name) or 0) < 0:
+            _refuse(getattr(entry, name), "0 or more", f"{where}.{name}")
     scale_bias = SCALE_BIAS_BYTES if entry.dtype.startswith("int") else 0
     row_bytes = -(-entry.width * ROW_BITS[entry.dtype] // 8) + scale_bias
     if entry.row_bytes != row_bytes:
@@ -351,6 +391,8 @@ def _check_table(entry: TableEntry, where: str) -> None:
             f"expected {row_bytes} for {entry.width} values in {entry.dtype}"
         )
         raise ArchiveError(message)
+    if entry.nbytes > MOST:
+        _refuse(entry.nbytes, "at most 2^63 - 1 bytes", where)
 
 
 def _check_layout(entries: Collection[TableEntry]) -> None:

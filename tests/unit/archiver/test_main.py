@@ -69,6 +69,8 @@ def test_the_options_of_inspect_are_these() -> None:
     assert _options(_commands()["inspect"]) == {
         "": ("ARCHIVE", True, None, None),
         "--json": (None, False, False, None),
+        "--html": ("FILE", False, None, None),
+        "--time": (None, False, False, None),
     }
 
 

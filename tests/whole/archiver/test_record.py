@@ -17,9 +17,9 @@ from tests.support.answered import ask as answered
 from tests.support.archives import good
 from tests.support.factories import outputs
 from torchrec_archiver import build_archive
-from torchrec_archiver.commands.inspect import show
+from torchrec_archiver.report.terminal import show
 from torchrec_handler.archive.format import SAMPLES, Count, OutputSplit
-from torchrec_handler.archive.read import read_index
+from torchrec_handler.archive.read import read_description, read_index
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import BuildError
 from torchrec_handler.options import Limits, Options
@@ -86,7 +86,7 @@ def test_scores_of_candidates_are_those_of_each_request_alone(tmp_path: Path) ->
         "everything": {"scores": (OutputSplit(counts=(everything,), shape=()),)},
     }
     printed = StringIO()
-    show(read_index(archive), Console(width=120, file=printed))
+    show(read_description(archive), Console(width=120, file=printed))
     batched = (
         "forward by rows, scores by ids of candidates movie; everything by rows, scores by ids"
     )

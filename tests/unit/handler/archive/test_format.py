@@ -169,6 +169,49 @@ def test_another_major_version_is_refused(version: object) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            '"forward": 0.5',
+            '"forward": -1e999',
+            "output_change['forward']: received -inf, expected a finite number",
+        ),
+        (
+            '"forward": 0.5',
+            f'"forward": 1{"0" * 400}',
+            f"output_change['forward']: received 1{'0' * 199}…, expected at most 2^63 - 1",
+        ),
+        (
+            '"outputs": {',
+            '"outputs": {"far": [1, [1e999]], ',
+            "signature.outputs['far']: received inf, expected a finite number",
+        ),
+    ],
+)
+def test_a_number_that_floating_point_does_not_hold_is_refused(
+    before: str, after: str, message: str
+) -> None:
+    document = INDEX.dumps()
+    assert document.count(before) == 1
+    with pytest.raises(ArchiveError) as caught:
+        Index.loads(document.replace(before, after))
+    assert str(caught.value) == f"archive.json: {message}"
+
+
+def test_what_is_nested_without_an_end_is_no_json() -> None:
+    with pytest.raises(ArchiveError) as caught:
+        Index.loads("[" * 100_000)
+    assert str(caught.value) == (
+        "archive.json: is not JSON (maximum recursion depth exceeded while decoding a JSON array "
+        "from a unicode string); build the archive again"
+    )
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth > 1 else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Damage:
     name: str
@@ -250,6 +293,38 @@ DAMAGES = [
         name="a table before the file",
         change=lambda index: index["tables"][1].update(offset=-1),
         message="archive.json: tables[1].offset: received -1, expected 0 or more",
+    ),
+    Damage(
+        name="an error below nothing",
+        change=lambda index: index["tables"][1].update(max_error=-0.5),
+        message="archive.json: tables[1].max_error: received -0.5, expected 0 or more",
+    ),
+    Damage(
+        name="an integer that no file counts to",
+        change=lambda index: index["tables"][1].update(rows=2**63),
+        message=(
+            "archive.json: tables[1].rows: received 9223372036854775808, expected at most 2^63 - 1"
+        ),
+    ),
+    Damage(
+        name="a table larger than a file",
+        change=lambda index: index["tables"][1].update(rows=2**61),
+        message=(
+            "archive.json: tables[1]: received 18446744073709551616, "
+            "expected at most 2^63 - 1 bytes"
+        ),
+    ),
+    Damage(
+        name="more digits than are said",
+        change=lambda index: index["signature"]["inputs"].append(10**4000),
+        message=(f"archive.json: signature.inputs[3]: received 1{'0' * 199}…, expected dict"),
+    ),
+    Damage(
+        name="a shape without an end",
+        change=lambda index: index["signature"]["outputs"].update(deep=nested(17)),
+        message=(
+            "archive.json: signature.outputs['deep']: lists and objects are more than 16 deep"
+        ),
     ),
     Damage(
         name="rows shorter than they are read",
