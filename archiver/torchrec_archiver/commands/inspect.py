@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ArchiveError: see `read_description`.
         LoadError: with `--time`, the archive cannot be loaded or does not answer its samples.
-        PageError: the page cannot be written.
+        BuildError: the page cannot be written.
     """
     archive = Path(options.archive)
     if options.json:

@@ -15,7 +15,7 @@ from torchrec_archiver.report.words import counted, many, number, plain, seconds
 from torchrec_handler import __version__
 from torchrec_handler.archive.format import TableEntry
 from torchrec_handler.archive.read import Description
-from torchrec_handler.errors import TorchRecServeError
+from torchrec_handler.errors import BuildError
 
 MOST_ROWS = 1000
 """Of a section."""
@@ -24,10 +24,6 @@ MOST_BARS = 30
 
 Picture = tuple[str, str, Markup | None]
 """What it shows, what to know of it, and the picture where there is one."""
-
-
-class PageError(TorchRecServeError):
-    """The page cannot be written."""
 
 
 def write_page(
@@ -42,13 +38,13 @@ def write_page(
         times: of the archive's stages, where they were taken.
 
     Raises:
-        PageError: it cannot be written there.
+        BuildError: it cannot be written there.
     """
     try:
         path.write_text(page(description, archive, times), encoding="utf-8")
     except OSError as error:
         message = f"html: {path} cannot be written ({error.strerror or error})"
-        raise PageError(message) from error
+        raise BuildError(message) from error
 
 
 def page(description: Description, archive: Path, times: Times | None = None) -> str:
