@@ -17,9 +17,10 @@ from torchrec.inference.modules import PredictModule
 from torchrec_handler.kernels.graph.following import masks_as_they_are, open_lengths, quiet
 from torchrec_handler.kernels.graph.program import Program, Site
 from torchrec_handler.kernels.graph.sites import Boundary, CannotCapture, Recorder, boundaries
-from torchrec_handler.kernels.graph.traced import ROWS, Axis, trace
+from torchrec_handler.kernels.graph.traced import ROWS, Axis, Traced, trace
 
 Batch = Mapping[str, torch.Tensor | list[torch.Tensor]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Captured:
@@ -56,23 +57,29 @@ def capture(
     method = _Method(module, qualname, names)
     # Where something is written to in place it is followed twice.
     calls = itertools.cycle(range(len(sites)))
+    with boundaries(module, lambda inner: Boundary(inner, sites, calls)):
+        traced = follow(method, tensors, [_axis(name, features) for name, _ in names])
+    return Captured(
+        program=traced.program, sites=sites, rows=traced.rows, names=names, spec=traced.spec
+    )
+
+
+def follow(
+    module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]
+) -> Traced:
+    """Trace a module, see `trace`.
+
+    Raises:
+        CannotCapture: says why.
+    """
     try:
-        with (
-            boundaries(module, lambda inner: Boundary(inner, sites, calls)),
-            masks_as_they_are(),
-            open_lengths(module),
-            quiet(),
-            torch.no_grad(),
-        ):
-            traced = trace(method, tensors, [_axis(name, features) for name, _ in names])
+        with masks_as_they_are(), open_lengths(module), quiet(), torch.no_grad():
+            return trace(module, tensors, axes)
     except CannotCapture:
         raise
     except Exception as error:
         message = f"torch cannot follow it: {type(error).__name__}: {_first_line(error)}"
         raise CannotCapture(message) from error
-    return Captured(
-        program=traced.program, sites=sites, rows=traced.rows, names=names, spec=traced.spec
-    )
 
 
 def flatten(batch: Batch) -> tuple[list[tuple[str, int | None]], list[torch.Tensor]]:

@@ -8,7 +8,6 @@ Shapes: B rows, N ids.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import sympy
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
@@ -16,6 +15,7 @@ from torch._export.non_strict_utils import _NonStrictTorchFunctionHandler, _over
 from torch._guards import SLoc
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch._utils import _functionalize_sync
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.passes.runtime_assert import insert_deferred_runtime_asserts
@@ -82,9 +82,7 @@ class _Lengths(ShapeEnv):
         return SLoc(None, None), ""
 
 
-def trace(
-    module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]
-) -> Traced:
+def trace(module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]) -> Traced:
     """Follow a module's forward.
 
     Args:
@@ -123,7 +121,7 @@ def _trace(
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
-    sizes = _open(lengths, mode, tensors, axes)
+    sizes = _open(mode, tensors, axes)
     with mode:
         stand_ins = {one: _like(mode, one) for one in known.values()}
         inputs = [
@@ -156,11 +154,11 @@ def _trace(
 
 
 def _open(
-    lengths: ShapeEnv, mode: FakeTensorMode, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]
+    mode: FakeTensorMode, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]
 ) -> dict[str, Any]:
     """A length for each thing that is counted."""
     found: dict[str, Any] = {}
-    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
     for tensor, axis in zip(tensors, axes, strict=True):
         if axis.counted not in found:
             example = torch.empty(max(LEAST, tensor.shape[0] // axis.times))
@@ -203,13 +201,14 @@ def _without_writing(run: Callable[..., Any]) -> Callable[..., Any]:
 def _plain(given: Any) -> Any:
     if not isinstance(given, FunctionalTensor):
         return given
-    torch._sync(given)  # noqa: SLF001
+    sync: Any = _functionalize_sync
+    sync(given)
     return torch._from_functional_tensor(given.elem)  # noqa: SLF001
 
 
 def _check_open(lengths: ShapeEnv, sizes: Mapping[str, Any]) -> None:
     """See that no branch was taken by the number of rows or ids."""
-    names = {size.node.expr: sympy.Symbol(counted) for counted, size in sizes.items()}
+    names = {size.node.expr: size.node.expr.func(counted) for counted, size in sizes.items()}
     for guard in lengths.guards:
         if guard.expr.free_symbols & set(names):
             message = f"it does something else where not {guard.expr.xreplace(names)}"

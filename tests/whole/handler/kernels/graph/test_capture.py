@@ -287,7 +287,10 @@ CANNOT = "torch cannot follow it: "
 BY_ROWS = "it does something else where not "
 DECLINED: Mapping[str, tuple[Forward, str]] = {
     "rows": (lambda m, b: when(lambda b: b["x"].shape[0] > 3, m, b), BY_ROWS + "rows > 3"),
-    "many rows": (lambda m, b: when(lambda b: b["x"].shape[0] > 900, m, b), BY_ROWS + "rows <= 900"),
+    "many rows": (
+        lambda m, b: when(lambda b: b["x"].shape[0] > 900, m, b),
+        BY_ROWS + "rows <= 900",
+    ),
     "even rows": (
         lambda m, b: when(lambda b: b["x"].shape[0] % 2 == 0, m, b),
         BY_ROWS + "Ne(Mod(rows, 2), 0)",
