@@ -197,11 +197,11 @@ def as_graphs(
     }
     batched = [name for name, entry in qualnames.items() if entry.need_preproc]
     allowed = batched if kernels.allow(GRAPH) else []
-    found, declined = capture_methods(module, allowed, trials.first, features, target)
+    found, declined, stuck = capture_methods(module, allowed, trials.first, features, target)
     left = [one.path for one in declined]
     batches = [(name, trial) for name in left for trial in trials.of(name)]
     call = partial(call_observed, module)
-    parts, of_parts = capture_parts(module, batches, call) if batches else ([], [])
+    parts, of_parts = capture_parts(module, batches, call, stuck) if batches else ([], [])
     return Graphs(
         module=module,
         found=found,

@@ -67,19 +67,9 @@ def capture(
 def follow(
     module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]
 ) -> Traced:
-    """Trace a module, see `trace`.
-
-    Raises:
-        CannotCapture: says why.
-    """
-    try:
-        with masks_as_they_are(), open_lengths(module), quiet(), torch.no_grad():
-            return trace(module, tensors, axes)
-    except CannotCapture:
-        raise
-    except Exception as error:
-        message = f"torch cannot follow it: {type(error).__name__}: {_first_line(error)}"
-        raise CannotCapture(message) from error
+    """Trace a module, see `trace`; what is changed for it in the process is put back."""
+    with masks_as_they_are(), open_lengths(module), quiet(), torch.no_grad():
+        return trace(module, tensors, axes)
 
 
 def flatten(batch: Batch) -> tuple[list[tuple[str, int | None]], list[torch.Tensor]]:
@@ -134,7 +124,3 @@ def _call(module: Any, qualname: str, batch: Batch) -> Any:
     method = "predict_forward" if qualname == "forward" and is_plain else qualname
     with torch.no_grad():
         return getattr(module, method)(batch)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no reason given").splitlines()[0][:300]

@@ -44,7 +44,7 @@ def capture_methods(
     trial: Callable[[str], Trial | None],
     features: Mapping[str, int],
     target: Target,
-) -> tuple[list[Graph], list[Declined]]:
+) -> tuple[list[Graph], list[Declined], set[torch.nn.Module]]:
     """Follow the methods that take the batched input; the module is left as it was.
 
     Args:
@@ -55,10 +55,11 @@ def capture_methods(
         target: where and how to compute.
 
     Returns:
-        The graphs, and why others are none.
+        The graphs, why others are none, and modules of which each alone is none for that reason.
     """
     graphs: list[Graph] = []
     declined: list[Declined] = []
+    stuck: set[torch.nn.Module] = set()
     for qualname in qualnames:
         why = not_for(target)
         given = None if why else trial(qualname)
@@ -72,12 +73,13 @@ def capture_methods(
                 graphs.append(Graph(qualname=qualname, captured=captured, method=method))
             except CannotCapture as error:
                 why = str(error)
+                stuck |= error.stuck
             except Exception as error:
                 logger.warning("kernels: graph raised on %s", qualname, exc_info=True)
                 why = f"raised {type(error).__name__}: {error}"
         if why is not None:
             declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
-    return graphs, declined
+    return graphs, declined, stuck
 
 
 def reduce(captured: Captured) -> None:

@@ -7,7 +7,7 @@ Shapes: B rows of a part, which need not be those of the batch.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ MOST = 12
 
 MOST_CALLS = 4
 """Of a part in one call of the method, that are recorded."""
+
+BRANCHES = "it branches on numbers that it computes"
 
 RESULT = ""
 """What a part gives, in the dict that a graph gives."""
@@ -180,6 +182,7 @@ def capture_parts(
     module: torch.nn.Module,
     batches: Iterable[tuple[str, Trial]],
     call: Callable[[str, Batch], Any],
+    stuck: Collection[torch.nn.Module],
 ) -> tuple[list[Part], list[Declined]]:
     """Follow the largest modules that can be followed, below one of which not all can.
 
@@ -187,6 +190,7 @@ def capture_parts(
         module: the predict module; it is left as it was.
         batches: methods that cannot be followed, and what they take, of several numbers of rows.
         call: calls a method.
+        stuck: modules that cannot be followed, as is known of the methods.
 
     Returns:
         The parts, and why others are none.
@@ -200,18 +204,23 @@ def capture_parts(
         return [], [Declined(path="", kernel=GRAPH, why=_raised(error))]
     waiting = list(module.named_children())
     seen: set[torch.nn.Module] = set()
+    left = set(stuck)
     tries = 0
     while waiting:
         path, one = waiting.pop(0)
         if one in seen or is_collection(one):
             continue
         seen.add(one)
-        if path in candidates and recorded.calls.get(one) and tries < MOST:
+        is_called = path in candidates and bool(recorded.calls.get(one))
+        if is_called and one in left:
+            declined.append(Declined(path=path, kernel=GRAPH, why=BRANCHES))
+        elif is_called and tries < MOST:
             tries += 1
             try:
                 parts.append(_captured(path, one, recorded.calls[one]))
             except CannotCapture as error:
                 declined.append(Declined(path=path, kernel=GRAPH, why=str(error)))
+                left |= error.stuck
             except Exception as error:
                 logger.warning("kernels: graph raised on %s", path, exc_info=True)
                 declined.append(Declined(path=path, kernel=GRAPH, why=_raised(error)))

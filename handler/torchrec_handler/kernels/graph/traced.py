@@ -5,7 +5,9 @@ half of the time that torch.export spends on what nobody reads here.
 Shapes: B rows, N ids.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch._utils import _functionalize_sync
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.fx.passes.runtime_assert import insert_deferred_runtime_asserts
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
@@ -76,10 +83,46 @@ class Traced(NamedTuple):
 
 
 class _Lengths(ShapeEnv):
-    """Remembers of no length which line of whose code asked for it."""
+    """Remembers of no length which line of whose code asked for it, but of numbers which modules.
+
+    A number is what a tensor holds, asked for by `item`, `tolist` and `if`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[Any, frozenset[torch.nn.Module]] = {}
 
     def _get_stack_summary(self, *_: Any, **__: Any) -> tuple[SLoc, str]:
         return SLoc(None, None), ""
+
+    def create_unbacked_symint(self, *args: Any, **kwargs: Any) -> Any:
+        return self._asked_for(super().create_unbacked_symint(*args, **kwargs))
+
+    def create_unbacked_symfloat(self, *args: Any, **kwargs: Any) -> Any:
+        return self._asked_for(super().create_unbacked_symfloat(*args, **kwargs))
+
+    def create_unbacked_symbool(self, *args: Any, **kwargs: Any) -> Any:
+        return self._asked_for(super().create_unbacked_symbool(*args, **kwargs))
+
+    def _asked_for(self, made: Any) -> Any:
+        asking = _modules(traceback.walk_stack(sys._getframe(1)))  # noqa: SLF001
+        self.asked |= dict.fromkeys(made.node.expr.free_symbols, asking)
+        return made
+
+    def stuck(self, error: Exception) -> frozenset[torch.nn.Module]:
+        """Modules that asked for the number themselves that they branch on."""
+        if not isinstance(error, GuardOnDataDependentSymNode):
+            return frozenset()
+        found = _modules(traceback.walk_tb(error.__traceback__))
+        for symbol in error.cond.free_symbols:
+            found &= self.asked.get(symbol, frozenset())
+        return found
+
+
+def _modules(frames: Iterable[tuple[Any, int]]) -> frozenset[torch.nn.Module]:
+    """Modules whose code is running."""
+    owners = (frame.f_locals.get("self") for frame, _ in frames)
+    return frozenset(one for one in owners if isinstance(one, torch.nn.Module))
 
 
 def trace(module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]) -> Traced:
@@ -91,8 +134,8 @@ def trace(module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequen
         axes: the first one of each tensor.
 
     Raises:
-        CannotCapture: it does something else for other lengths, or changes what it is given.
-        Exception: whatever torch says that it cannot follow.
+        CannotCapture: it does something else for other lengths, changes what it is given, or torch
+            cannot follow it.
     """
     for is_functional in (False, True):
         traced = _trace(module, tensors, axes, is_functional=is_functional)
@@ -137,12 +180,19 @@ def _trace(
         spec.append(made)
         return tuple(found)
 
+    given = [*(stand_ins[one] for one in known.values()), *inputs]
+    call = _without_writing(run) if is_functional else run
     with mode, _NonStrictTorchFunctionHandler(), _override_builtin_ops(), as_if_exporting():
-        with enable_python_dispatcher():
-            call = _without_writing(run) if is_functional else run
-            followed = make_fx(call, pre_dispatch=True)(
-                *(stand_ins[one] for one in known.values()), *inputs
-            )
+        try:
+            with enable_python_dispatcher():
+                followed = make_fx(call, pre_dispatch=True)(*given)
+        except CannotCapture:
+            raise
+        except Exception as error:
+            message = f"torch cannot follow it: {type(error).__name__}: {_first_line(error)}"
+            cannot = CannotCapture(message)
+            cannot.stuck = lengths.stuck(error)
+            raise cannot from error
         if any(lengths.deferred_runtime_asserts.values()):
             insert_deferred_runtime_asserts(followed, lengths, "graph", export=True)
     _check_open(lengths, sizes)
@@ -151,6 +201,10 @@ def _trace(
         return None
     program = _bound(followed, list(known.values()), mode)
     return Traced(program, spec[-1], sizes[ROWS].node.expr)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no reason given").splitlines()[0][:300]
 
 
 def _open(

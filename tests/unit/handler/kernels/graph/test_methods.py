@@ -71,7 +71,7 @@ def trials(_: str) -> list[Trial]:
 
 
 def chosen(module: nn.Module, names: list[str], target: Target = FLOAT32) -> Any:
-    graphs, declined = capture_methods(module, names, trial, {"s": 2}, target)
+    graphs, declined, _ = capture_methods(module, names, trial, {"s": 2}, target)
     kept, replaced, late = choose(graphs, module, trials, target, torch.inference_mode)
     return kept, replaced, [*declined, *late]
 
@@ -104,7 +104,7 @@ def test_on_another_device_there_is_none() -> None:
 
 
 def test_a_method_that_nothing_was_drawn_for_is_declined() -> None:
-    _, declined = capture_methods(Several(), ["forward"], lambda _: None, {"s": 2}, FLOAT32)
+    _, declined, _ = capture_methods(Several(), ["forward"], lambda _: None, {"s": 2}, FLOAT32)
     (found,) = declined
     assert found.why == "takes nothing that was drawn for its inputs"
 

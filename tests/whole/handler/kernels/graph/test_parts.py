@@ -1,6 +1,6 @@
 """Of a method that cannot be followed the modules that can be are graphs, and nobody sees it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from tests.support.graphs import (
     DENSE,
+    FLOAT32,
     WIDTH,
     Batch,
     Small,
@@ -27,6 +28,7 @@ from tests.support.sharing import Pair, batches
 from torchrec_handler.archive.format import Declined
 from torchrec_handler.kernels.graph import methods
 from torchrec_handler.kernels.graph.method import EVERY, GraphMethod
+from torchrec_handler.kernels.graph.methods import capture_methods
 from torchrec_handler.kernels.graph.parts import Part, PartForward, capture_parts
 from torchrec_handler.kernels.graph.program import aten
 from torchrec_handler.kernels.graph.trials import Trial
@@ -86,10 +88,12 @@ def between() -> Small:
     return Small(branches, model=Model(), bags=bags())
 
 
-def parts_of(module: nn.Module) -> tuple[list[Part], list[Declined]]:
+def parts_of(
+    module: nn.Module, stuck: Collection[nn.Module] = ()
+) -> tuple[list[Part], list[Declined]]:
     tried = [("forward", Trial(rows, draw(rows, ids=2))) for rows in (1, 2, 7, 16)]
     with torch.inference_mode():
-        return capture_parts(module, tried, lambda name, batch: getattr(module, name)(batch))
+        return capture_parts(module, tried, lambda name, batch: getattr(module, name)(batch), stuck)
 
 
 def put(module: nn.Module) -> dict[str, PartForward]:
@@ -131,6 +135,36 @@ def test_what_lies_between_branches_is_a_graph() -> None:
 
 
 def test_why_the_others_are_none_is_told() -> None:
+    """Of the method, and of the module that asks for the number itself."""
+    module = between()
+    batch = draw(5, ids=2)
+    found, (declined,), stuck = capture_methods(
+        module, ["forward"], lambda _: Trial(5, batch), {"s": 2}, FLOAT32
+    )
+    assert found == []
+    assert stuck & {*module.modules()} == {module, module.model}
+    parts, (of_part,) = parts_of(module, stuck)
+    assert [part.graph.qualname for part in parts] == ["model.tower", "model.over"]
+    why = "it branches on numbers that it computes"
+    assert of_part == Declined(path="model", kernel="graph", why=why)
+    assert declined.why.startswith(
+        "torch cannot follow it: GuardOnDataDependentSymNode: Could not guard on data-dependent"
+    )
+
+
+def test_who_is_given_the_number_is_followed_alone() -> None:
+    """Nobody knows of the module that it branches on numbers which it did not ask for."""
+    module = of(
+        lambda m, x, y: m.tower(x) * (2 if y else 1),
+        lambda m, b: m(b["x"], bool(b["x"].sum() > -1e9)),
+    )
+    batch = draw(5, ids=2)
+    _, _, stuck = capture_methods(module, ["forward"], lambda _: Trial(5, batch), {"s": 2}, FLOAT32)
+    assert module.of not in stuck
+    assert list(put(module)) == ["of"]
+
+
+def test_what_fails_as_a_part_is_told() -> None:
     _, declined = parts_of(between())
     (found,) = declined
     assert (found.path, found.kernel) == ("model", "graph")
