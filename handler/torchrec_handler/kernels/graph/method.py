@@ -38,7 +38,7 @@ USERS_TRIED = 2
 """Rows at least, and users, of the batch that a program for shared inputs is tried on."""
 
 LEAST_IDS = 2
-"""In each input: torch.export takes it for known that a length is neither 0 nor 1."""
+"""In each input: who follows a method takes it for known that a length is neither 0 nor 1."""
 
 FEW = 3
 """Rows of a block when blocks are tried."""
