@@ -156,7 +156,7 @@ class Graphs:
             declined += late
             kept += replaced
             for method in found.values():
-                method.trials = ()
+                method.stay_alone()
                 if method.ranges == EVERY and len(self.qualnames) == 1:
                     others = self._without_layers(others, path)
                     part.call.own = module.forward

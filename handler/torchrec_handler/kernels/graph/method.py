@@ -136,6 +136,11 @@ class GraphMethod:
         finally:
             self._run.block = block
 
+    def stay_alone(self) -> None:
+        """Keep nothing of what `shared` makes programs of, which nobody may ask for then."""
+        del self._captured
+        self.trials = ()
+
     def shared(self, shared: Shared) -> Callable[..., Any] | None:
         """How to compute requests of which some inputs are there once for all their rows.
 
