@@ -130,6 +130,25 @@ def test_a_graph_is_kept_for_the_sizes_at_which_it_is_no_slower(
     assert_same(kept["forward"], Several().forward)
 
 
+@pytest.mark.parametrize(("ratios", "times"), [([2.0], 3), ([0.5], 3), ([2.0, 0.5], 15)])
+def test_a_size_is_timed_until_it_is_clear(
+    ratios: list[float], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a method takes, of its graph's time, in turns."""
+    taken: list[int] = []
+
+    def seconds(call: Callable[..., Any], batch: Any) -> float:
+        if getattr(call, "__name__", "") == "compute":
+            return 1.0
+        taken.append(len(batch["x"]))
+        return ratios[len(taken) % len(ratios)]
+
+    monkeypatch.setattr(methods, "_seconds", seconds)
+    monkeypatch.setattr(methods, "SECONDS", 60)
+    chosen(Several(), ["forward"])
+    assert {rows: taken.count(rows) for rows in (1, 7)} == {1: times, 7: times}
+
+
 def test_where_a_graph_is_slower_throughout_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         methods, "_seconds", lambda call, _: 2.0 if call.__name__ == "compute" else 1.0
