@@ -80,12 +80,12 @@ class Kernels(_Section):
     off: Annotated[Literal["all"] | list[str], PlainValidator(_names)] = []
     """Names of kernels to leave out; `all`: every forward is TorchRec's own, which is what a wrong
     score is compared with first. `graph`: the dense part of a method, whatever its modules,
-    followed by torch.export and made smaller; it is used where it gives what the module gives,
-    and at the sizes of batches at which it is no slower; `dlrm`: a whole DLRM, its layers and
-    lookups included, and the SparseArch of other models; `crossnet`: CrossNet and
-    LowRankCrossNet; `linear`: linear layers and the ReLU behind them, with packed weights;
-    `direct`: lookups without TorchRec's distribution of ids; `once`: what all rows of a request
-    share is looked up once. What was replaced, and what not and why, `torchrec-archiver
+    followed as by torch.export and made smaller, or the parts of it that can be; it is used where
+    it gives what the module gives, and at the sizes of batches at which it is no slower; `dlrm`:
+    a whole DLRM, its layers and lookups included, and the SparseArch of other models; `crossnet`:
+    CrossNet and LowRankCrossNet; `linear`: linear layers and the ReLU behind them, with packed
+    weights; `direct`: lookups without TorchRec's distribution of ids; `once`: what all rows of a
+    request share is looked up once. What was replaced, and what not and why, `torchrec-archiver
     inspect` tells of the machine that built, and TorchServe's `GET
     /models/NAME?customized=true` of the one that serves."""
     dtype: KernelDtype = "float32"

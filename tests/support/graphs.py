@@ -107,7 +107,7 @@ def captured(module: nn.Module) -> Captured:
 def as_graph(module: nn.Module) -> GraphMethod | str:
     """A module's forward, as it is when it is loaded, used at all sizes; or why it is none."""
     batch = draw(5, ids=2)
-    graphs, declined = capture_methods(
+    graphs, declined, _ = capture_methods(
         module, ["forward"], lambda _: Trial(5, batch), {"s": len(FEATURES)}, FLOAT32
     )
     if declined:

@@ -27,6 +27,7 @@ from torchrec_handler.kernels.graph.methods import (
     capture_methods,
     choose,
 )
+from torchrec_handler.kernels.graph.parts import Part, PartForward, capture_parts
 from torchrec_handler.kernels.graph.trials import Trial
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.load.call import call_observed, no_gradients
@@ -69,7 +70,9 @@ class Trials:
         return None
 
     def of(self, qualname: str) -> list[Trial]:
-        """Those that `first` found out, and the recorded ones."""
+        """Those that `first` found out, and the recorded ones; none where it takes nothing."""
+        if qualname not in self._drawn:
+            return []
         recorded = [
             Trial(sample.rows, _batch(sample.inputs), is_timed=False)
             for sample in self._samples
@@ -107,6 +110,8 @@ class Graphs:
 
     module: torch.nn.Module
     found: Sequence[Graph]
+    parts: Sequence[Part]
+    """Of methods that are no graph."""
     declined: Sequence[Declined]
     trials: Trials
     target: Target
@@ -124,20 +129,57 @@ class Graphs:
         others: Sequence[Replaced] = report.replaced
         if all(name in kept and kept[name].ranges == EVERY for name in self.qualnames):
             others = self._without_layers(others)
+        of_parts, others, late = self._put_parts(others)
         return kept, Report(
-            replaced=(*replaced, *others),
-            declined=(*self.declined, *declined, *report.declined),
+            replaced=(*replaced, *of_parts, *others),
+            declined=(*self.declined, *declined, *late, *report.declined),
         )
 
-    def _without_layers(self, replaced: Sequence[Replaced]) -> Sequence[Replaced]:
+    def _put_parts(
+        self, others: Sequence[Replaced]
+    ) -> tuple[list[Replaced], Sequence[Replaced], list[Declined]]:
+        """Let modules compute as graphs; gives these, the other kernels, and why some are none."""
+        kept: list[Replaced] = []
+        declined: list[Declined] = []
+        for part in self.parts:
+            path, module = part.graph.qualname, part.module
+            if any(_is_inside(path, one.path) for one in others):
+                continue
+            part.call.own = module.forward
+            found, replaced, late = choose(
+                [part.graph],
+                module,
+                lambda _, part=part: part.trials,  # type: ignore[misc]
+                self.target,
+                partial(no_gradients, self.module),
+            )
+            declined += late
+            kept += replaced
+            for method in found.values():
+                method.stay_alone()
+                if method.ranges == EVERY and len(self.qualnames) == 1:
+                    others = self._without_layers(others, path)
+                    part.call.own = module.forward
+                setattr(module, "forward", PartForward(part.call, method))  # noqa: B010  its own
+        return kept, others, declined
+
+    def _without_layers(self, replaced: Sequence[Replaced], path: str = "") -> Sequence[Replaced]:
         """Take back the kernels of what only graphs compute: packed weights are copies.
 
         Of collections, which hold no weights of their own, kernels stay.
         """
-        layers = [one for one in replaced if one.dtype is not None]
+        layers = [
+            one
+            for one in replaced
+            if one.dtype is not None and (one.path == path or _is_inside(one.path, path))
+        ]
         for one in layers:
             del vars(self.module.get_submodule(one.path))["forward"]
         return [one for one in replaced if one not in layers]
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return not outer or path.startswith(f"{outer}.")
 
 
 def as_graphs(
@@ -155,11 +197,16 @@ def as_graphs(
     }
     batched = [name for name, entry in qualnames.items() if entry.need_preproc]
     allowed = batched if kernels.allow(GRAPH) else []
-    found, declined = capture_methods(module, allowed, trials.first, features, target)
+    found, declined, stuck = capture_methods(module, allowed, trials.first, features, target)
+    left = [one.path for one in declined]
+    batches = [(name, trial) for name in left for trial in trials.of(name)]
+    call = partial(call_observed, module)
+    parts, of_parts = capture_parts(module, batches, call, stuck) if batches else ([], [])
     return Graphs(
         module=module,
         found=found,
-        declined=declined,
+        parts=parts,
+        declined=[*declined, *of_parts],
         trials=trials,
         target=target,
         qualnames=qualnames,

@@ -1,1 +1,1 @@
-"""Any user's dense part as a graph: captured by torch.export, made smaller, its layers packed."""
+"""Any user's dense part as a graph: followed, made smaller, its layers packed."""

@@ -1,4 +1,4 @@
-"""What is changed in the process while torch.export follows a method, and put back behind it."""
+"""What is changed in the process while a method is followed, and put back behind it."""
 
 import builtins
 import contextlib
@@ -12,7 +12,7 @@ import torch
 from torch.fx import config
 from torch.nn.modules import transformer
 
-CHATTY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch.fx._symbolic_trace")
+CHATTY = ("torch.fx.experimental.symbolic_shapes", "torch.fx._symbolic_trace")
 """Loggers of torch that tell of the way."""
 
 
@@ -85,3 +85,17 @@ def open_lengths(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for names in known.values():
             names["len"] = plain
+
+
+@contextlib.contextmanager
+def as_if_exporting() -> Iterator[None]:
+    """Let models and TorchRec see that it is torch.export, for which some do something else."""
+    names = ("_is_compiling_flag", "_is_exporting_flag")
+    before = {name: getattr(torch.compiler, name) for name in names}
+    for name in names:
+        setattr(torch.compiler, name, True)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)

@@ -38,7 +38,7 @@ USERS_TRIED = 2
 """Rows at least, and users, of the batch that a program for shared inputs is tried on."""
 
 LEAST_IDS = 2
-"""In each input: torch.export takes it for known that a length is neither 0 nor 1."""
+"""In each input: who follows a method takes it for known that a length is neither 0 nor 1."""
 
 FEW = 3
 """Rows of a block when blocks are tried."""
@@ -135,6 +135,11 @@ class GraphMethod:
             return pytree.tree_leaves(self.compute(batch))
         finally:
             self._run.block = block
+
+    def stay_alone(self) -> None:
+        """Keep nothing of what `shared` makes programs of, which nobody may ask for then."""
+        del self._captured
+        self.trials = ()
 
     def shared(self, shared: Shared) -> Callable[..., Any] | None:
         """How to compute requests of which some inputs are there once for all their rows.

@@ -32,7 +32,7 @@ from torchrec_handler.options import GRAPH
 logger = logging.getLogger(__name__)
 
 SECONDS = 0.2
-"""To time a method in; each size is timed three times at least."""
+"""To time a method in; each size is timed three times at least, and no more where these agree."""
 
 SLOWER = 1.03
 """Of times the module's, a graph is left out: what is within it is noise."""
@@ -44,7 +44,7 @@ def capture_methods(
     trial: Callable[[str], Trial | None],
     features: Mapping[str, int],
     target: Target,
-) -> tuple[list[Graph], list[Declined]]:
+) -> tuple[list[Graph], list[Declined], set[torch.nn.Module]]:
     """Follow the methods that take the batched input; the module is left as it was.
 
     Args:
@@ -55,10 +55,11 @@ def capture_methods(
         target: where and how to compute.
 
     Returns:
-        The graphs, and why others are none.
+        The graphs, why others are none, and modules of which each alone is none for that reason.
     """
     graphs: list[Graph] = []
     declined: list[Declined] = []
+    stuck: set[torch.nn.Module] = set()
     for qualname in qualnames:
         why = not_for(target)
         given = None if why else trial(qualname)
@@ -67,23 +68,26 @@ def capture_methods(
         if given is not None:
             try:
                 captured = capture(module, qualname, given.batch, features)
-                _reduce(captured)
-                if any(map(is_random, captured.program.nodes)):
-                    why = "draws random numbers"
-                else:
-                    method = getattr(module, qualname)
-                    graphs.append(Graph(qualname=qualname, captured=captured, method=method))
+                reduce(captured)
+                method = getattr(module, qualname)
+                graphs.append(Graph(qualname=qualname, captured=captured, method=method))
             except CannotCapture as error:
                 why = str(error)
+                stuck |= error.stuck
             except Exception as error:
                 logger.warning("kernels: graph raised on %s", qualname, exc_info=True)
                 why = f"raised {type(error).__name__}: {error}"
         if why is not None:
             declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
-    return graphs, declined
+    return graphs, declined, stuck
 
 
-def _reduce(captured: Captured) -> None:
+def reduce(captured: Captured) -> None:
+    """Make a graph smaller.
+
+    Raises:
+        CannotCapture: it draws random numbers.
+    """
     program = captured.program
     clean(program)
     fold_batch_norms(program)
@@ -93,6 +97,9 @@ def _reduce(captured: Captured) -> None:
     clean(program)
     split_cats(program)
     clean(program)
+    if any(map(is_random, program.nodes)):
+        message = "draws random numbers"
+        raise CannotCapture(message)
 
 
 def choose(
@@ -161,7 +168,9 @@ def _time(method: GraphMethod) -> str | None:
     for rows, batch, _ in timed:
         end = time.perf_counter() + SECONDS / len(timed)
         pairs: list[float] = []
-        while len(pairs) < 3 or (len(pairs) < 15 and time.perf_counter() < end):
+        while len(pairs) < 3 or (
+            len(pairs) < 15 and not _agree(pairs) and time.perf_counter() < end
+        ):
             pairs.append(_seconds(method.method, batch) / _seconds(method.compute, batch))
         ratios.append((rows, statistics.median(pairs)))
     slower: list[str] = []
@@ -177,6 +186,11 @@ def _time(method: GraphMethod) -> str | None:
             method.ranges.append((least, most))
         least = int(most) + 1 if not is_last else least
     return f"takes {', '.join(slower)}" if slower else None
+
+
+def _agree(ratios: Sequence[float]) -> bool:
+    """Whether all say the same of which one is faster."""
+    return min(ratios) > 1 or max(ratios) * SLOWER < 1
 
 
 def _seconds(call: Callable[[Batch], Any], batch: Batch) -> float:

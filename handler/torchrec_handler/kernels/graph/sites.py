@@ -53,6 +53,9 @@ look_up = torch.ops.torchrec_handler.look_up.default
 class CannotCapture(Exception):
     """Why a method cannot be a graph."""
 
+    stuck: frozenset[torch.nn.Module] = frozenset()
+    """Modules of which each would be stuck at the same place if it was followed alone."""
+
 
 @contextlib.contextmanager
 def boundaries(

@@ -19,7 +19,7 @@ from tests.support.graphs import (
     sequences,
 )
 from torchrec_handler.kernels.graph.layers import added, linear
-from torchrec_handler.kernels.graph.methods import _reduce
+from torchrec_handler.kernels.graph.methods import reduce
 
 PLACES = 3
 
@@ -38,7 +38,7 @@ def parts() -> dict[str, Any]:
 def widths(forward: Forward) -> list[int]:
     """Inputs of each layer that is left."""
     found = captured(Small(forward, **parts()))
-    _reduce(found)
+    reduce(found)
     return [node.args[1].meta["val"].shape[1] for node in calls(found.program, linear)]
 
 

@@ -71,7 +71,7 @@ def trials(_: str) -> list[Trial]:
 
 
 def chosen(module: nn.Module, names: list[str], target: Target = FLOAT32) -> Any:
-    graphs, declined = capture_methods(module, names, trial, {"s": 2}, target)
+    graphs, declined, _ = capture_methods(module, names, trial, {"s": 2}, target)
     kept, replaced, late = choose(graphs, module, trials, target, torch.inference_mode)
     return kept, replaced, [*declined, *late]
 
@@ -104,7 +104,7 @@ def test_on_another_device_there_is_none() -> None:
 
 
 def test_a_method_that_nothing_was_drawn_for_is_declined() -> None:
-    _, declined = capture_methods(Several(), ["forward"], lambda _: None, {"s": 2}, FLOAT32)
+    _, declined, _ = capture_methods(Several(), ["forward"], lambda _: None, {"s": 2}, FLOAT32)
     (found,) = declined
     assert found.why == "takes nothing that was drawn for its inputs"
 
@@ -128,6 +128,25 @@ def test_a_graph_is_kept_for_the_sizes_at_which_it_is_no_slower(
         assert kept["forward"].ranges == [(3, float("inf"))]
         assert [found.why for found in declined] == ["takes 2.00 times as long with 1 rows"]
     assert_same(kept["forward"], Several().forward)
+
+
+@pytest.mark.parametrize(("ratios", "times"), [([2.0], 3), ([0.5], 3), ([2.0, 0.5], 15)])
+def test_a_size_is_timed_until_it_is_clear(
+    ratios: list[float], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a method takes, of its graph's time, in turns."""
+    taken: list[int] = []
+
+    def seconds(call: Callable[..., Any], batch: Any) -> float:
+        if getattr(call, "__name__", "") == "compute":
+            return 1.0
+        taken.append(len(batch["x"]))
+        return ratios[len(taken) % len(ratios)]
+
+    monkeypatch.setattr(methods, "_seconds", seconds)
+    monkeypatch.setattr(methods, "SECONDS", 60)
+    chosen(Several(), ["forward"])
+    assert {rows: taken.count(rows) for rows in (1, 7)} == {1: times, 7: times}
 
 
 def test_where_a_graph_is_slower_throughout_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,19 +283,25 @@ def changes_its_input(m: Any, b: Batch) -> Outputs:
     return {"x": m.bags(keyed(b)).values()}
 
 
-CANNOT = "torch.export cannot follow it: "
-BY_ROWS = CANNOT + "UserError: Constraints violated (rows)!"
+CANNOT = "torch cannot follow it: "
+BY_ROWS = "it does something else where not "
 DECLINED: Mapping[str, tuple[Forward, str]] = {
-    "rows": (lambda m, b: when(lambda b: b["x"].shape[0] > 3, m, b), BY_ROWS),
-    "many rows": (lambda m, b: when(lambda b: b["x"].shape[0] > 900, m, b), BY_ROWS),
-    "even rows": (lambda m, b: when(lambda b: b["x"].shape[0] % 2 == 0, m, b), BY_ROWS),
+    "rows": (lambda m, b: when(lambda b: b["x"].shape[0] > 3, m, b), BY_ROWS + "rows > 3"),
+    "many rows": (
+        lambda m, b: when(lambda b: b["x"].shape[0] > 900, m, b),
+        BY_ROWS + "rows <= 900",
+    ),
+    "even rows": (
+        lambda m, b: when(lambda b: b["x"].shape[0] % 2 == 0, m, b),
+        BY_ROWS + "Ne(Mod(rows, 2), 0)",
+    ),
     "one row": (
         lambda m, b: when(lambda b: b["x"].shape[0] == 1, m, b),
         "is 1.7 off the module with 1 rows, at most 3.4e-05 is",
     ),
     "as many ids as rows": (
         lambda m, b: when(lambda b: b["s.values"].shape[0] == b["x"].shape[0], m, b),
-        "it does something else where the numbers of ids are not Ne(",
+        BY_ROWS + "Ne(ids of s, rows)",
     ),
     "numbers": (
         lambda m, b: when(lambda b: b["x"].sum() > 0, m, b),

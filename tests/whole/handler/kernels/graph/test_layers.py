@@ -19,7 +19,7 @@ from tests.support.graphs import (
     norm,
 )
 from torchrec_handler.kernels.graph.layers import ACTIVATION, linear
-from torchrec_handler.kernels.graph.methods import _reduce
+from torchrec_handler.kernels.graph.methods import reduce
 from torchrec_handler.kernels.graph.program import Program, aten
 
 
@@ -44,7 +44,7 @@ def parts() -> dict[str, Any]:
 
 def reduced(forward: Forward) -> Program:
     found = captured(Small(forward, **parts()))
-    _reduce(found)
+    reduce(found)
     return found.program
 
 
@@ -132,7 +132,7 @@ ACTIVATIONS: Mapping[str, nn.Module] = {
 def test_an_activation_is_part_of_its_layer(activation: nn.Module) -> None:
     module = Small(lambda m, b: {"x": m.own(m.act(x(m, b)))}, **parts(), act=activation)
     found = captured(module)
-    _reduce(found)
+    reduce(found)
     assert [bool(node.meta.get(ACTIVATION)) for node in calls(found.program, linear)] == [
         True,
         False,
