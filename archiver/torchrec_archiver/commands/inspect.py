@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from torchrec_handler.archive.format import Index, Report, Signature, TableEntry
+from torchrec_handler.archive.format import DenseDtypes, Index, Report, Signature, TableEntry
 from torchrec_handler.archive.read import read_index
 
 HELP = "show what an archive says of itself"
@@ -40,6 +40,8 @@ def show(index: Index, console: Console) -> None:
         console.print(_tables(index.tables))
     if index.kernels != Report():
         console.print(_kernels(index.kernels))
+    if index.dense:
+        console.print(_layers(index.dense))
     outputs = ", ".join(f"{name} {shape}" for name, shape in index.signature.outputs.items())
     methods = ", ".join(
         name if need_preproc else f"{name} (keyword arguments)"
@@ -50,6 +52,7 @@ def show(index: Index, console: Console) -> None:
         "outputs": f"{index.signature.result_metadata}: {outputs or 'not observed'}",
         "batched": _batched(index.signature),
         "output change": _change(index),
+        **({"dense.dtype auto": _auto(index.dense)} if index.dense else {}),
         "extra files": ", ".join(index.extra_files) or "none",
         "built with": ", ".join(f"{name} {version}" for name, version in index.versions.items()),
         "format": index.format_version,
@@ -109,6 +112,24 @@ def _kernels(report: Report) -> Table:
     for left in report.declined:
         table.add_row(left.kernel, escape(left.path), escape(f"declined: {left.why}"))
     return table
+
+
+def _layers(dense: DenseDtypes) -> Table:
+    """In which types layers compute."""
+    table = Table(title="Layers, by dense.dtype: auto", title_justify="left")
+    for column in ("parameter", "dtype"):
+        table.add_column(column)
+    for name, dtype in dense.dtypes.items():
+        table.add_row(escape(name), dtype)
+    return table
+
+
+def _auto(dense: DenseDtypes) -> str:
+    return (
+        f"off from float32 by at most {_number(dense.max_error)}, of {_number(dense.allowed)} "
+        f"allowed, by {_number(dense.mean_error)} in the mean, on {dense.rows:,} rows; decided "
+        f"on a processor with {', '.join(dense.instructions) or 'float32 alone'}"
+    )
 
 
 def _batched(signature: Signature) -> str:

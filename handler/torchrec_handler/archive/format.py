@@ -40,6 +40,9 @@ ROW_BITS: Mapping[str, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 
 SCALE_BIAS_BYTES = 4
 """Two float16 in front of a row of the integer types."""
 
+LAYER_DTYPES = ("float32", "bfloat16", "int8")
+"""What a layer may be decided to compute in."""
+
 BATCHING_TYPES = ("dense", "sparse", "weighted_sparse", "embedding")
 RESULT_TYPES = ("dict_of_tensor", "dict_of_tensors", "dict_with_mask_tensor")
 
@@ -180,6 +183,25 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseDtypes:
+    """What `dense.dtype: auto` decided, layer by layer, where the archive was built."""
+
+    dtypes: Mapping[str, str]
+    """Parameter, as a checkpoint names it -> one of `LAYER_DTYPES`: the least precise type that
+    layers made of it may compute in. Those that are not here compute in float32."""
+    allowed: float
+    """The largest absolute difference that an output was allowed."""
+    max_error: float
+    """The largest absolute difference to float32 that an output had, all layers together."""
+    mean_error: float
+    """The mean one."""
+    rows: int
+    """How many different rows that was measured on."""
+    instructions: tuple[str, ...]
+    """What the processor had of those that the types need."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """`archive.json`."""
 
@@ -201,6 +223,8 @@ class Index:
     None where one alone is not finite."""
     kernels: Report = Report()
     """What the build's machine replaced, for a reader; a worker's own machine decides anew."""
+    dense: DenseDtypes | None = None
+    """In which types layers compute; None where nothing but the options says so."""
 
     def dumps(self) -> str:
         """The document, as it is written."""
@@ -237,6 +261,8 @@ class Index:
         for at, entry in enumerate(index.tables):
             _check_table(entry, f"tables[{at}]")
         _check_layout(index.tables)
+        for name, dtype in index.dense.dtypes.items() if index.dense else ():
+            _expect_one_of(LAYER_DTYPES, dtype, f"dense.dtypes[{name!r}]")
         return index
 
     @property

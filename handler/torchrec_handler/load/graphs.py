@@ -109,15 +109,16 @@ class Graphs:
     found: Sequence[Graph]
     declined: Sequence[Declined]
     trials: Trials
-    target: Target
     qualnames: Collection[str]
     """Of all methods, those that get no batched input too."""
 
-    def put_in_place(self, report: Report) -> tuple[Mapping[str, GraphMethod], Report]:
+    def put_in_place(
+        self, report: Report, target: Target
+    ) -> tuple[Mapping[str, GraphMethod], Report]:
         """Let the module call those that are kept; tell which, and why others are not."""
         module = self.module
         kept, replaced, declined = choose(
-            self.found, module, self.trials.of, self.target, partial(no_gradients, module)
+            self.found, module, self.trials.of, target, partial(no_gradients, module)
         )
         for qualname, method in kept.items():
             setattr(module, qualname, method)
@@ -161,7 +162,6 @@ def as_graphs(
         found=found,
         declined=declined,
         trials=trials,
-        target=target,
         qualnames=qualnames,
     )
 

@@ -161,7 +161,7 @@ def _captured(exported: Any, sites: list[Site], names: list[tuple[str, int | Non
         else:
             tensor = exported.constants[name]
         with graph.inserting_after(node):
-            constant = program.constant(tensor.detach())
+            constant = program.constant(tensor.detach(), (tensor,))
         program.replace(node, constant)
     _check_open(exported, _ids_symbols(program, names), fake_mode)
     rows = next(
