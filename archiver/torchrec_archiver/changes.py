@@ -5,7 +5,7 @@ Shapes: B rows.
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args
 
 import torch
@@ -33,6 +33,7 @@ ROWS = 1000
 MIDDLE_ROWS = INT8_ROWS - 1
 """The most rows of a call that int8 is not for."""
 MIDDLE_CALLS = 4
+SOME_ROWS = 2 * INT8_ROWS
 
 
 class Change(NamedTuple):
@@ -74,12 +75,18 @@ class Changes:
         together = [*_together(module, output, pool)]
         self._calls = [*reversed(together), *recorded.samples.values()]
         """The largest first, which show most."""
+        few = [one for one in together if one.rows in {MIDDLE_ROWS, SOME_ROWS}]
+        self._few = {(one.qualname, one.rows): one for one in few}.values() or self._calls
         if not self._calls:
             message = (
                 "dense.dtype: 'auto' is decided on samples, and there are none; give requests "
                 "that the model takes with --samples, or name a type"
             )
             raise BuildError(message)
+
+    def guess(self) -> float:
+        """How far outputs are off, at the least, by few of the calls."""
+        return max(largest_change(one.outputs, self._again(one)) for one in self._few)
 
     def measure(self, most: float = float("inf")) -> Change:
         """Call it again, until an output is off by more than `most`.
@@ -88,9 +95,7 @@ class Changes:
         """
         largest, total, count = 0.0, 0.0, 0
         for sample in self._calls:
-            outputs = call_recorded(
-                self._module, sample.qualname, sample.inputs, self._metadata, CPU
-            )
+            outputs = self._again(sample)
             largest = max(largest, largest_change(sample.outputs, outputs))
             if largest > most:
                 break
@@ -100,6 +105,9 @@ class Changes:
                         total += float((old.double() - new.double()).abs().nansum())
                         count += old.numel()
         return Change(largest, total / max(count, 1))
+
+    def _again(self, sample: Sample) -> Mapping[str, tuple[torch.Tensor, ...]]:
+        return call_recorded(self._module, sample.qualname, sample.inputs, self._metadata, CPU)
 
 
 def _single(requests: Sequence[ValidRequest]) -> list[ValidRequest]:
@@ -128,10 +136,10 @@ def _together(
     """Batches of each size that a type is for, small ones first, where a method takes them."""
     if not pool:
         return
-    endless = list(itertools.islice(itertools.cycle(pool), max(len(pool), INT8_ROWS)))
+    endless = list(itertools.islice(itertools.cycle(pool), max(len(pool), SOME_ROWS)))
     starts = range(0, min(len(pool), MIDDLE_CALLS * MIDDLE_ROWS), MIDDLE_ROWS)
     middle = [endless[start : start + MIDDLE_ROWS] for start in starts]
-    for several in (endless[: FEW_ROWS - 1], *middle, endless):
+    for several in (endless[: FEW_ROWS - 1], *middle, endless[:SOME_ROWS], endless):
         inputs = inputs_of(several, output)
         for qualname in methods_of(output):
             outcome = call(module, output, qualname, len(several), inputs)

@@ -6,16 +6,20 @@ of its layers, and never a sum of errors. Shapes: K inputs of a layer.
 
 import gc
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
-from torchrec_archiver.changes import Changes
+from torchrec_archiver.changes import Change, Changes
 from torchrec_handler.archive.format import DenseDtypes
 from torchrec_handler.kernels.choice import Choice
+from torchrec_handler.kernels.graph.method import EVERY
 from torchrec_handler.kernels.packed import (
     INSTRUCTIONS,
     INT8_WEIGHTS,
@@ -25,22 +29,22 @@ from torchrec_handler.kernels.packed import (
     is_fast,
 )
 from torchrec_handler.load.placing import Placed, Placing
-from torchrec_handler.options import KernelDtype
+from torchrec_handler.options import KERNEL_DTYPES, KernelDtype
 
 logger = logging.getLogger(__name__)
 
 TIMED_ROWS = (128, 1000)
-TIMES = 3
-SECONDS_OF_TIMING = 0.02
-"""For a layer, a type and a number of rows."""
+TIMES = 4
+SECONDS_OF_TIMING = 0.05
+"""For layers of one shape, and a number of rows."""
 
-PAYS = 0.97
+PAYS = 0.95
 """A type is taken where layers take at most so much of the time of a more precise one."""
 
 SECONDS = 20.0
 """To decide in; layers that nobody came to by then stay as they are."""
-SECONDS_ALONE = 12.0
-"""Of these, to measure layers one by one, those that gain most first."""
+SECONDS_ALONE = 10.0
+"""Of these, to look at layers one by one, those that gain most first."""
 SECONDS_SILENT = 2.0
 
 Dtypes = dict[str, KernelDtype]
@@ -83,13 +87,28 @@ def decide(placing: Placing, choice: Choice, changes: Changes) -> Placed:
         placed = placing.put_decided(dense)
         if all(dtype == "float32" for dtype in found.values()):
             break
-        largest, mean = changes.measure()
+        largest, mean = _either_way(placed, changes)
         if largest <= allowed:
             dense = replace(dense, max_error=largest, mean_error=mean)
             break
         found = search.before()
     logger.info("dense.dtype: auto: %s, in %.1f s", _said(dense), time.monotonic() - began)
     return replace(placed, dense=dense)
+
+
+def _either_way(placed: Placed, changes: Changes) -> Change:
+    """By graphs and by the modules' kernels: which a worker takes at a size, its own times say."""
+    found = changes.measure()
+    methods = [one for one in placed.graphs.values() if one.ranges != EVERY]
+    served = [one.ranges for one in methods]
+    for ranges in ([*EVERY], []) if methods else ():
+        for method in methods:
+            method.ranges = ranges
+        other = changes.measure()
+        found = Change(max(found.largest, other.largest), max(found.mean, other.mean))
+    for method, ranges in zip(methods, served, strict=True):
+        method.ranges = ranges
+    return found
 
 
 def _said(dense: DenseDtypes) -> str:
@@ -113,27 +132,29 @@ class _Search:
 
     def run(self) -> Dtypes:
         """The types of all parameters."""
-        fastest = dict(self._history[0])
-        for move in sorted(self._moves, key=lambda move: move.saves):
-            fastest |= dict.fromkeys(move.names, move.dtype)
-        if self._fits(fastest):
-            # What it has in common with fewer moves is not known.
-            self._history.append(fastest)
-            return fastest
-        saved: dict[str, float] = {}
-        for move in self._ordered():
-            if self._seconds() > SECONDS:
+        if self._fits(self._with(sorted(self._moves, key=lambda move: move.saves))):
+            return self._history[-1]
+        moves = self._ordered()
+        fits, fails = 0, len(moves) + 1
+        while fails - fits > 1 and not self._is_late(SECONDS):
+            count = (fits + fails) // 2
+            if self._fits(self._with(moves[:count])):
+                fits = count
+            else:
+                fails = count
+        # Behind what is too much, others may change less.
+        taken = moves[:fits]
+        for move in moves[fails:]:
+            if self._is_late(SECONDS):
                 logger.warning(
                     "dense.dtype: auto: stopped after %.0f s; layers that were not tried stay in "
                     "a more precise type",
                     SECONDS,
                 )
                 break
-            tried = self._history[-1] | dict.fromkeys(move.names, move.dtype)
-            before = max(saved.get(name, 0.0) for name in move.names)
-            if move.saves > before and self._fits(tried):
-                self._history.append(tried)
-                saved |= dict.fromkeys(move.names, move.saves)
+            tried = self._with([*taken, move])
+            if tried != self._history[-1] and self._fits(tried):
+                taken = [*taken, move]
         return self._history[-1]
 
     def before(self) -> Dtypes:
@@ -141,32 +162,43 @@ class _Search:
         self._history.pop()
         return self._history[-1]
 
+    def _with(self, moves: Sequence[Move]) -> Dtypes:
+        """What moves give; of two of the same layers the one that saves more."""
+        dtypes = dict(self._history[0])
+        for move in sorted(moves, key=lambda move: move.saves):
+            dtypes |= dict.fromkeys(move.names, move.dtype)
+        return dtypes
+
     def _ordered(self) -> list[Move]:
         """Moves that may be made alone, those first that save most for what they change."""
         found: list[tuple[float, Move]] = []
         for move in sorted(self._moves, key=lambda move: -move.saves):
-            if self._seconds() > SECONDS_ALONE:
+            if self._is_late(SECONDS_ALONE):
                 break
-            self._choice.change(self._history[0] | dict.fromkeys(move.names, move.dtype))
-            largest = self._changes.measure(self._allowed).largest
+            self._choice.change(self._with([move]))
+            largest = self._changes.guess()
             if largest <= self._allowed:
                 found.append((move.saves / max(largest, 1e-30), move))
-            self._tell(f"{len(found)} of {len(self._moves)} types of layers fit alone so far")
+            self._tell(f"{len(found)} of {len(self._moves)} types of layers may fit so far")
         return [move for _, move in sorted(found, key=lambda one: -one[0])]
 
     def _fits(self, dtypes: Dtypes) -> bool:
+        """Whether that is not too far off; it is found then."""
         self._choice.change(dtypes)
         fits = self._changes.measure(self._allowed).largest <= self._allowed
-        self._tell(f"{len(self._history) - 1} of {len(self._moves)} types of layers taken so far")
+        if fits:
+            self._history.append(dtypes)
+        found = [one for one in self._history[-1].values() if one != "float32"]
+        self._tell(f"{len(found)} of {len(dtypes)} parameters in lower types so far")
         return fits
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
+    def _is_late(self, seconds: float) -> bool:
+        return time.monotonic() - self._began > seconds
 
     def _tell(self, found: str) -> None:
         if time.monotonic() - self._told > SECONDS_SILENT:
             self._told = time.monotonic()
-            logger.info("dense.dtype: auto: %.0f s, %s", self._seconds(), found)
+            logger.info("dense.dtype: auto: %.0f s, %s", time.monotonic() - self._began, found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,32 +230,50 @@ def _units(choice: Choice) -> list[_Unit]:
 
 def _moves(unit: _Unit) -> Iterator[Move]:
     """Types that this processor has, and that pay."""
-    layers = list(unit.layers.values())
-    numbers = [layer.weight.numel() for layer in layers]
-    usual = best = _seconds_a_row(layers, "float32")
-    least: tuple[tuple[KernelDtype, int], ...]
-    least = ("bfloat16", PACKED_WEIGHTS), ("int8", INT8_WEIGHTS)
-    for dtype, weights in least:
-        if is_fast(dtype) and max(numbers) >= weights:
-            seconds = _seconds_a_row(layers, dtype)
-            if seconds < PAYS * best:
-                best = seconds
-                yield Move(unit.names, dtype, usual - seconds)
+    times = [_times(*layer.weight.shape) for layer in unit.layers.values()]
+    usual = best = sum(one["float32"] for one in times)
+    for dtype in KERNEL_DTYPES[1:]:
+        # Where a layer has none of a type, it computes in the more precise one.
+        seconds = sum(one[dtype] for one in times)
+        if seconds < PAYS * best:
+            best = seconds
+            yield Move(unit.names, dtype, usual - seconds)
 
 
-def _seconds_a_row(layers: Sequence[Layer], dtype: KernelDtype) -> float:
-    return sum(_seconds(layer, dtype, rows) / rows for layer in layers for rows in TIMED_ROWS)
+@cache
+def _times(outputs: int, inputs: int) -> dict[KernelDtype, float]:
+    """Type -> the seconds a row of a layer, packed alone; in turns, as a machine does other things.
 
-
-def _seconds(layer: Layer, dtype: KernelDtype, rows: int) -> float:
-    """The least time of a call of a layer, packed alone, [B, K] in float32."""
-    packed = Layers([layer], dtype)
-    x = torch.randn(rows, layer.weight.shape[1], generator=torch.Generator().manual_seed(0))
-    packed(x)
-    times: list[float] = []
-    end = time.perf_counter() + SECONDS_OF_TIMING
-    while len(times) < TIMES or time.perf_counter() < end:
-        began = time.perf_counter()
-        packed(x)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    A type that the processor has no instructions for, or that the layer is too small for, takes as
+    long as the next more precise one.
+    """
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=random)
+    has = {
+        "float32": True,
+        "bfloat16": is_fast("bfloat16") and weight.numel() >= PACKED_WEIGHTS,
+        "int8": is_fast("int8") and weight.numel() >= INT8_WEIGHTS,
+    }
+    packed = {
+        dtype: Layers([Layer(weight, torch.zeros(outputs))], dtype)
+        for dtype in KERNEL_DTYPES
+        if has[dtype]
+    }
+    seconds: dict[KernelDtype, float] = dict.fromkeys(packed, 0.0)
+    for rows in TIMED_ROWS:
+        x = torch.randn(rows, inputs, generator=random)
+        least: dict[KernelDtype, float] = dict.fromkeys(packed, math.inf)
+        end, turns = time.perf_counter() + SECONDS_OF_TIMING, 0
+        # The first turn of each is slower.
+        while turns <= TIMES or time.perf_counter() < end:
+            turns += 1
+            for dtype, layers in packed.items():
+                # Of this thread alone, which others may interrupt.
+                began = time.thread_time()
+                layers(x)
+                least[dtype] = min(least[dtype], time.thread_time() - began)
+        for dtype in packed:
+            seconds[dtype] += least[dtype] / rows
+    for precise, dtype in pairwise(KERNEL_DTYPES):
+        seconds.setdefault(dtype, seconds[precise])
+    return seconds

@@ -9,7 +9,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_handler.simple import Batch, Input, SimpleFactory, dense, sparse
 
-WIDTH = 256
+WIDTH, WIDE = 256, 512
 
 
 class Layered(torch.nn.Module):
@@ -21,9 +21,9 @@ class Layered(torch.nn.Module):
             name="t_user", feature_names=["user"], num_embeddings=50, embedding_dim=8
         )
         self.bags = EmbeddingBagCollection(tables=[config], device=tables)
-        self.robust = torch.nn.Linear(WIDTH, WIDTH, device=device)
-        self.sensitive = torch.nn.Linear(WIDTH, WIDTH, device=device)
-        self.top = torch.nn.Linear(8 + 2 * WIDTH, 1, device=device)
+        self.robust = torch.nn.Linear(WIDTH, WIDE, device=device)
+        self.sensitive = torch.nn.Linear(WIDTH, WIDE, device=device)
+        self.top = torch.nn.Linear(8 + 2 * WIDE, 1, device=device)
 
     def forward(self, numbers: torch.Tensor, bags: Any) -> Any:
         """Return [B]."""
