@@ -1,45 +1,26 @@
 """`dense.dtype: auto`: the fastest type of each layer with which no output is off by too much.
 
 Layers change their types while the model stays as it is, so what is measured is the model with all
-of its layers, and never a sum of errors. Shapes: K inputs of a layer.
+of its layers, and never a sum of errors.
 """
 
-import gc
 import logging
-import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from torchrec_archiver.changes import Change, Changes
+from torchrec_archiver.moves import Move, find_moves, find_units
 from torchrec_handler.archive.format import DenseDtypes
 from torchrec_handler.kernels.choice import Choice
 from torchrec_handler.kernels.graph.method import EVERY
-from torchrec_handler.kernels.packed import (
-    INSTRUCTIONS,
-    INT8_WEIGHTS,
-    PACKED_WEIGHTS,
-    Layer,
-    Layers,
-    is_fast,
-)
+from torchrec_handler.kernels.packed import INSTRUCTIONS
 from torchrec_handler.load.placing import Placed, Placing
-from torchrec_handler.options import KERNEL_DTYPES, KernelDtype
+from torchrec_handler.options import KernelDtype
 
 logger = logging.getLogger(__name__)
-
-TIMED_ROWS = (128, 1000)
-TIMES = 4
-SECONDS_OF_TIMING = 0.05
-"""For layers of one shape, and a number of rows."""
-
-PAYS = 0.95
-"""A type is taken where layers take at most so much of the time of a more precise one."""
 
 SECONDS = 20.0
 """To decide in; layers that nobody came to by then stay as they are."""
@@ -48,16 +29,6 @@ SECONDS_ALONE = 10.0
 SECONDS_SILENT = 2.0
 
 Dtypes = dict[str, KernelDtype]
-
-
-class Move(NamedTuple):
-    """A type for some layers."""
-
-    names: frozenset[str]
-    """Of the parameters that they are made of."""
-    dtype: KernelDtype
-    saves: float
-    """Of the seconds a row in float32."""
 
 
 def decide(placing: Placing, choice: Choice, changes: Changes) -> Placed:
@@ -126,9 +97,9 @@ class _Search:
     def __init__(self, choice: Choice, changes: Changes, allowed: float, began: float) -> None:
         self._choice, self._changes, self._allowed, self._began = choice, changes, allowed, began
         self._told = began
-        units = _units(choice)
+        units = find_units(choice)
         self._history: list[Dtypes] = [{name: "float32" for one in units for name in one.names}]
-        self._moves = [move for unit in units for move in _moves(unit)]
+        self._moves = [move for unit in units for move in find_moves(unit)]
 
     def run(self) -> Dtypes:
         """The types of all parameters."""
@@ -199,81 +170,3 @@ class _Search:
         if time.monotonic() - self._told > SECONDS_SILENT:
             self._told = time.monotonic()
             logger.info("dense.dtype: auto: %.0f s, %s", time.monotonic() - self._began, found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Unit:
-    """Layers of one type: of parameters that a graph makes one layer of."""
-
-    names: frozenset[str]
-    layers: dict[tuple[frozenset[str], torch.Size], Layer] = field(default_factory=dict)
-
-
-def _units(choice: Choice) -> list[_Unit]:
-    """All packed layers that are known by their parameters."""
-    # A graph that was left out is gone then.
-    gc.collect()
-    units: list[_Unit] = []
-    for packed in list(choice.watching):
-        for layer in packed.layers:
-            names = choice.names(layer.sources)
-            if not names:
-                continue
-            near = [unit for unit in units if unit.names & names]
-            layers = {(names, layer.weight.shape): layer}
-            for unit in near:
-                layers |= unit.layers
-            units = [unit for unit in units if unit not in near]
-            units.append(_Unit(names=names.union(*(one.names for one in near)), layers=layers))
-    return sorted(units, key=lambda unit: sorted(unit.names))
-
-
-def _moves(unit: _Unit) -> Iterator[Move]:
-    """Types that this processor has, and that pay."""
-    times = [_times(*layer.weight.shape) for layer in unit.layers.values()]
-    usual = best = sum(one["float32"] for one in times)
-    for dtype in KERNEL_DTYPES[1:]:
-        # Where a layer has none of a type, it computes in the more precise one.
-        seconds = sum(one[dtype] for one in times)
-        if seconds < PAYS * best:
-            best = seconds
-            yield Move(unit.names, dtype, usual - seconds)
-
-
-@cache
-def _times(outputs: int, inputs: int) -> dict[KernelDtype, float]:
-    """Type -> the seconds a row of a layer, packed alone; in turns, as a machine does other things.
-
-    A type that the processor has no instructions for, or that the layer is too small for, takes as
-    long as the next more precise one.
-    """
-    random = torch.Generator().manual_seed(0)
-    weight = torch.randn(outputs, inputs, generator=random)
-    has = {
-        "float32": True,
-        "bfloat16": is_fast("bfloat16") and weight.numel() >= PACKED_WEIGHTS,
-        "int8": is_fast("int8") and weight.numel() >= INT8_WEIGHTS,
-    }
-    packed = {
-        dtype: Layers([Layer(weight, torch.zeros(outputs))], dtype)
-        for dtype in KERNEL_DTYPES
-        if has[dtype]
-    }
-    seconds: dict[KernelDtype, float] = dict.fromkeys(packed, 0.0)
-    for rows in TIMED_ROWS:
-        x = torch.randn(rows, inputs, generator=random)
-        least: dict[KernelDtype, float] = dict.fromkeys(packed, math.inf)
-        end, turns = time.perf_counter() + SECONDS_OF_TIMING, 0
-        # The first turn of each is slower.
-        while turns <= TIMES or time.perf_counter() < end:
-            turns += 1
-            for dtype, layers in packed.items():
-                # Of this thread alone, which others may interrupt.
-                began = time.thread_time()
-                layers(x)
-                least[dtype] = min(least[dtype], time.thread_time() - began)
-        for dtype in packed:
-            seconds[dtype] += least[dtype] / rows
-    for precise, dtype in pairwise(KERNEL_DTYPES):
-        seconds.setdefault(dtype, seconds[precise])
-    return seconds
