@@ -194,6 +194,7 @@ def _write_index(content: Path, model: Model, extra_files: tuple[str, ...], mani
             for name, change in model.output_change.items()
         },
         kernels=model.kernels,
+        dense=model.dense,
     )
     (content / INDEX).write_text(index.dumps(), encoding="utf-8")
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save
 
+from torchrec_archiver.changes import Changes
 from torchrec_archiver.checkpoint.entries import Checkpoint
 from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_archiver.dense import check_dense
+from torchrec_archiver.dtypes import decide
 from torchrec_archiver.fit import fit
 from torchrec_archiver.lookup import can_look_up, looked_up
 from torchrec_archiver.record import (
@@ -33,6 +35,7 @@ from torchrec_handler.archive.format import (
     PACKAGE,
     SAMPLES,
     TABLES,
+    DenseDtypes,
     OutputSplit,
     Report,
     Signature,
@@ -45,12 +48,13 @@ from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.loader import load_weights, make, make_ready
 from torchrec_handler.load.package import Package, open_package
+from torchrec_handler.load.placing import Placed, Placing
 from torchrec_handler.load.quantize import widen
 from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.load.signature.outputs import observe_outputs
-from torchrec_handler.load.states import Predictor, Quantized, Weighted
+from torchrec_handler.load.states import Quantized, Weighted
 from torchrec_handler.load.weights import dense_state, table_names
-from torchrec_handler.options import Options
+from torchrec_handler.options import AUTO, DenseDtype, Options
 from torchrec_handler.ranks import init_process_group
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.rows import check_kind
@@ -61,6 +65,7 @@ CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
 
 Rows = dict[TableKey, torch.Tensor]
+Splits = Mapping[str, Mapping[str, tuple[OutputSplit, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,8 @@ class Model:
     empty where there is no float model to compare with."""
     kernels: Report
     """What kernels replaced on this machine."""
+    dense: DenseDtypes | None
+    """What was decided by layer."""
 
 
 class _Fitted(NamedTuple):
@@ -184,23 +191,40 @@ def write_model(  # noqa: PLR0913
         )
         return TableStore.map(content / TABLES, measured)
 
+    in_float32: Splits | None = None
+
+    def choose(placing: Placing) -> Placed:
+        nonlocal in_float32
+        module, signature = placing.module, placing.signature
+        choice = placing.choice({}, is_open=True)
+        placing.put(choice)
+        recorded = _record(module, output, signature, reference, asked)
+        # Nothing but the rows of a batch changes an output then.
+        in_float32 = _splits(module, signature, output, recorded, asked, precision="float32")
+        return decide(placing, choice, Changes(module, output, signature, recorded))
+
     predictor = make_ready(
         weighted,
         widen(weighted.collections.float_tables, options.tables, rows),
         write,
         reference.signature if reference else None,
+        choose=choose if options.dense.dtype == AUTO else Placing.put,
     )
     store = predictor.tables
     recorded = _record(predictor.module, output, predictor.signature, reference, asked)
     if recorded.samples:
         save_samples(list(recorded.samples.values()), content / SAMPLES)
+    splits = in_float32 or _splits(
+        predictor.module, predictor.signature, output, recorded, asked, precision=options.precision
+    )
     return Model(
-        signature=replace(predictor.signature, splits=_splits(predictor, output, recorded, asked)),
+        signature=replace(predictor.signature, splits=splits),
         tables=tuple(store.entries.values()) if store else (),
         plan=str(predictor.plan) if predictor.plan else None,
         samples=len(recorded.samples),
         output_change=output_change(reference.recorded, recorded) if reference else {},
         kernels=predictor.report,
+        dense=predictor.dense,
     )
 
 
@@ -298,21 +322,20 @@ def _record(
     return recorded
 
 
-def _splits(
-    predictor: Predictor, output: FactoryOutput, recorded: Recorded, asked: _Asked
-) -> Mapping[str, Mapping[str, tuple[OutputSplit, ...]]]:
+def _splits(  # noqa: PLR0913
+    module: torch.nn.Module,
+    signature: Signature,
+    output: FactoryOutput,
+    recorded: Recorded,
+    asked: _Asked,
+    *,
+    precision: DenseDtype,
+) -> Splits:
     """How results are cut; what cannot be told is not served."""
     samples = list(recorded.samples.values())
     if asked.samples is not None:
-        samples += call_together(predictor.module, output, recorded.requests)
-    seen = observe_outputs(
-        output,
-        predictor.signature,
-        predictor.module,
-        CPU,
-        samples=samples,
-        precision=asked.options.precision,
-    )
+        samples += call_together(module, output, recorded.requests)
+    seen = observe_outputs(output, signature, module, CPU, samples=samples, precision=precision)
     if seen.untold:
         message = "outputs: " + "\n  ".join(seen.untold.values())
         raise BuildError(message)

@@ -69,9 +69,9 @@ def record(
     samples: dict[tuple[str, int], Sample] = {}
     failures = []
     for number, request in enumerate(_growing(requests)):
-        inputs = _inputs([request], output)
-        for qualname in _methods(output):
-            outcome = _call(module, output, qualname, request.rows, inputs)
+        inputs = inputs_of([request], output)
+        for qualname in methods_of(output):
+            outcome = call(module, output, qualname, request.rows, inputs)
             if isinstance(outcome, Failure):
                 failures.append(outcome)
             else:
@@ -103,9 +103,9 @@ def call_together(
     for count in TOGETHER:
         # A single request beside itself, too.
         several = [requests[at % len(requests)] for at in range(count)]
-        inputs, rows = _inputs(several, output), sum(request.rows for request in several)
-        for qualname in _methods(output):
-            outcome = _call(module, output, qualname, rows, inputs)
+        inputs, rows = inputs_of(several, output), sum(request.rows for request in several)
+        for qualname in methods_of(output):
+            outcome = call(module, output, qualname, rows, inputs)
             if isinstance(outcome, Sample):
                 found.append(outcome)
     return found
@@ -154,7 +154,7 @@ def _try_features(
             for entry in signature.inputs
         ]
         inputs = draw_inputs(entries, 1, STYLES[-1], np.random.default_rng(0))
-        outcome = _call(module, output, FORWARD, 1, inputs)
+        outcome = call(module, output, FORWARD, 1, inputs)
         if isinstance(outcome, Sample):
             return None
         first = first or outcome.said
@@ -209,11 +209,13 @@ def output_change(before: Recorded, after: Recorded) -> dict[str, float]:
     return changes
 
 
-def _methods(output: FactoryOutput) -> list[str]:
+def methods_of(output: FactoryOutput) -> list[str]:
+    """Those that take the batched input."""
     return [name for name, entry in output.qualnames.items() if entry.need_preproc]
 
 
-def _inputs(requests: Sequence[ValidRequest], output: FactoryOutput) -> dict[str, torch.Tensor]:
+def inputs_of(requests: Sequence[ValidRequest], output: FactoryOutput) -> dict[str, torch.Tensor]:
+    """Requests as one batch, as a sample holds it: of embeddings [F, B, D]."""
     batch = combine(requests, output.batching, CPU)
     return {
         name: torch.stack(value) if isinstance(value, list) else value
@@ -221,13 +223,14 @@ def _inputs(requests: Sequence[ValidRequest], output: FactoryOutput) -> dict[str
     }
 
 
-def _call(
+def call(
     module: torch.nn.Module,
     output: FactoryOutput,
     qualname: str,
     rows: int,
     inputs: Mapping[str, torch.Tensor],
 ) -> Sample | Failure:
+    """Call a method with what `inputs_of` gave for some rows."""
     try:
         outputs = call_recorded(module, qualname, inputs, output.result_metadata, CPU)
     except Exception as error:  # noqa: BLE001  a user's model may raise anything

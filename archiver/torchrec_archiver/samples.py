@@ -3,6 +3,7 @@
 Shapes: B rows, F features, D width, N ids.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -60,14 +61,18 @@ may come to a table that nobody knows; or few of all, which methods may look up 
 
 
 def draw_requests(
-    signature: Signature, style: Style = STYLES[0], ids: DrawnIds = "any"
+    signature: Signature,
+    style: Style = STYLES[0],
+    ids: DrawnIds = "any",
+    batches: Sequence[int] = BATCHES,
 ) -> list[ValidRequest]:
-    """Draw requests of `BATCHES` rows with ids inside the tables.
+    """Draw requests with ids inside the tables.
 
     Args:
         signature: what the model takes.
         style: how long lists of ids are.
         ids: which.
+        batches: the rows of each.
 
     Returns:
         None of them when the signature leaves an input's features open.
@@ -87,7 +92,7 @@ def draw_requests(
         )
         signature = replace(signature, inputs=inputs)
     generator = np.random.default_rng(0)
-    return [_draw(signature, rows, style, generator) for rows in BATCHES]
+    return [_draw(signature, rows, style, generator) for rows in batches]
 
 
 def _draw(

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -23,10 +24,14 @@ SECTION = "torchrec"
 TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
 DenseDtype = Literal["float32", "float16", "bfloat16", "int8"]
 KernelDtype = Literal["float32", "bfloat16", "int8"]
+DenseOption = Literal["float32", "float16", "bfloat16", "int8", "auto"]
 ShardingType = Literal["table_wise", "row_wise"]
 
+KERNEL_DTYPES: tuple[KernelDtype, ...] = ("float32", "bfloat16", "int8")
 PRECISIONS: tuple[DenseDtype, ...] = ("float32", "float16", "bfloat16", "int8")
 """Data types of the dense part and of kernels, the most precise first."""
+AUTO: Literal["auto"] = "auto"
+"""In `dense.dtype`: decided by layer, at a build."""
 ALL = "all"
 GRAPH = "graph"
 """In `kernels.off`: a method's dense part as a graph (`kernels.graph`)."""
@@ -57,14 +62,38 @@ class Tables(_Section):
     of its quantized counterpart, for `quantize_inference_model`."""
 
 
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 for a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 class Dense(_Section):
     """How everything that is not a table computes."""
 
-    dtype: DenseDtype = "float32"
+    dtype: DenseOption = "float32"
     """Data type of the dense part's weights and results. float16 is TorchRec's `quantize_dense`, on
     the CPU too; its largest number is 65,504. bfloat16 is for CUDA; on the CPU weights and results
     stay float32, and it allows what `kernels.dtype: bfloat16` allows. int8 is the old name of
-    `kernels.dtype: int8`, with weights and results in float32."""
+    `kernels.dtype: int8`, with weights and results in float32. auto, on the CPU: the build gives
+    each layer the fastest type of float32, bfloat16 and int8 with which no output is off by more
+    than `max_error`, measured on all together, and the archive says which; weights and results
+    stay float32."""
+    max_error: Annotated[float | None, BeforeValidator(_number)] = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )
+    """With `dtype: auto`, and only there: the largest absolute difference to float32 that any
+    output of the samples may have."""
+
+    @model_validator(mode="after")
+    def _error_belongs_to_auto(self) -> Self:
+        if (self.dtype == AUTO) != (self.max_error is not None):
+            message = f"max_error where dtype is {AUTO!r}, and only there"
+            kind = "max_error"
+            raise PydanticCustomError(kind, message)
+        return self
 
 
 def _names(value: Any) -> Any:
@@ -164,16 +193,30 @@ class Options(_Section):
     out_of_range_ids: Literal["reject", "zero", "modulo"] = "reject"
     """`reject`: answer 400; `zero`: look up row 0; `modulo`: the remainder by the table's rows."""
 
+    @model_validator(mode="after")
+    def _auto_decides(self) -> Self:
+        if self.dense.dtype == AUTO and self.kernels.dtype != "float32":
+            message = f"no kernels.dtype beside dense.dtype {AUTO!r}, which decides it by layer"
+            kind = "auto"
+            raise PydanticCustomError(kind, message)
+        return self
+
     @property
     def kernel_dtype(self) -> KernelDtype:
         """The least precise type that a kernel may compute in, whichever option allows it."""
-        dense: KernelDtype = "float32" if self.dense.dtype == "float16" else self.dense.dtype
-        return max(self.kernels.dtype, dense, key=PRECISIONS.index)
+        dense = self._dense_dtype
+        return max(
+            self.kernels.dtype, "float32" if dense == "float16" else dense, key=PRECISIONS.index
+        )
 
     @property
     def precision(self) -> DenseDtype:
         """The least precise type that anything may compute in: how exact outputs can be."""
-        return max(self.kernels.dtype, self.dense.dtype, key=PRECISIONS.index)
+        return max(self.kernels.dtype, self._dense_dtype, key=PRECISIONS.index)
+
+    @property
+    def _dense_dtype(self) -> DenseDtype:
+        return self.dense.dtype if self.dense.dtype != "auto" else "int8"
 
 
 def read_options(model_config: Mapping[str, Any] | None) -> Options:

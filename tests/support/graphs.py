@@ -112,7 +112,7 @@ def as_graph(module: nn.Module) -> GraphMethod | str:
     )
     if declined:
         return declined[0].why
-    method = GraphMethod(graphs[0], "float32")
+    method = GraphMethod(graphs[0], FLOAT32)
     method.trials = [Trial(rows, draw(rows, ids=2)) for rows in (1, 2, 7, 16)]
     with torch.inference_mode():
         why = methods._differs(method, 1e-5)

@@ -12,6 +12,7 @@ from docs import generate
 from tests.support.paths import ROOT
 from torchrec_handler.archive.format import (
     Count,
+    DenseDtypes,
     Index,
     InputSignature,
     OutputSplit,
@@ -55,6 +56,7 @@ def test_every_option_says_what_it_does(page: Path) -> None:
         ("Each of `inputs`:", InputSignature),
         ("Each split of `splits`:", OutputSplit),
         ("Each of `counts`:", Count),
+        ("### Dense types", DenseDtypes),
         ("### Tables", TableEntry),
     ],
 )

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from torchrec_archiver.report.words import MOST_NAMES, counted, joined, listed, number, plain, size
-from torchrec_handler.archive.format import FORMAT_VERSION, Index, Signature
+from torchrec_handler.archive.format import FORMAT_VERSION, DenseDtypes, Index, Signature
 from torchrec_handler.archive.read import Call, Description
 
 SHOWN = frozenset(
     {
         *("format_version", "versions", "signature", "tables", "extra_files", "sha256"),
-        *("samples", "plan", "output_change", "kernels"),
+        *("samples", "plan", "output_change", "kernels", "dense"),
     }
 )
 """Fields of an index that have a place; others are shown as they are."""
@@ -46,6 +46,7 @@ def facts(description: Description) -> dict[str, str]:
         "batched": _batched(signature),
         "samples": _samples(index, description.calls),
         "output change": _change(index),
+        **({"dense.dtype auto": _auto(index.dense)} if index.dense else {}),
         "extra files": joined(list(index.extra_files)) or "none",
         "built with": joined([f"{name} {version}" for name, version in index.versions.items()]),
         "format": plain(index.format_version)
@@ -103,6 +104,15 @@ def _change(index: Index) -> str:
             f"{name} not finite" if change is None else f"{name} at most {number(change)}"
             for name, change in index.output_change.items()
         ]
+    )
+
+
+def _auto(dense: DenseDtypes) -> str:
+    instructions = joined(list(dense.instructions)) or "float32 alone"
+    return (
+        f"off from float32 by at most {number(dense.max_error)}, of {number(dense.allowed)} "
+        f"allowed, by {number(dense.mean_error)} in the mean, on {dense.rows:,} rows; decided "
+        f"on a processor with {instructions}"
     )
 
 

@@ -8,6 +8,7 @@ from torchrec_archiver.report.plan import Shard, shards
 from torchrec_archiver.report.words import counted, joined, number, plain, seconds, size
 from torchrec_handler.archive.format import (
     INDEX,
+    DenseDtypes,
     Index,
     InputSignature,
     Report,
@@ -57,6 +58,8 @@ def sections(description: Description, most: int, times: Times | None = None) ->
         yield _plan(index, index.plan, most)
     if index.kernels != Report():
         yield _kernels(index.kernels, most)
+    if index.dense:
+        yield _layers(index.dense, most)
     if times:
         yield _times(times)
     yield _members(description, most)
@@ -196,6 +199,16 @@ def _kernels(report: Report, most: int) -> Section:
         columns=_columns("kernel", "module", "what became of it"),
         rows=tuple(rows),
         note=_left_out(len(report.replaced) + len(report.declined), most, "modules"),
+    )
+
+
+def _layers(dense: DenseDtypes, most: int) -> Section:
+    """In which types layers compute."""
+    return Section(
+        title="Layers, by dense.dtype: auto",
+        columns=_columns("parameter", "dtype"),
+        rows=tuple((plain(name), dtype) for name, dtype in [*dense.dtypes.items()][:most]),
+        note=_left_out(len(dense.dtypes), most, "layers"),
     )
 
 

@@ -49,6 +49,8 @@ DEEPEST = 16
 """Lists in lists of an output's shape."""
 MOST_SAID = 200
 """Letters of a wrong value in a message."""
+LAYER_DTYPES = ("float32", "bfloat16", "int8")
+"""What a layer may be decided to compute in."""
 
 BATCHING_TYPES = ("dense", "sparse", "weighted_sparse", "embedding")
 RESULT_TYPES = ("dict_of_tensor", "dict_of_tensors", "dict_with_mask_tensor")
@@ -190,6 +192,25 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseDtypes:
+    """What `dense.dtype: auto` decided, layer by layer, where the archive was built."""
+
+    dtypes: Mapping[str, str]
+    """Parameter, as a checkpoint names it -> one of `LAYER_DTYPES`: the least precise type that
+    layers made of it may compute in. Those that are not here compute in float32."""
+    allowed: float
+    """The largest absolute difference that an output was allowed."""
+    max_error: float
+    """The largest absolute difference to float32 that an output had, all layers together."""
+    mean_error: float
+    """The mean one."""
+    rows: int
+    """How many different rows that was measured on."""
+    instructions: tuple[str, ...]
+    """What the processor had of those that the types need."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """`archive.json`."""
 
@@ -211,6 +232,8 @@ class Index:
     None where one alone is not finite."""
     kernels: Report = Report()
     """What the build's machine replaced, for a reader; a worker's own machine decides anew."""
+    dense: DenseDtypes | None = None
+    """In which types layers compute; None where nothing but the options says so."""
 
     def dumps(self) -> str:
         """The document, as it is written."""
@@ -247,6 +270,8 @@ class Index:
         for at, entry in enumerate(index.tables):
             _check_table(entry, f"tables[{at}]")
         _check_layout(index.tables)
+        for name, dtype in index.dense.dtypes.items() if index.dense else ():
+            _expect_one_of(LAYER_DTYPES, dtype, f"dense.dtypes[{name!r}]")
         return index
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torchrec_handler.kernels.kernel import Forward, Target, not_for, typename
 from torchrec_handler.kernels.linear import layer, why_not_plain
 from torchrec_handler.kernels.packed import Layer, Layers
-from torchrec_handler.options import KernelDtype
+from torchrec_handler.options import PRECISIONS
 
 
 class CrossNetKernel:
@@ -23,16 +23,17 @@ class CrossNetKernel:
             return None
         if why := not_for(target) or why_not_plain(module):
             return why
-        net = CrossNet(LAYERS[name](module), target.dtype)
+        net = CrossNet(LAYERS[name](module), target)
         return Forward(call=net, dtype=net.dtype)
 
 
 class CrossNet:
     """Deep cross layers: x = x0 * layers(x) + x, [B, N]."""
 
-    def __init__(self, layers: Iterable[Sequence[Layer]], dtype: KernelDtype) -> None:
-        self._layers = [Layers(each, dtype) for each in layers]
-        self.dtype = self._layers[0].dtype if self._layers else None
+    def __init__(self, layers: Iterable[Sequence[Layer]], target: Target) -> None:
+        self._layers = [Layers(each, target.dtype, target.choice) for each in layers]
+        dtypes = [each.dtype for each in self._layers]
+        self.dtype = max(dtypes, key=PRECISIONS.index, default=None)
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
         """What the cross net's forward gives."""

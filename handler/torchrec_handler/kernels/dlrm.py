@@ -4,6 +4,7 @@ Shapes: B rows, F sparse features, D their width, which is that of the embedded 
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torchrec_handler.kernels.direct import lookup, parts, why_not
 from torchrec_handler.kernels.kernel import Forward, Target, not_for, touched, typename
 from torchrec_handler.kernels.linear import chain
 from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, Layer, Layers, half_precision
-from torchrec_handler.options import KernelDtype
+from torchrec_handler.options import PRECISIONS
 from torchrec_handler.tables.once import find_shared
 from torchrec_handler.tables.variable_batch import is_variable
 
@@ -38,7 +39,7 @@ class DlrmKernel:
         layers = _layers(module)
         if isinstance(layers, str):
             return layers
-        dlrm = Dlrm(module, *layers, target.dtype)
+        dlrm = Dlrm(module, *layers, target)
         return Forward(call=dlrm, dtype=dlrm.dtype, calls=("sparse_arch",))
 
 
@@ -64,7 +65,7 @@ class Dlrm:
     """DLRM.forward: dense features [B, N] and sparse features to logits [B, M] float32."""
 
     def __init__(
-        self, model: Any, bottom: Sequence[Layer], top: Sequence[Layer], dtype: KernelDtype
+        self, model: Any, bottom: Sequence[Layer], top: Sequence[Layer], target: Target
     ) -> None:
         """Bind to a model.
 
@@ -72,16 +73,15 @@ class Dlrm:
             model: torchrec.models.dlrm.DLRM; its lookups have their rows.
             bottom: the layers of its `dense_arch`.
             top: the layers of its `over_arch`.
-            dtype: the least precise type to compute in.
+            target: how precisely to compute; of products as of the layer that reads them.
         """
         self._sparse_arch = model.sparse_arch
         self._names = list(model.sparse_arch.sparse_feature_names)
         self._width = model.sparse_arch.D
-        self._half = half_precision(dtype)
-        self._lookups = {kind: self._direct(kind) for kind in (torch.float32, self._half)}
-        self._bottom = Layers(bottom, dtype)
-        self._top = Layers(top, dtype)
-        self.dtype = self._top.dtype
+        self._direct = cache(self._lookup)
+        self._bottom = Layers(bottom, target.dtype, target.choice)
+        self._top = Layers(top, target.dtype, target.choice)
+        self.dtype = max(self._bottom.dtype, self._top.dtype, key=PRECISIONS.index)
         self._interact = _interaction(1 + model.inter_arch.F)
 
     def __call__(
@@ -91,14 +91,14 @@ class Dlrm:
         if dense_features.shape[0] < FEW_ROWS:
             embedded = self._embed(sparse_features, torch.float32)
             return self._top.few(self._interact(self._bottom.few(dense_features), embedded))
-        joined = self._embed(sparse_features, self._half)
+        joined = self._embed(sparse_features, half_precision(self._top.limits[0]))
         dense = self._bottom(dense_features)
         blocks = zip(torch.split(dense, BLOCK_ROWS), torch.split(joined, BLOCK_ROWS), strict=True)
         return torch.cat([self._top(self._interact(*block)) for block in blocks])
 
     def _embed(self, features: KeyedJaggedTensor, dtype: torch.dtype) -> torch.Tensor:
         """[B, (1 + F) * D], of which the first D columns are left open."""
-        direct = self._lookups[dtype]
+        direct = self._direct(dtype)
         if (
             direct is not None
             and features.keys() == self._names
@@ -112,7 +112,7 @@ class Dlrm:
         joined[:, self._width :] = found
         return joined
 
-    def _direct(self, dtype: torch.dtype) -> Callable[[KeyedJaggedTensor], torch.Tensor] | None:
+    def _lookup(self, dtype: torch.dtype) -> Callable[[KeyedJaggedTensor], torch.Tensor] | None:
         """The lookup of all features in their order, if there is one."""
         bags = self._sparse_arch.embedding_bag_collection
         if why_not(bags) or len(bags.tbes_configs()) > 1:

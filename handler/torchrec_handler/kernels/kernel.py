@@ -13,6 +13,7 @@ import torch
 from torchrec.inference.modules import trim_torch_package_prefix_from_typename
 
 from torchrec_handler.archive.format import Declined, Replaced, Report
+from torchrec_handler.kernels.choice import Choice
 from torchrec_handler.options import DenseDtype, KernelDtype
 from torchrec_handler.tables.find import is_collection
 
@@ -27,6 +28,8 @@ class Target:
     """Of the module's weights and inputs."""
     dtype: KernelDtype
     """The least precise type that a kernel may compute in; what it gives is float32."""
+    choice: Choice | None = None
+    """By layer, where it was decided so; `dtype` is the least precise one of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ class LinearKernel:
             return None
         if why := not_for(target):
             return why
-        packed = Layers(layers, target.dtype)
+        packed = Layers(layers, target.dtype, target.choice)
         return Forward(call=packed, dtype=packed.dtype)
 
 
@@ -78,7 +78,7 @@ def layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Layer:
     """A layer of weights [N, K] and [N], which it shares."""
     weight = weight.detach()
     bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-    return Layer(weight=weight, bias=bias)
+    return Layer(weight=weight, bias=bias, sources=(weight,))
 
 
 def why_not_plain(module: torch.nn.Module) -> str | None:

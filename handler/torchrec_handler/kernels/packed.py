@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import fbgemm_gpu  # noqa: F401  brings torch.ops.fbgemm
 import torch
 
-from torchrec_handler.options import DenseDtype, KernelDtype
+from torchrec_handler.kernels.choice import Choice
+from torchrec_handler.options import PRECISIONS, DenseDtype, KernelDtype
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Layer(NamedTuple):
     bias: torch.Tensor
     """[N] float32."""
     activation: Activation | None = None
+    sources: tuple[torch.Tensor, ...] = ()
+    """The parameters that its weight is made of."""
 
 
 RELU = Activation(call=torch.relu_, name="relu")
@@ -93,29 +96,49 @@ class Layers:
     4 bytes a weight for float32, 4 for bfloat16, 5 for int8, of which 2 are for few rows.
     """
 
-    def __init__(self, layers: Sequence[Layer], dtype: KernelDtype) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], dtype: KernelDtype, choice: Choice | None = None
+    ) -> None:
         """Pack the weights.
 
         Args:
             layers: at least one.
             dtype: the least precise type to compute in. A more precise one is taken where it is
                 faster, and where the processor or the build has no kernel for this one.
+            choice: that of each layer, instead.
         """
         self._is_one = len(layers) == 1
-        self.dtype: DenseDtype = "float16" if _takes_float16(layers, dtype) else "float32"
+        self.limits: list[KernelDtype] = []
+        """The least precise type that each layer may compute in."""
+        self.dtype: DenseDtype
         """The least precise type that is computed in here."""
-        self.few = _float16(layers) if self.dtype == "float16" else _float32(layers)
+        self.few: Compute
         """The kernel of less than `FEW_ROWS` rows, for who calls several one behind another."""
-        self._kernels: list[tuple[int, Compute]] = [(0, self.few)]
+        self._kernels: list[tuple[int, Compute]]
         """The fewest rows each kernel is for, most first."""
-        if dtype == "float32" and is_fast("float32"):
-            self._kernels.insert(0, (min(map(_least_rows, layers)), PACKED["float32"](layers)))
-        if dtype in {"bfloat16", "int8"} and is_fast("bfloat16"):
-            self._kernels.insert(0, (FEW_ROWS, PACKED["bfloat16"](layers)))
-            self.dtype = "bfloat16"
-        if dtype == "int8" and is_fast("int8"):
-            self._kernels.insert(0, (INT8_ROWS, PACKED["int8"](layers)))
-            self.dtype = "int8"
+        self.layers: Sequence[Layer] = ()
+        """What they are, where the choice may be changed."""
+        self._pack(layers, [choice.of(one.sources) if choice else dtype for one in layers])
+        if choice and choice.is_open:
+            self.layers, self._choice = layers, choice
+            choice.watching.add(self)
+
+    def choose(self) -> None:
+        """See `Chosen`."""
+        limits = [self._choice.of(one.sources) for one in self.layers]
+        if limits != self.limits:
+            self._pack(self.layers, limits)
+
+    def _pack(self, layers: Sequence[Layer], limits: list[KernelDtype]) -> None:
+        self.limits = limits
+        packed: Packed = {}
+        plan = _plan(layers, limits)
+        self.dtype = max(set().union(*plan.values()), key=PRECISIONS.index)
+        self._kernels = [
+            (least, _compute(layers, plan[least], packed, are_few=least == 0))
+            for least in sorted(plan, reverse=True)
+        ]
+        self.few = self._kernels[-1][1]
 
     def __call__(
         self,
@@ -134,10 +157,46 @@ class Layers:
         return torch.cat([kernel(block, bias).float() for block in torch.split(x, BLOCK_ROWS)])
 
 
-def _takes_float16(layers: Sequence[Layer], dtype: KernelDtype) -> bool:
-    """Whether few rows are computed so."""
-    fits = all(float(layer.weight.abs().max()) <= LARGEST_FLOAT16 for layer in layers)
-    return dtype != "float32" and fits and is_fast("float16")
+Packed = dict[tuple[int, DenseDtype], Compute]
+"""Position of a layer and type -> it, packed alone."""
+
+
+def _plan(
+    layers: Sequence[Layer], limits: Sequence[KernelDtype]
+) -> dict[int, tuple[DenseDtype, ...]]:
+    """The fewest rows -> the type that each layer computes in from there on."""
+    lowered = [one for one, limit in zip(layers, limits, strict=True) if limit != "float32"]
+    fit = all(float(layer.weight.abs().max()) <= LARGEST_FLOAT16 for layer in lowered)
+    few: DenseDtype = "float16" if lowered and fit and is_fast("float16") else "float32"
+    plan: dict[int, tuple[DenseDtype, ...]]
+    plan = {0: tuple("float32" if limit == "float32" else few for limit in limits)}
+    if set(limits) == {"float32"} and is_fast("float32"):
+        plan[min(map(_least_rows, layers))] = plan[0]
+    lower: tuple[tuple[int, KernelDtype, tuple[KernelDtype, ...]], ...]
+    lower = (FEW_ROWS, "bfloat16", ("bfloat16", "int8")), (INT8_ROWS, "int8", ("int8",))
+    for least, dtype, of in lower:
+        if any(limit in of for limit in limits) and is_fast(dtype):
+            before = plan[max(plan)]
+            plan[least] = tuple(
+                dtype if limit in of else one for one, limit in zip(before, limits, strict=True)
+            )
+    return plan
+
+
+def _compute(
+    layers: Sequence[Layer], dtypes: Sequence[DenseDtype], packed: Packed, *, are_few: bool
+) -> Compute:
+    """Layers behind each other, each in its type."""
+    if set(dtypes) == {"float32"} and are_few:
+        return _float32(layers)
+    if len(set(dtypes)) == 1:
+        return PACKED[dtypes[0]](layers)
+    for key, layer in zip(enumerate(dtypes), layers, strict=True):
+        if key not in packed:
+            dtype = key[1]
+            has_kernel = dtype != "float32" or is_fast(dtype)
+            packed[key] = PACKED[dtype]([layer]) if has_kernel else _float32([layer])
+    return _behind([packed[key] for key in enumerate(dtypes)])
 
 
 def half_precision(dtype: KernelDtype) -> torch.dtype:
@@ -227,7 +286,11 @@ def _call(layer: Layer) -> Call | None:
 
 
 def _each(pack: Callable[[Layer], Compute], layers: Sequence[Layer]) -> Compute:
-    first, *rest = map(pack, layers)
+    return _behind([pack(layer) for layer in layers])
+
+
+def _behind(kernels: Sequence[Compute]) -> Compute:
+    first, *rest = kernels
 
     def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         x = first(x, other)
@@ -269,7 +332,7 @@ def _int8(layer: Layer) -> Compute:
         return _onednn(half_precision("int8"), layer)
     linear = torch.ops.onednn.qlinear_pointwise.default
     quantize = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized.default
-    weight, bias, _ = layer
+    weight, bias = layer[:2]
     activation = _call(layer)
     scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     rounded = (weight / scales.unsqueeze(1)).round()

@@ -13,7 +13,7 @@ from torchrec.inference.modules import quantize_dense
 
 from torchrec_handler.errors import OptionError
 from torchrec_handler.load.call import look_for_scripts
-from torchrec_handler.options import Options
+from torchrec_handler.options import AUTO, Options
 from torchrec_handler.tables.find import is_collection
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -32,16 +32,17 @@ def lower(module: torch.nn.Module, options: Options, device: torch.device) -> No
     raises on a machine without one (torchrec.inference.modules).
 
     Raises:
-        OptionError: kernels are to compute in int8 on CUDA.
+        OptionError: kernels are to compute in int8 on CUDA, or in what was decided for the CPU.
     """
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
     elif options.kernel_dtype == "int8":
-        of_dense = options.dense.dtype == "int8"
+        of_dense = options.dense.dtype in {"int8", AUTO}
         option, expected = ("dense", "float32, float16") if of_dense else ("kernels", "float32")
+        received = options.dense.dtype if of_dense else "int8"
         message = (
-            f"torchrec.{option}.dtype: received 'int8' on {device}, expected {expected} or "
-            "bfloat16; int8 is for the CPU"
+            f"torchrec.{option}.dtype: received {received!r} on {device}, expected {expected} or "
+            f"bfloat16; {received} is for the CPU"
         )
         raise OptionError(message)
     module.eval()

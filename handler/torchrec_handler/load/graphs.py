@@ -114,29 +114,30 @@ class Graphs:
     """Of methods that are no graph."""
     declined: Sequence[Declined]
     trials: Trials
-    target: Target
     qualnames: Collection[str]
     """Of all methods, those that get no batched input too."""
 
-    def put_in_place(self, report: Report) -> tuple[Mapping[str, GraphMethod], Report]:
+    def put_in_place(
+        self, report: Report, target: Target
+    ) -> tuple[Mapping[str, GraphMethod], Report]:
         """Let the module call those that are kept; tell which, and why others are not."""
         module = self.module
         kept, replaced, declined = choose(
-            self.found, module, self.trials.of, self.target, partial(no_gradients, module)
+            self.found, module, self.trials.of, target, partial(no_gradients, module)
         )
         for qualname, method in kept.items():
             setattr(module, qualname, method)
         others: Sequence[Replaced] = report.replaced
         if all(name in kept and kept[name].ranges == EVERY for name in self.qualnames):
             others = self._without_layers(others)
-        of_parts, others, late = self._put_parts(others)
+        of_parts, others, late = self._put_parts(others, target)
         return kept, Report(
             replaced=(*replaced, *of_parts, *others),
             declined=(*self.declined, *declined, *late, *report.declined),
         )
 
     def _put_parts(
-        self, others: Sequence[Replaced]
+        self, others: Sequence[Replaced], target: Target
     ) -> tuple[list[Replaced], Sequence[Replaced], list[Declined]]:
         """Let modules compute as graphs; gives these, the other kernels, and why some are none."""
         kept: list[Replaced] = []
@@ -150,7 +151,7 @@ class Graphs:
                 [part.graph],
                 module,
                 lambda _, part=part: part.trials,  # type: ignore[misc]
-                self.target,
+                target,
                 partial(no_gradients, self.module),
             )
             declined += late
@@ -208,7 +209,6 @@ def as_graphs(
         parts=parts,
         declined=[*declined, *of_parts],
         trials=trials,
-        target=target,
         qualnames=qualnames,
     )
 

@@ -20,12 +20,13 @@ from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.archive.verify import Archive, verify
 from torchrec_handler.errors import ArchiveError, FactoryError
 from torchrec_handler.kernels.kernel import Target
-from torchrec_handler.kernels.registry import check_names, replace_forwards
+from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory, run_weights_dependent
 from torchrec_handler.load.graphs import Trials, as_graphs
 from torchrec_handler.load.package import Package, open_package
+from torchrec_handler.load.placing import Choose, Placing, as_recorded
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.quantize import (
     quantize,
@@ -34,7 +35,7 @@ from torchrec_handler.load.quantize import (
     widen,
 )
 from torchrec_handler.load.requirements import check_requirements
-from torchrec_handler.load.self_test import self_test
+from torchrec_handler.load.self_test import self_test, tolerance_of
 from torchrec_handler.load.shard import shard
 from torchrec_handler.load.signature.inputs import observe_signature
 from torchrec_handler.load.signature.outputs import observe_outputs
@@ -102,10 +103,11 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
         lambda quantized: _read_tables(quantized, folder, index),
         index.signature if index else None,
         samples,
+        choose=as_recorded(index.dense if index else None),
     )
     if options.self_test:
-        metadata = predictor.result_metadata
-        self_test(predictor.module, samples, metadata, options.precision, device)
+        metadata, tolerance = predictor.result_metadata, tolerance_of(options, predictor.dense)
+        self_test(predictor.module, samples, metadata, tolerance, device)
     if predictor.signature.splits is None:
         predictor = _see_outputs(predictor, made, must_answer=options.self_test and not index)
     else:
@@ -216,12 +218,14 @@ def load_weights(made: Made, dense: Mapping[str, torch.Tensor] | None) -> Weight
     )
 
 
-def make_ready(
+def make_ready(  # noqa: PLR0913
     weighted: Weighted,
     widened: Mapping[str, str],
     give_tables: Callable[[Quantized], TableStore | None],
     signature: Signature | None,
     samples: Sequence[Sample] = (),
+    *,
+    choose: Choose = Placing.put,
 ) -> Predictor:
     """Quantize, shard, give the lookups their rows and fit to the machine.
 
@@ -232,6 +236,7 @@ def make_ready(
             factory sharded.
         signature: as recorded; None to observe it.
         samples: recorded calls, which graphs are tried on too.
+        choose: puts kernels in place.
     """
     made, module = weighted.made, weighted.module
     output, options, device = made.output, made.options, made.device
@@ -252,8 +257,7 @@ def make_ready(
     target = Target(device=device, dtype=options.kernel_dtype)
     trials = Trials(module, signature, samples)
     graphs = as_graphs(module, output.qualnames, trials, target, options.kernels)
-    report = replace_forwards(module, target, options.kernels)
-    methods, report = graphs.put_in_place(report)
+    placed = choose(Placing(module, graphs, options, target))
     return Predictor(
         module=module,
         signature=signature,
@@ -263,6 +267,7 @@ def make_ready(
         device=device,
         tables=store,
         plan=plan,
-        report=report,
-        graphs=methods,
+        report=placed.report,
+        graphs=placed.graphs,
+        dense=placed.dense,
     )

@@ -1,14 +1,15 @@
 """Last step of loading: replay recorded samples, which warms the model up and checks it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from torchrec_handler.archive.format import DenseDtypes
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import SelfTestError
 from torchrec_handler.load.call import call_recorded, said
-from torchrec_handler.options import DenseDtype
+from torchrec_handler.options import PRECISIONS, DenseDtype, Options
 
 MOST_SWAPPED = 0.1
 """The share of integers that may differ."""
@@ -23,6 +24,8 @@ class Tolerance:
 
     relative: float
     floor: float
+    absolute: float = 0.0
+    """What an output may be off by in any case."""
 
 
 TOLERANCES: Mapping[DenseDtype, Tolerance] = {
@@ -31,14 +34,27 @@ TOLERANCES: Mapping[DenseDtype, Tolerance] = {
     "bfloat16": Tolerance(relative=8e-3, floor=4e-3),
     "int8": Tolerance(relative=2e-2, floor=2e-2),
 }
-"""By the least precise type that anything computes in, `Options.precision`."""
+"""By the least precise type that anything computes in."""
+
+
+def tolerance_of(options: Options, dense: DenseDtypes | None) -> Tolerance:
+    """How exact outputs can be.
+
+    Args:
+        options: of the worker.
+        dense: what was decided by layer; another processor may compute any of it in float32.
+    """
+    if dense is None:
+        return TOLERANCES[options.precision]
+    least = next(one for one in reversed(PRECISIONS) if one in {*dense.dtypes.values(), "float32"})
+    return replace(TOLERANCES[least], absolute=dense.allowed)
 
 
 def self_test(
     module: torch.nn.Module,
     samples: Iterable[Sample],
     result_metadata: str,
-    precision: DenseDtype,
+    tolerance: Tolerance,
     device: torch.device,
 ) -> None:
     """Replay samples in the order they were recorded in, small batches first.
@@ -47,13 +63,12 @@ def self_test(
         module: ready to serve.
         samples: from the archive.
         result_metadata: one of TorchRec's result types.
-        precision: `Options.precision`, which tells how exact the outputs can be.
+        tolerance: how exact the outputs can be, see `tolerance_of`.
         device: where to serve.
 
     Raises:
         SelfTestError: the module raised, or an output is off; says which and by how much.
     """
-    tolerance = TOLERANCES[precision]
     for sample in samples:
         where = f"self-test: {sample.qualname}, sample of {sample.rows} rows"
         try:
@@ -119,6 +134,7 @@ def compare(
     finite = size.isfinite()
     largest = size[finite].max() if bool(finite.any()) else size.new_zeros(())
     allowed = tolerance.relative * size + tolerance.floor * largest
+    allowed = allowed.clamp(min=tolerance.absolute)
     # What is not finite has to be the same; a NaN is never within a tolerance.
     same = (given == wanted) | (given.isnan() & wanted.isnan())
     bad = ~(same | (finite & ((given - wanted).abs() <= allowed)))

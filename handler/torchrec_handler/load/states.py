@@ -7,7 +7,7 @@ import torch
 from torchrec.distributed.types import ShardingPlan
 from torchrec.inference.modules import BatchingMetadata, QualNameMetadata
 
-from torchrec_handler.archive.format import Index, Report, Signature, TableKey
+from torchrec_handler.archive.format import DenseDtypes, Index, Report, Signature, TableKey
 from torchrec_handler.kernels.graph.method import (
     GraphMethod,
 )
@@ -74,5 +74,7 @@ class Predictor:
     """What kernels replaced."""
     graphs: Mapping[str, GraphMethod] = field(default_factory=dict)
     """Methods that are computed as graphs, by their names; the module calls them by itself."""
+    dense: DenseDtypes | None = None
+    """What was decided by layer."""
     index: Index | None = None
     """What the archive says of itself; None for a plain one."""

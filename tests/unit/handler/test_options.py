@@ -25,7 +25,7 @@ def test_every_option_has_a_default(text: str) -> None:
             "output_dtype": "float32",
             "quantization_mapping": {},
         },
-        "dense": {"dtype": "float32"},
+        "dense": {"dtype": "float32", "max_error": None},
         "kernels": {"off": [], "dtype": "float32"},
         "sharding": {"world_size": 1, "type": "table_wise", "per_table": {}, "plan": None},
         "limits": {
@@ -81,7 +81,7 @@ def test_every_option_can_be_given() -> None:
             "output_dtype": "float16",
             "quantization_mapping": {"shop.Layer": "shop:QuantizedLayer"},
         },
-        "dense": {"dtype": "bfloat16"},
+        "dense": {"dtype": "bfloat16", "max_error": None},
         "kernels": {"off": ["direct", "once"], "dtype": "int8"},
         "sharding": {
             "world_size": 2,
@@ -131,7 +131,7 @@ WRONG = [
     ),
     Wrong(
         text="torchrec: {dense: {type: int8}}",
-        message="torchrec.dense.type: unknown option, expected one of dtype",
+        message="torchrec.dense.type: unknown option, expected one of dtype, max_error",
     ),
     Wrong(
         text="torchrec: {kernels: {type: int8}}",
@@ -238,7 +238,40 @@ WRONG = [
         text="torchrec: {dense: {dtype: int4}}",
         message=(
             "torchrec.dense.dtype: received 'int4', "
-            "expected 'float32', 'float16', 'bfloat16' or 'int8'"
+            "expected 'float32', 'float16', 'bfloat16', 'int8' or 'auto'"
+        ),
+    ),
+    *(
+        Wrong(
+            text=f"torchrec: {{dense: {{{text}}}}}",
+            message=(
+                f"torchrec.dense: received {received}, "
+                "expected max_error where dtype is 'auto', and only there"
+            ),
+        )
+        for text, received in (
+            ("dtype: auto", {"dtype": "auto"}),
+            ("dtype: int8, max_error: 0.1", {"dtype": "int8", "max_error": 0.1}),
+        )
+    ),
+    Wrong(
+        text="torchrec: {dense: {dtype: auto, max_error: 0}}",
+        message="torchrec.dense.max_error: received 0, expected greater than 0",
+    ),
+    Wrong(
+        text="torchrec: {dense: {dtype: auto, max_error: .inf}}",
+        message="torchrec.dense.max_error: received inf, expected a finite number",
+    ),
+    Wrong(
+        text="torchrec: {dense: {dtype: auto, max_error: little}}",
+        message="torchrec.dense.max_error: received 'little', expected a valid number",
+    ),
+    Wrong(
+        text="torchrec: {dense: {dtype: auto, max_error: 1}, kernels: {dtype: int8}}",
+        message=(
+            "torchrec: received {'dense': {'dtype': 'auto', 'max_error': 1}, "
+            "'kernels': {'dtype': 'int8'}}, "
+            "expected no kernels.dtype beside dense.dtype 'auto', which decides it by layer"
         ),
     ),
     Wrong(
@@ -270,8 +303,8 @@ WRONG = [
         message=(
             "torchrec.threads: received 0, expected at least 1; "
             "torchrec.dense.dtype: received 'int4', "
-            "expected 'float32', 'float16', 'bfloat16' or 'int8'; "
-            "torchrec.dense.type: unknown option, expected one of dtype"
+            "expected 'float32', 'float16', 'bfloat16', 'int8' or 'auto'; "
+            "torchrec.dense.type: unknown option, expected one of dtype, max_error"
         ),
     ),
 ]
@@ -310,6 +343,13 @@ def test_kernels_compute_as_either_option_allows(
 ) -> None:
     options = read(f"torchrec: {{dense: {{dtype: {dense}}}, kernels: {{dtype: {kernels}}}}}")
     assert (options.kernel_dtype, options.precision) == (computed, precision)
+
+
+def test_auto_may_take_any_type_and_reads_yaml_s_numbers() -> None:
+    """1e-3 is a word to YAML 1.1."""
+    options = read("torchrec: {dense: {dtype: auto, max_error: 1e-3}}")
+    assert options.dense.max_error == 0.001
+    assert (options.kernel_dtype, options.precision) == ("int8", "int8")
 
 
 def test_int8_of_the_dense_part_is_told_its_new_name(caplog: pytest.LogCaptureFixture) -> None:

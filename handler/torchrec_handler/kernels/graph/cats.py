@@ -50,7 +50,7 @@ def split_cats(program: Program) -> None:
             full = program.shape(node)[:-1]
             ordered = sorted(groups, key=lambda shape: shape != full)
             with program.before(node):
-                new = sum_of_layers(program, node, [groups[one] for one in ordered], weights.bias)
+                new = sum_of_layers(program, node, [groups[one] for one in ordered], weights)
             program.replace(node, new)
 
 
@@ -68,17 +68,16 @@ def columns_of(program: Program, pieces: list[Node], weights: Weights) -> list[t
     return list(torch.split(weights.weight, widths, dim=1))
 
 
-def sum_of_layers(
-    program: Program, node: Node, groups: list[list[Term]], bias: torch.Tensor
-) -> Node:
+def sum_of_layers(program: Program, node: Node, groups: list[list[Term]], weights: Weights) -> Node:
     """Add layers, one a group, and the sum of what they give, broadcast to the first of them."""
     parts = []
     for position, terms in enumerate(groups):
         sources = [source for source, _ in terms]
         x = sources[0] if len(sources) == 1 else program.emit(aten.cat.default, sources, -1)
         weight = torch.cat([part for _, part in terms], dim=1).contiguous()
-        given = bias if position == 0 else torch.zeros_like(bias)
-        parts.append(emit_layer(program, x, Weights(weight, given), None))
+        bias = weights.bias if position == 0 else torch.zeros_like(weights.bias)
+        own = weights._replace(weight=weight, bias=bias)
+        parts.append(emit_layer(program, x, own, None))
     if len(parts) == 1:
         parts[0].meta[ACTIVATION] = node.meta.get(ACTIVATION)
         return parts[0]

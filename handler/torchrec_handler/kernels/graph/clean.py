@@ -16,6 +16,7 @@ from torchrec_handler.kernels.graph.program import (
     aten,
     is_call,
     is_tensor,
+    sources_of,
     value_of,
 )
 
@@ -90,7 +91,8 @@ def _folded(program: Program, node: Node) -> Node | None:
     args = torch.fx.map_arg(node.args, value_of)
     kwargs = torch.fx.map_arg(node.kwargs, value_of)
     with torch.no_grad():
-        return program.constant(node.target(*args, **kwargs).clone())
+        value = node.target(*args, **kwargs).clone()
+    return program.constant(value, sources_of(*node.all_input_nodes))
 
 
 def _same(_: Program, node: Node) -> Node:
@@ -208,7 +210,11 @@ def _matmul(program: Program, node: Node) -> Node | None:
     value = value_of(weight)
     if value is None or value.dim() != 2 or not is_tensor(x) or x.meta["val"].dim() < 2:
         return None
-    return program.emit(aten.linear.default, x, program.constant(value.t().contiguous()))
+    return program.emit(aten.linear.default, x, _turned(program, weight, value))
+
+
+def _turned(program: Program, weight: Node, value: torch.Tensor) -> Node:
+    return program.constant(value.t().contiguous(), sources_of(weight))
 
 
 def _addmm(program: Program, node: Node) -> Node | None:
@@ -216,7 +222,7 @@ def _addmm(program: Program, node: Node) -> Node | None:
     value, added = value_of(weight), value_of(bias)
     if value is None or added is None or added.dim() != 1 or node.kwargs:
         return None
-    return program.emit(aten.linear.default, x, program.constant(value.t().contiguous()), bias)
+    return program.emit(aten.linear.default, x, _turned(program, weight, value), bias)
 
 
 def _add(program: Program, node: Node) -> Node | None:

@@ -14,13 +14,16 @@ from torch.nn import functional
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,
+    Sources,
     argument,
     aten,
     is_call,
+    sources_of,
     value_of,
 )
+from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.packed import RELU, Activation, Layer, Layers
-from torchrec_handler.options import PRECISIONS, DenseDtype, KernelDtype
+from torchrec_handler.options import PRECISIONS, DenseDtype
 
 linear = aten.linear.default
 
@@ -35,6 +38,8 @@ class Weights(NamedTuple):
     """[N, K]"""
     bias: torch.Tensor
     """[N]"""
+    sources: Sources = ()
+    """What the weight is made of."""
 
 
 def weights_of(node: Any) -> Weights | None:
@@ -44,15 +49,13 @@ def weights_of(node: Any) -> Weights | None:
     weight, bias = value_of(node.args[1]), argument(node, 2, "bias")
     if weight is None or weight.dtype != torch.float32 or weight.dim() != 2:
         return None
-    if bias is None:
-        return Weights(weight, weight.new_zeros(len(weight)))
-    value = value_of(bias)
-    return None if value is None else Weights(weight, value)
+    value = weight.new_zeros(len(weight)) if bias is None else value_of(bias)
+    return None if value is None else Weights(weight, value, sources_of(node.args[1]))
 
 
 def emit_layer(program: Program, x: Node, weights: Weights, activation: Activation | None) -> Node:
     """Add a layer at the place of insertion."""
-    weight = program.constant(weights.weight)
+    weight = program.constant(weights.weight, weights.sources)
     bias = program.constant(weights.bias)
     node = program.emit(linear, x, weight, bias)
     node.meta[ACTIVATION] = activation
@@ -84,14 +87,18 @@ def _fold(program: Program, node: Node, x: Node, scale: torch.Tensor, shift: tor
     before = weights_of(x)
     behind = [(user, weights_of(user)) for user in node.users]
     if before and len(x.users) == 1:
-        weights = Weights(before.weight * scale.unsqueeze(1), before.bias * scale + shift)
+        weights = before._replace(
+            weight=before.weight * scale.unsqueeze(1), bias=before.bias * scale + shift
+        )
         with program.before(node):
             program.replace(node, emit_layer(program, x.args[0], weights, None))
     elif all(given and user.args[0] is node for user, given in behind):
         for user, given in behind:
             if given is None:
                 continue
-            folded = Weights(given.weight * scale, given.bias + given.weight @ shift)
+            folded = given._replace(
+                weight=given.weight * scale, bias=given.bias + given.weight @ shift
+            )
             with program.before(user):
                 layer = emit_layer(program, x, folded, user.meta.get(ACTIVATION))
             program.replace(user, layer)
@@ -205,6 +212,7 @@ def merge_siblings(program: Program) -> None:
         weights = Weights(
             torch.cat([one.weight for one in found if one]),
             torch.cat([one.bias for one in found if one]),
+            sources_of(*(node.args[1] for node in siblings)),
         )
         with program.before(siblings[0]):
             whole = emit_layer(program, x, weights, siblings[0].meta.get(ACTIVATION))
@@ -237,7 +245,7 @@ def added(y: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return y.add_(other) if all(size in {1, room} for room, size in pairs) else y + other
 
 
-def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
+def pack(program: Program, target: Target) -> DenseDtype:
     """Give every layer of known weights the kernels of `packed`, and chains of them one call.
 
     Returns:
@@ -246,7 +254,7 @@ def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
     least: DenseDtype = "float32"
     for node in program.nodes:
         if is_call(node, join):
-            least = max(least, _pack_halves(program, node, dtype), key=PRECISIONS.index)
+            least = max(least, _pack_halves(program, node, target), key=PRECISIONS.index)
     for node in program.nodes:
         if not weights_of(node) or (node.users and _continues(node)):
             continue
@@ -255,11 +263,11 @@ def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
             chain.insert(0, chain[0].args[0])
         found = [weights_of(one) for one in chain]
         layers = [
-            Layer(one.weight, one.bias, layer.meta.get(ACTIVATION))
+            Layer(one.weight, one.bias, layer.meta.get(ACTIVATION), one.sources)
             for one, layer in zip(found, chain, strict=True)
             if one
         ]
-        packed_layers = Layers(layers, dtype)
+        packed_layers = Layers(layers, target.dtype, target.choice)
         least = max(least, packed_layers.dtype, key=PRECISIONS.index)
         with program.before(node):
             packed = program.graph.call_function(_function(packed_layers), (chain[0].args[0],))
@@ -270,7 +278,7 @@ def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
     return least
 
 
-def _pack_halves(program: Program, node: Node, dtype: KernelDtype) -> DenseDtype:
+def _pack_halves(program: Program, node: Node, target: Target) -> DenseDtype:
     """Let the user's half be the bias of the candidate's, where there is one user."""
     y, user, index = node.args
     weights, activation = weights_of(y), node.meta.get(ACTIVATION)
@@ -279,8 +287,11 @@ def _pack_halves(program: Program, node: Node, dtype: KernelDtype) -> DenseDtype
         given = y
         least: DenseDtype = "float32"
     else:
-        of_one = Layers([Layer(weights.weight, weights.bias, activation)], dtype)
-        of_more = Layers([Layer(weights.weight, weights.bias)], dtype) if activation else of_one
+        layer = Layer(weights.weight, weights.bias, activation, weights.sources)
+        of_one = of_more = Layers([layer], target.dtype, target.choice)
+        if activation:
+            plain = layer._replace(activation=None)
+            of_more = Layers([plain], target.dtype, target.choice)
         packed = _joined(of_one, of_more, activation)
         given, least = y.args[0], of_one.dtype
     with program.before(node):

@@ -20,6 +20,7 @@ from torchrec_handler.kernels.graph.program import Program, aten
 from torchrec_handler.kernels.graph.sites import CannotCapture
 from torchrec_handler.kernels.graph.trials import Trial, differs, share
 from torchrec_handler.kernels.graph.user import CannotShare, Shared, split_user
+from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.options import DenseDtype, KernelDtype
 
 logger = logging.getLogger(__name__)
@@ -69,11 +70,11 @@ def _copy_constants(program: Program) -> None:
 class GraphMethod:
     """A graph in place of a method, for batches of the sizes at which it is no slower."""
 
-    def __init__(self, graph: Graph, dtype: KernelDtype) -> None:
+    def __init__(self, graph: Graph, target: Target) -> None:
         """Pack its layers and bind its lookups, which have their rows."""
         self.qualname = graph.qualname
         self.method = graph.method
-        self._captured, self._dtype = graph.captured, dtype
+        self._captured, self._target = graph.captured, target
         self.dtype: DenseDtype = "float32"
         """The least precise type that it computes in."""
         self._is_whole = False
@@ -205,11 +206,11 @@ class GraphMethod:
         whole, items, users = share(batch, shared, firsts, index)
         received = pytree.tree_leaves(compute(items, users, index))
         expected = pytree.tree_leaves(dict(self.method(whole)))
-        return differs(expected, received, rows, TOLERANCES[self._dtype])
+        return differs(expected, received, rows, TOLERANCES[self._target.dtype])
 
     def _finish(self, program: Any) -> Runner:
         _copy_constants(program)
-        self.dtype = pack(program, self._dtype)
+        self.dtype = pack(program, self._target)
         place_lookups(program, self._captured.sites)
         as_torch(program)
         run = Runner(program, self._captured.rows)

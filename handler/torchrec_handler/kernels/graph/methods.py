@@ -124,7 +124,7 @@ def choose(
     for graph in graphs:
         qualname = graph.qualname
         try:
-            method = GraphMethod(graph, target.dtype)
+            method = GraphMethod(graph, target)
             method.trials = trials(qualname)
             with mode():
                 why = _differs(method, TOLERANCES[target.dtype]) or _time(method)

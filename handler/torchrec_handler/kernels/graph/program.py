@@ -39,6 +39,10 @@ class Site:
     """Nobody has added anything to the collection: it need not be called as a module."""
 
 
+Sources = tuple[torch.Tensor, ...]
+"""The parameters, buffers and constants of the module that something is made of."""
+
+
 class Program:
     """A graph, what its nodes are attributes of, and the world its shapes are known in."""
 
@@ -80,13 +84,13 @@ class Program:
             node.meta["val"] = target(*_values(args), **_values(kwargs))
         return node
 
-    def constant(self, tensor: torch.Tensor) -> Node:
-        """Add something that is known before anybody asks."""
+    def constant(self, tensor: torch.Tensor, sources: Sources = ()) -> Node:
+        """Add something that is known before anybody asks, and what it is made of."""
         name = f"constant_{next(self._numbers)}"
         setattr(self.root, name, tensor)
         node = self.graph.create_node("get_attr", name)
         node.meta["val"] = self.fake_mode.from_tensor(tensor, static_shapes=True)
-        node.meta["constant"] = tensor
+        node.meta |= {"constant": tensor, "sources": sources}
         return node
 
     def replace(self, old: Node, new: Node) -> None:
@@ -125,6 +129,11 @@ class Program:
 def value_of(node: Any) -> torch.Tensor | None:
     """What a node is, where that is known before anybody asks."""
     return node.meta.get("constant") if isinstance(node, fx.Node) else None
+
+
+def sources_of(*nodes: Any) -> Sources:
+    """What known nodes are made of, each once."""
+    return tuple({id(one): one for node in nodes for one in node.meta["sources"]}.values())
 
 
 def is_tensor(node: Any) -> bool:

@@ -333,6 +333,6 @@ def _bound(followed: Any, known: Sequence[torch.Tensor], mode: FakeTensorMode) -
             constants[node] = getattr(followed, node.target)
     for node, tensor in constants.items():
         with program.graph.inserting_after(node):
-            constant = program.constant(tensor.detach())
+            constant = program.constant(tensor.detach(), (tensor,))
         program.replace(node, constant)
     return program

@@ -19,7 +19,7 @@ from torchrec_handler.kernels.graph.blocks import USER
 from torchrec_handler.kernels.graph.capture import Captured
 from torchrec_handler.kernels.graph.cats import columns_of, pieces_of
 from torchrec_handler.kernels.graph.clean import clean
-from torchrec_handler.kernels.graph.layers import ACTIVATION, Weights, emit_layer, join, weights_of
+from torchrec_handler.kernels.graph.layers import ACTIVATION, emit_layer, join, weights_of
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,
@@ -309,7 +309,8 @@ class _Sides:
                 x = sources[0] if len(sources) == 1 else program.emit(aten.cat.default, sources, -1)
                 bias = weights.bias if is_user else torch.zeros_like(weights.bias)
                 weight = torch.cat([part for _, part in terms], dim=1).contiguous()
-                half = emit_layer(program, x, Weights(weight, bias), None)
+                own = weights._replace(weight=weight, bias=bias)
+                half = emit_layer(program, x, own, None)
             (self._users if is_user else self._items).update({x, half})
             halves.append(half)
         with program.before(node):

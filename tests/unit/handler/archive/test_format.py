@@ -13,6 +13,7 @@ import pytest
 from torchrec_handler.archive import format as archive
 from torchrec_handler.archive.format import (
     Declined,
+    DenseDtypes,
     Index,
     InputSignature,
     Replaced,
@@ -86,6 +87,14 @@ INDEX = Index(
         ),
         declined=(Declined(path="_module.other", kernel="linear", why="has hooks"),),
     ),
+    dense=DenseDtypes(
+        dtypes={"over.weight": "int8", "top.weight": "float32"},
+        allowed=0.5,
+        max_error=0.25,
+        mean_error=0.125,
+        rows=1000,
+        instructions=("avx512_vnni",),
+    ),
 )
 
 
@@ -98,10 +107,10 @@ def test_an_index_reads_back_as_it_was_written() -> None:
     assert not INDEX.is_newer
 
 
-def test_an_index_without_kernels_is_read() -> None:
+def test_an_index_without_kernels_or_dense_types_is_read() -> None:
     old = document()
-    del old["kernels"]
-    assert Index.loads(json.dumps(old)) == replace(INDEX, kernels=Report())
+    del old["kernels"], old["dense"]
+    assert Index.loads(json.dumps(old)) == replace(INDEX, kernels=Report(), dense=None)
 
 
 def test_an_output_s_change_may_be_none() -> None:
@@ -287,6 +296,14 @@ DAMAGES = [
         message=(
             "archive.json: tables[0].dtype: received 'int3', "
             "expected one of float32, float16, int8, int4, int2"
+        ),
+    ),
+    Damage(
+        name="unknown type of a layer",
+        change=lambda index: index["dense"]["dtypes"].update({"top.weight": "float16"}),
+        message=(
+            "archive.json: dense.dtypes['top.weight']: received 'float16', "
+            "expected one of float32, bfloat16, int8"
         ),
     ),
     Damage(

@@ -51,7 +51,7 @@ def random_rows(*shape: int, seed: int = 1) -> torch.Tensor:
 def plain(layers: Sequence[Layer], x: torch.Tensor) -> torch.Tensor:
     """In float64, so that what is compared with it is only the packed layers' own rounding."""
     x = x.double()
-    for weight, bias, relu in layers:
+    for weight, bias, relu, _ in layers:
         x = torch.nn.functional.linear(x, weight.double(), bias.double())
         x = x.relu() if relu else x
     return x

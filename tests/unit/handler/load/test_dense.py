@@ -178,12 +178,18 @@ def test_on_the_cpu_float16_lookups_meet_float32_layers(kind: type[KindFactory])
     torch.testing.assert_close(module(inputs)["default"], expected, atol=1e-3, rtol=1e-2)
 
 
-def test_int8_layers_are_for_the_cpu() -> None:
+def test_int8_layers_and_what_was_decided_are_for_the_cpu() -> None:
     with pytest.raises(OptionError) as raised:
         lowered(Doubled(), torch.device("cuda", 1), dense={"dtype": "int8"})
     assert str(raised.value) == (
         "torchrec.dense.dtype: received 'int8' on cuda:1, expected float32, float16 or bfloat16; "
         "int8 is for the CPU"
+    )
+    with pytest.raises(OptionError) as raised:
+        lowered(Doubled(), torch.device("cuda", 1), dense={"dtype": "auto", "max_error": 1})
+    assert str(raised.value) == (
+        "torchrec.dense.dtype: received 'auto' on cuda:1, expected float32, float16 or bfloat16; "
+        "auto is for the CPU"
     )
     with pytest.raises(OptionError) as raised:
         lowered(Doubled(), torch.device("cuda", 1), kernels={"dtype": "int8"})

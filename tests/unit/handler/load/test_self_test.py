@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchrec_handler.archive.format import DenseDtypes
 from torchrec_handler.archive.samples import Sample, read_samples, save_samples
 from torchrec_handler.errors import ArchiveError, SelfTestError
-from torchrec_handler.load.self_test import largest_change, self_test
-from torchrec_handler.options import DenseDtype
+from torchrec_handler.load.self_test import (
+    TOLERANCES,
+    largest_change,
+    self_test,
+    tolerance_of,
+)
+from torchrec_handler.options import DenseDtype, Options
 
 CPU = torch.device("cpu")
 
@@ -58,13 +64,37 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert all(torch.equal(one.inputs[name], value) for name, value in wanted.inputs.items())
         for name, parts in wanted.outputs.items():
             assert all(map(torch.equal, one.outputs[name], parts))
-    self_test(Model(), read[:1], "dict_of_tensor", "float32", CPU)
-    self_test(Model(), read[1:], "dict_of_tensors", "float32", CPU)
+    self_test(Model(), read[:1], "dict_of_tensor", TOLERANCES["float32"], CPU)
+    self_test(Model(), read[1:], "dict_of_tensors", TOLERANCES["float32"], CPU)
 
 
 def test_rounding_is_not_off() -> None:
-    self_test(Model(), [changed([9.0005, 4.9998, 6.75])], "dict_of_tensor", "float32", CPU)
-    self_test(Model(), [changed([9.05, 5.02, 6.75])], "dict_of_tensor", "bfloat16", CPU)
+    self_test(
+        Model(), [changed([9.0005, 4.9998, 6.75])], "dict_of_tensor", TOLERANCES["float32"], CPU
+    )
+    self_test(Model(), [changed([9.05, 5.02, 6.75])], "dict_of_tensor", TOLERANCES["bfloat16"], CPU)
+
+
+def test_what_was_decided_by_layer_may_be_off_by_what_was_allowed() -> None:
+    dense = DenseDtypes(
+        dtypes={"over.weight": "bfloat16", "top.weight": "float32"},
+        allowed=0.5,
+        max_error=0.25,
+        mean_error=0.125,
+        rows=3,
+        instructions=(),
+    )
+    options = Options.model_validate({"dense": {"dtype": "auto", "max_error": 0.5}})
+    tolerance = tolerance_of(options, dense)
+    assert tolerance == dataclasses.replace(TOLERANCES["bfloat16"], absolute=0.5)
+    assert tolerance_of(Options(), None) == TOLERANCES["float32"]
+    self_test(Model(), [changed([9.49, 4.51, 6.75])], "dict_of_tensor", tolerance, CPU)
+    with pytest.raises(SelfTestError) as caught:
+        self_test(Model(), [changed([9.51, 5.0, 6.75])], "dict_of_tensor", tolerance, CPU)
+    assert str(caught.value) == (
+        "self-test: forward, sample of 3 rows, output 'default'[0]: received 9, expected 9.51, at "
+        "most 0.5 apart; this worker's model does not answer as it did when the archive was built"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -79,7 +109,7 @@ def test_an_output_that_is_off_by_one_percent_is_named(dtype: DenseDtype) -> Non
     )
     wrong = changed([9.0, 5.05 if dtype == "float32" else 5.1, 6.75])
     with pytest.raises(SelfTestError) as caught:
-        self_test(Model(), [make(), wrong], "dict_of_tensor", dtype, CPU)
+        self_test(Model(), [make(), wrong], "dict_of_tensor", TOLERANCES[dtype], CPU)
     assert str(caught.value).startswith(message)
     assert off.partition(" apart")[0] in str(caught.value) or dtype == "float32"
     assert str(caught.value).endswith(
@@ -92,12 +122,12 @@ def test_not_a_number_is_off() -> None:
     nan, inf = float("nan"), float("inf")
     for values in ([nan, 5.0, 6.75], [9.0, 5.0, inf], [9.5, inf, 6.75]):
         with pytest.raises(SelfTestError):
-            self_test(Model(), [changed(values)], "dict_of_tensor", "float32", CPU)
+            self_test(Model(), [changed(values)], "dict_of_tensor", TOLERANCES["float32"], CPU)
     dense = torch.tensor([[nan, 0.0], [inf, 0.0], [1.0, 2.0]])
     inputs = {"dense": dense, "embeddings": torch.ones(2, 3, 3)}
     outputs = {"default": (torch.tensor([nan, inf, 9.0]),)}
     same = Sample(qualname="forward", rows=3, inputs=inputs, outputs=outputs)
-    self_test(Model(), [same], "dict_of_tensor", "float32", CPU)
+    self_test(Model(), [same], "dict_of_tensor", TOLERANCES["float32"], CPU)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +159,7 @@ def test_not_a_number_is_off() -> None:
 )
 def test_every_other_difference_is_named(sample: Sample, message: str) -> None:
     with pytest.raises(SelfTestError) as caught:
-        self_test(Model(), [sample], "dict_of_tensor", "float32", CPU)
+        self_test(Model(), [sample], "dict_of_tensor", TOLERANCES["float32"], CPU)
     assert str(caught.value) == message
 
 
@@ -154,9 +184,9 @@ def test_a_few_ids_may_change_places() -> None:
             qualname="forward", rows=2, inputs={"ids": ids}, outputs={"movies": (recorded,)}
         )
 
-    self_test(Top(), [sample(0), sample(2)], "dict_of_tensor", "float32", CPU)
+    self_test(Top(), [sample(0), sample(2)], "dict_of_tensor", TOLERANCES["float32"], CPU)
     with pytest.raises(SelfTestError) as caught:
-        self_test(Top(), [sample(3)], "dict_of_tensor", "float32", CPU)
+        self_test(Top(), [sample(3)], "dict_of_tensor", TOLERANCES["float32"], CPU)
     assert str(caught.value).startswith(
         "self-test: forward, sample of 2 rows, output 'movies': 3 of 20 values differ, "
         "expected at most 10%; "

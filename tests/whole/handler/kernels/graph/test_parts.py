@@ -100,7 +100,7 @@ def put(module: nn.Module) -> dict[str, PartForward]:
     """Let the parts of a module be graphs at all sizes."""
     placed = {}
     for part in parts_of(module)[0]:
-        method = GraphMethod(part.graph, "float32")
+        method = GraphMethod(part.graph, FLOAT32)
         method.trials = part.trials
         with torch.inference_mode():
             assert methods._differs(method, 1e-5) is None
