@@ -10,6 +10,7 @@ from docs import generate
 from tests.support.paths import ROOT
 from torchrec_handler.archive.format import (
     Count,
+    Hashed,
     Index,
     InputSignature,
     OutputSplit,
@@ -50,6 +51,7 @@ def test_every_option_says_what_it_does(page: Path) -> None:
         ("## `archive.json`", Index),
         ("### Signature", Signature),
         ("Each of `inputs`:", InputSignature),
+        ("Each of `hashed`:", Hashed),
         ("Each split of `splits`:", OutputSplit),
         ("Each of `counts`:", Count),
         ("### Tables", TableEntry),

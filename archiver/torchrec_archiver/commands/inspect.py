@@ -1,13 +1,14 @@
 """`torchrec-archiver inspect`: shows what an archive says of itself."""
 
 import argparse
+from itertools import zip_longest
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from torchrec_handler.archive.format import Index, Report, Signature, TableEntry
+from torchrec_handler.archive.format import Index, InputSignature, Report, Signature, TableEntry
 from torchrec_handler.archive.read import read_index
 
 HELP = "show what an archive says of itself"
@@ -60,15 +61,26 @@ def show(index: Index, console: Console) -> None:
 
 def _inputs(signature: Signature) -> Table:
     table = Table(title="Inputs", title_justify="left")
-    for column in ("input", "type", "features", "ids below"):
+    raw = [_raw(entry) for entry in signature.inputs]
+    for column in ("input", "type", "features", "ids below", *(["raw values"] if any(raw) else [])):
         table.add_column(column)
-    for entry in signature.inputs:
+    for entry, made in zip(signature.inputs, raw, strict=True):
         shape = "" if entry.width is None else f" x {entry.width}"
         count = "?" if entry.num_features is None else str(entry.num_features)
         names = list(entry.features) or [f"{count}{shape}"]
         limits = ["any" if rows is None else f"{rows:,}" for rows in entry.ids_below]
-        table.add_row(entry.name, entry.type, "\n".join(names), "\n".join(limits))
+        cells = [entry.name, entry.type, names, limits, *([made] if any(raw) else [])]
+        table.add_row(*(one if isinstance(one, str) else "\n".join(one) for one in cells))
     return table
+
+
+def _raw(entry: InputSignature) -> list[str]:
+    """Of each feature what is made of its raw values; nothing where nothing is, of any."""
+    hashed = [one and f"hashed into {one.rows:,}, seed {one.seed}" for one in entry.hashed]
+    policies = [one and f"out of range: {one}" for one in entry.out_of_range]
+    defaults = [None if one is None else f"{one:g} if missing" for one in entry.defaults]
+    said = zip_longest(hashed, policies, defaults)
+    return [next(filter(None, of_feature), "") for of_feature in said]
 
 
 def _tables(entries: tuple[TableEntry, ...]) -> Table:

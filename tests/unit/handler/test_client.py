@@ -60,7 +60,7 @@ ALONE = """
 import sys
 from importlib.abc import MetaPathFinder
 
-HAD = {*sys.stdlib_module_names, "torchrec_handler", "httpx", "numpy", "google"}
+HAD = {*sys.stdlib_module_names, "torchrec_handler", "httpx", "numpy", "google", "xxhash"}
 HAD |= {"httpcore", "h11", "anyio", "certifi", "idna", "typing_extensions"}  # httpx' own
 
 
@@ -88,13 +88,14 @@ assert own == {
     "torchrec_handler",
     "torchrec_handler.client",
     "torchrec_handler.errors",
+    "torchrec_handler.hashing",
     "torchrec_handler.message",
     "torchrec_handler.message.predictor_pb2",
 }, own
 """
 
 
-def test_it_runs_where_there_is_httpx_numpy_and_protobuf_alone() -> None:
+def test_it_runs_where_there_is_httpx_numpy_protobuf_and_xxhash_alone() -> None:
     """An application that asks should not have to install torch."""
     done = subprocess.run([sys.executable, "-c", ALONE], check=True, capture_output=True)
     request = PredictionRequest.FromString(done.stdout)
