@@ -50,12 +50,15 @@ def read_ids(where: str, array: simdjson.Array, column: Column) -> RawIds | None
     left: Iterator[Any] = iter(array)
     first = 0
     while block := list(islice(left, BLOCK_IDS)):
-        if not set(map(type, block)) <= RAW:
+        kinds = set(map(type, block))
+        if not kinds <= RAW:
             return None
         own = slice(first, first + len(block))
         ids[own] = to_ids(block)
-        is_text[own] = [type(value) is str for value in block]
-        is_raw[own] = [type(value) is str or value >= INT64_IDS for value in block]
+        is_text[own] = kinds == {str} or [type(value) is str for value in block]
+        is_raw[own] = kinds == {str} or [
+            type(value) is str or value >= INT64_IDS for value in block
+        ]
         first += len(block)
     return RawIds(where, array, column, ids, is_text, is_raw)
 
