@@ -12,6 +12,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from torchrec_handler.errors import AnswerError
+from torchrec_handler.hashing import to_ids
 from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
     PredictionRequest,
@@ -33,7 +34,7 @@ class Jagged(Protocol):
         """[F * B], feature by feature."""
 
     def values(self) -> Any:
-        """[N] ids."""
+        """[N] ids; strings too where the feature is hashed."""
 
     def weights_or_none(self) -> Any:
         """[N] weights, or None."""
@@ -159,8 +160,13 @@ class Client:
 
 
 def _ids(name: str, values: Any) -> npt.NDArray[Any]:
-    """As int32, which the servers that read this message take; int64 where that is too narrow."""
+    """As int32, which the servers that read this message take; int64 where that is too narrow.
+
+    A string is sent as its id, which is what the server makes of it too.
+    """
     ids = np.asarray(values)
+    if ids.dtype.kind in "SU" or (ids.dtype.kind == "O" and str in set(map(type, ids.flat))):
+        ids = to_ids(values)
     if not ids.size or (ids.min() >= -(2**31) and ids.max() < 2**31):
         return ids.astype("<i4")
     if ids.min() < -(2**63) or ids.max() >= 2**63:

@@ -9,7 +9,7 @@ Shapes: B rows, F features, D width, N ids.
 # annotations from strings, because its module is not in `sys.modules`.
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,18 @@ SPARSE = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hashed:
+    """Raw ids of a feature, strings or integers of 64 bits, become rows of its table.
+
+    As `torchrec_handler.hashing.hash_strings` and `hash_ids` do it in training.
+    """
+
+    seed: int = 0
+    rows: int | None = None
+    """How many they are hashed into; None: as many as the feature's table has."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Input:
     """One input; made by `dense`, `sparse`, `weighted_sparse` and `embedding`."""
 
@@ -43,6 +55,12 @@ class Input:
     width: int | None = None
     """D of an embedding input."""
     outputs: Outputs = ()
+    hashed: Mapping[str, Hashed] = field(default_factory=dict)
+    """Feature -> how its raw ids become rows."""
+    out_of_range: Mapping[str, str] = field(default_factory=dict)
+    """Feature -> what becomes of ids that its table does not have: reject, zero, modulo or drop."""
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    """Feature -> the number where a request has none."""
 
     def __post_init__(self) -> None:
         """Raises: ValueError: there is no feature, one twice, or something else."""
@@ -52,19 +70,38 @@ class Input:
             raise ValueError(message)
 
 
-def dense(*features: str) -> Input:
+def dense(*features: str, defaults: Mapping[str, float] | None = None) -> Input:
     """Numbers; in `forward` a tensor [B, F] float32."""
-    return Input(type="dense", features=features)
+    return Input(type="dense", features=features, defaults=defaults or {})
 
 
-def sparse(*features: str, outputs: Outputs = ()) -> Input:
+def sparse(
+    *features: str,
+    outputs: Outputs = (),
+    hashed: Mapping[str, Hashed] | None = None,
+    out_of_range: Mapping[str, str] | None = None,
+) -> Input:
     """Lists of ids; in `forward` a KeyedJaggedTensor with the features as keys."""
-    return Input(type="sparse", features=features, outputs=outputs)
+    return Input(
+        type="sparse",
+        features=features,
+        outputs=outputs,
+        hashed=hashed or {},
+        out_of_range=out_of_range or {},
+    )
 
 
-def weighted_sparse(*features: str, outputs: Outputs = ()) -> Input:
+def weighted_sparse(
+    *features: str,
+    outputs: Outputs = (),
+    hashed: Mapping[str, Hashed] | None = None,
+    out_of_range: Mapping[str, str] | None = None,
+) -> Input:
     """Lists of ids with a weight each; in `forward` a KeyedJaggedTensor with weights."""
-    return Input(type="weighted_sparse", features=features, outputs=outputs)
+    return replace(
+        sparse(*features, outputs=outputs, hashed=hashed, out_of_range=out_of_range),
+        type="weighted_sparse",
+    )
 
 
 def embedding(*features: str, width: int) -> Input:
@@ -222,12 +259,13 @@ class SimpleFactory(PredictFactory):
         }
 
     def model_inputs_data(self) -> dict[str, Any]:
-        """Return the inputs' features, and which outputs count their ids."""
+        """Return the inputs' features, what is made of raw values, and outputs that count ids."""
         return {
             name: {
                 "features": list(entry.features),
                 **({"width": entry.width} if entry.width else {}),
                 **({"outputs": entry.outputs} if entry.outputs else {}),
+                **_raw(entry),
             }
             for name, entry in self.inputs.items()
         }
@@ -251,6 +289,22 @@ class SimpleFactory(PredictFactory):
     ) -> torch.nn.Module:
         """Return the module as it is: quantizing and sharding are the server's."""
         return predict_module
+
+
+def _raw(entry: Input) -> dict[str, Any]:
+    """What is made of an input's raw values, as plain data."""
+    given = {
+        "hashed": {name: _said(hashed) for name, hashed in entry.hashed.items()},
+        "out_of_range": dict(entry.out_of_range),
+        "defaults": dict(entry.defaults),
+    }
+    return {name: by_feature for name, by_feature in given.items() if by_feature}
+
+
+def _said(hashed: Any) -> Any:
+    if not isinstance(hashed, Hashed):
+        return hashed
+    return {"seed": hashed.seed} if hashed.rows is None else asdict(hashed)
 
 
 def _default_device() -> str:

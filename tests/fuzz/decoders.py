@@ -6,6 +6,7 @@ Any exception that is no RequestError, and memory beyond the limit, ends it with
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import atheris
@@ -17,12 +18,26 @@ with atheris.instrument_imports(include=["torchrec_handler.serve", "torchrec_han
     from torchrec_handler.serve.request import RawRequest
     from torchrec_handler.serve.validate import Validator
 
+from tests.support.exact import DENSE, SPARSE
 from tests.support.one_request import BODIES, SIGNATURE
+from torchrec_handler.archive.format import Hashed
 
 CONTENT_TYPES = ("application/json", "application/x-protobuf", "")
 OPTIONS = Options(limits=Limits(rows_per_request=100, ids_per_request=1000))
-CODECS = Codecs("fuzzed", SIGNATURE, OPTIONS.limits)
-VALIDATE = Validator(SIGNATURE, OPTIONS)
+HASH = Hashed(function="xxh64", rows=10, seed=0)
+RAW = replace(
+    SIGNATURE,
+    inputs=(
+        replace(DENSE, defaults=(None, 9.5, 23.0)),
+        replace(SPARSE, hashed=(HASH, None, HASH), out_of_range=(None, "drop", None)),
+        *SIGNATURE.inputs[2:],
+    ),
+)
+"""The same inputs, which may be strings and missing."""
+READERS = [
+    (Codecs("fuzzed", signature, OPTIONS.limits), Validator(signature, OPTIONS))
+    for signature in (SIGNATURE, RAW)
+]
 
 
 def one(data: bytes) -> None:
@@ -30,17 +45,27 @@ def one(data: bytes) -> None:
     if not data:
         return
     kind = CONTENT_TYPES[data[0] % len(CONTENT_TYPES)]
-    try:
-        columns, _ = CODECS.decode(RawRequest(body=data[1:], content_type=kind))
-        request = VALIDATE(columns)
-    except RequestError:
-        return
-    assert 1 <= request.rows <= OPTIONS.limits.rows_per_request
+    for reader, validate in READERS:
+        try:
+            columns, _ = reader.decode(RawRequest(body=data[1:], content_type=kind))
+            request = validate(columns)
+        except RequestError:
+            continue
+        assert 1 <= request.rows <= OPTIONS.limits.rows_per_request
 
 
 def write_seeds(folder: Path) -> None:
-    """One good body of each format."""
-    for number, body in enumerate(BODIES.values()):
+    """One good body of each format, and those that hold strings and miss numbers."""
+    raw = [
+        BODIES[name].replace(*change)
+        for name, change in (
+            ("json columns", (b"[7, 8, 3, 4, 1, 2, 3]", b'["u-1", 8, 3, 4, "[", 2, 3]')),
+            ("json columns", (b"9.5, 23]", b"null, 23]")),
+            ("json rows", (b'"user": 7', b'"user": "u-1"')),
+            ("open inference", (b"[7, 8, 3, 4, 1, 2, 3]", b'["u-1", 8, 3, 4, "[", 2, 3]')),
+        )
+    ]
+    for number, body in enumerate([*BODIES.values(), *raw]):
         for kind in range(len(CONTENT_TYPES)):
             (folder / f"{number}-{kind}").write_bytes(bytes([kind]) + body)
 

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 from torchrec_handler.archive.format import (
     Count,
     DenseDtypes,
+    Hashed,
     Index,
     InputSignature,
     OutputSplit,
@@ -54,6 +55,7 @@ def test_every_option_says_what_it_does(page: Path) -> None:
         ("## `archive.json`", Index),
         ("### Signature", Signature),
         ("Each of `inputs`:", InputSignature),
+        ("Each of `hashed`:", Hashed),
         ("Each split of `splits`:", OutputSplit),
         ("Each of `counts`:", Count),
         ("### Dense types", DenseDtypes),

@@ -75,7 +75,7 @@ def test_the_names_of_an_archive_s_members() -> None:
         "requirements.txt",
     }
     assert archive.HANDLER == "torchrec_handler.handler"
-    assert archive.FORMAT_VERSION == "1.0"
+    assert archive.FORMAT_VERSION == "1.1"
 
 
 def test_every_error_can_be_caught_as_one() -> None:

@@ -81,13 +81,17 @@ def _left_out(total: int, most: int, what: str) -> str:
 
 def _inputs(inputs: Sequence[InputSignature], most: int) -> Section:
     rows = [row for entry in inputs for row in _features(entry, most)]
-    names = ["input", "type", "#place", "feature", "#ids below", "#most ids"]
-    if not any(entry.longest for entry in inputs):
-        del names[-1]
+    names = ["input", "type", "#place", "feature", "#ids below", "#most ids", "raw values"]
+    # The last two are of few models.
+    left_out = [at for at in (6, 5) if not any(row[at] for row in rows)]
+    for at in left_out:
+        del names[at]
     return Section(
         title="Inputs",
         columns=_columns(*names),
-        rows=tuple(row[: len(names)] for row in rows[:most]),
+        rows=tuple(
+            tuple(cell for at, cell in enumerate(row) if at not in left_out) for row in rows[:most]
+        ),
         note=_left_out(sum(max(1, len(entry.features)) for entry in inputs), most, "features"),
     )
 
@@ -104,7 +108,20 @@ def _features(entry: InputSignature, most: int) -> Iterator[tuple[str, ...]]:
         longest = _at(entry.longest, at, "any")
         place = str(at) if names else ""
         head = (plain(entry.name), kind) if at == 0 else ("", "")
-        yield (*head, place, name, below, longest)
+        yield (*head, place, name, below, longest, _raw(entry, at))
+
+
+def _raw(entry: InputSignature, at: int) -> str:
+    """What is made of a feature's raw values."""
+    hashed = entry.hashed[at] if at < len(entry.hashed) else None
+    policy = entry.out_of_range[at] if at < len(entry.out_of_range) else None
+    default = entry.defaults[at] if at < len(entry.defaults) else None
+    said = [
+        f"hashed into {hashed.rows:,}, seed {hashed.seed}" if hashed else "",
+        f"out of range: {policy}" if policy else "",
+        "" if default is None else f"{default:g} if missing",
+    ]
+    return plain(", ".join(filter(None, said)))
 
 
 def _at(limits: Sequence[int | None], at: int, free: str) -> str:

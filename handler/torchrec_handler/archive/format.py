@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 from torchrec_handler.errors import ArchiveError
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 """Major.minor. Another major is refused; a newer minor is served with a warning."""
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -52,8 +52,27 @@ MOST_SAID = 200
 LAYER_DTYPES = ("float32", "bfloat16", "int8")
 """What a layer may be decided to compute in."""
 
-BATCHING_TYPES = ("dense", "sparse", "weighted_sparse", "embedding")
+SPARSE_TYPES = ("sparse", "weighted_sparse")
+BATCHING_TYPES = ("dense", *SPARSE_TYPES, "embedding")
 RESULT_TYPES = ("dict_of_tensor", "dict_of_tensors", "dict_with_mask_tensor")
+
+
+HASH_FUNCTIONS = ("xxh64",)
+"""What turns a raw id into a row, see `torchrec_handler.hashing`."""
+OUT_OF_RANGE = ("reject", "zero", "modulo", "drop")
+"""What becomes of an id that a table does not have."""
+LARGEST_FLOAT32 = 3.4028234663852886e38
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashed:
+    """How a feature's raw ids, strings or any integers of 64 bits, become rows."""
+
+    function: str
+    """One of `HASH_FUNCTIONS`."""
+    rows: int
+    """They are hashed to 0 to `rows` - 1."""
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +95,15 @@ class InputSignature:
     """Whether a sparse input's ids go to the model as int64, up to 2^63 - 1; else as int32."""
     width: int | None = None
     """D of an embedding input."""
+    hashed: tuple[Hashed | None, ...] = ()
+    """For sparse inputs, per feature how ids are hashed; None: they are rows already. Empty where
+    no feature is hashed."""
+    out_of_range: tuple[str | None, ...] = ()
+    """For sparse inputs, per feature one of `OUT_OF_RANGE`; None: what the options say. Empty where
+    the options say it of all."""
+    defaults: tuple[float | None, ...] = ()
+    """For dense inputs, per feature what stands for a missing value; None: it may not be missing.
+    Empty where no feature has a default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +294,7 @@ class Index:
         _expect_one_of(RESULT_TYPES, index.signature.result_metadata, "signature.result_metadata")
         for at, known in enumerate(index.signature.inputs):
             _expect_one_of(BATCHING_TYPES, known.type, f"signature.inputs[{at}].type")
+            _check_raw(known, f"signature.inputs[{at}]")
         _check_splits(index.signature)
         for at, entry in enumerate(index.tables):
             _check_table(entry, f"tables[{at}]")
@@ -376,6 +405,40 @@ def _said(value: Any, say: Callable[[Any], str] = repr) -> str:
     except (RecursionError, ValueError):  # more digits, or deeper, than Python says
         return f"a {type(value).__name__}"
     return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
+
+
+def _check_raw(entry: InputSignature, where: str) -> None:
+    """See that what is said of raw values is said of features that may have them."""
+    kinds = {"hashed": SPARSE_TYPES, "out_of_range": SPARSE_TYPES, "defaults": ("dense",)}
+    for name, types in kinds.items():
+        said = getattr(entry, name)
+        if said and (entry.type not in types or len(said) != len(entry.features)):
+            message = (
+                f"{INDEX}: {where}.{name}: is said of {len(said)} features, the {entry.type} input "
+                f"has {len(entry.features) if entry.type in types else 'none'} that may be"
+            )
+            raise ArchiveError(message)
+    for at, hashed in enumerate(entry.hashed):
+        if hashed is not None:
+            _check_hashed(hashed, f"{where}.hashed[{at}]")
+    for at, policy in enumerate(entry.out_of_range):
+        if policy is not None:
+            _expect_one_of(OUT_OF_RANGE, policy, f"{where}.out_of_range[{at}]")
+    for at, default in enumerate(entry.defaults):
+        if default is not None and not abs(default) <= LARGEST_FLOAT32:
+            message = (
+                f"{INDEX}: {where}.defaults[{at}]: received {default}, expected a finite float32"
+            )
+            raise ArchiveError(message)
+
+
+def _check_hashed(hashed: Hashed, where: str) -> None:
+    _expect_one_of(HASH_FUNCTIONS, hashed.function, f"{where}.function")
+    for name, least in (("rows", 1), ("seed", 0)):
+        number, most = getattr(hashed, name), 2**63 - 1 + least
+        if not least <= number <= most:
+            message = f"{INDEX}: {where}.{name}: received {number}, expected {least} to {most}"
+            raise ArchiveError(message)
 
 
 def _check_splits(signature: Signature) -> None:

@@ -36,8 +36,9 @@ class FactoryOutput:
     """One of `RESULT_TYPES`."""
     model_inputs_data: Mapping[str, Any]
     """Input name -> what the model itself does not show: `features` (F names, in the order of the
-    lengths), `num_features` (F), `width` (D of an embedding input), `outputs` (see `told`). Other
-    names and keys are the factory's own."""
+    lengths), `num_features` (F), `width` (D of an embedding input), `outputs` (see `told`), and
+    `hashed`, `out_of_range` and `defaults` (see `raw`). Other names and keys are the factory's
+    own."""
 
 
 def run_factory(factory: PredictFactory, device: torch.device, world_size: int) -> FactoryOutput:

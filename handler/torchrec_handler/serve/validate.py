@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_handler.archive.format import InputSignature, Signature
+from torchrec_handler.archive.format import OUT_OF_RANGE, InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Options
 from torchrec_handler.serve.measure import SPARSE, Form, Measure, Size, count_features
+from torchrec_handler.serve.raw import defaults, filled, hashing, of_each, shortened
 from torchrec_handler.serve.request import Columns, Floats, Ids, Lengths, Mask, Sparse, ValidRequest
+
+REJECT, ZERO, MODULO, DROP = range(len(OUT_OF_RANGE))
 
 INT32_IDS = 2**31
 INT64_IDS = 2**63
@@ -101,6 +104,7 @@ class _FloatRules:
     def __init__(self, entry: InputSignature) -> None:
         self._name = entry.name
         self._is_dense = entry.type == "dense"
+        self._defaults = defaults(entry)
 
     def __call__(self, requests: Sequence[Columns], rows: int) -> Sequence[Floats]:
         """Blocks [B, F], or [B, F, D]; what is shared takes no memory."""
@@ -108,6 +112,8 @@ class _FloatRules:
         shape = given[0].shape
         block = (1, *shape) if len(shape) == 1 else shape
         floats = _as_floats(given).reshape(len(given), *block)
+        if self._defaults is not None:
+            floats = filled(floats, self._defaults)
         if not np.isfinite(floats).all():
             raise _not_finite(self._name, given, floats)
         if not self._is_dense:
@@ -126,7 +132,12 @@ class _SparseRules:
         self._values = f"{entry.name}.values"
         self._weights = f"{entry.name}.weights" if entry.type == "weighted_sparse" else None
         self._most_ids = options.limits.ids_per_request
-        self._out_of_range_ids = options.out_of_range_ids
+        policies = entry.out_of_range or (None,)
+        self._policies = np.array(
+            [OUT_OF_RANGE.index(one or options.out_of_range_ids) for one in policies]
+        )
+        self._drops = bool((self._policies == DROP).any())
+        self._hash = hashing(entry)
         self._last_ids = last_ids(entry)
         self._longest = longest_lists(entry)
         self._dtype = np.int64 if entry.is_wide else np.int32
@@ -148,8 +159,19 @@ class _SparseRules:
             weights = _cut(floats, sizes)
             if not np.isfinite(floats).all():
                 raise _not_finite(self._weights, given, weights)
-        self._check_longest(lengths)
-        values = self._in_range(_join(ids), counts, sizes).astype(self._dtype)
+        if not self._drops:
+            self._check_longest(lengths)
+        values = _join(ids) if self._hash is None else self._hash(_join(ids), counts)
+        values, dropped = self._in_range(values, counts, sizes)
+        if dropped is not None:
+            kept = ~dropped
+            values, lengths = values[kept], shortened(lengths, dropped)
+            sizes = lengths.sum(axis=(1, 2)).tolist()
+            if self._weights:
+                weights = _cut(floats[kept], sizes)
+        if self._drops:
+            self._check_longest(lengths)
+        values = values.astype(self._dtype)
         parts = zip(lengths.astype(np.int32), _cut(values, sizes), weights, strict=True)
         if rows == 1:
             return list(starmap(Sparse, parts))
@@ -220,29 +242,33 @@ class _SparseRules:
                 )
             raise _RefusedError(errors)
 
-    def _in_range(self, values: Array, counts: Array, sizes: Sequence[int]) -> Array:
-        """The ids of all requests, [N]; those out of range are refused, or replaced.
+    def _in_range(
+        self, values: Array, counts: Array, sizes: Sequence[int]
+    ) -> tuple[Array, Mask | None]:
+        """The ids of all requests, [N]; those out of range are refused, replaced or to be dropped.
 
         Args:
             values: as they came.
             counts: of each request's features, [R, F].
             sizes: of each request, [R].
+
+        Returns:
+            The ids, and which of them to drop, [N]; None where there is nothing to drop.
         """
-        last = self._last_ids
-        if last.size == counts.shape[1]:
-            last = np.tile(last, len(counts)).repeat(counts.reshape(-1))
-        else:
-            last = last.repeat(values.size)
+        last = of_each(self._last_ids, counts, values.size)
         bad = _unsigned(values) > _unsigned(last)
         if not bad.any():
-            return values
-        if self._out_of_range_ids == "zero":
-            return np.where(bad, 0, values)
-        if self._out_of_range_ids == "modulo":
-            return np.where(bad, values % (np.minimum(last, INT64_IDS - 2) + 1), values)
+            return values, None
+        policies = of_each(self._policies, counts, values.size)
+        refused = bad & (policies == REJECT)
+        if not refused.any():
+            remainders = values % (np.minimum(last, INT64_IDS - 2) + 1)
+            replaced = np.where(bad & (policies == MODULO), remainders, values)
+            replaced = np.where(bad & (policies == ZERO), 0, replaced)
+            return replaced, bad & (policies == DROP) if self._drops else None
         errors: dict[int, RequestError] = {}
         own, own_last = _cut(values, sizes), _cut(last, sizes)
-        for at, position in _firsts(_cut(bad, sizes)):
+        for at, position in _firsts(_cut(refused, sizes)):
             feature = int(np.searchsorted(np.cumsum(counts[at]), position, side="right"))
             errors[at] = InvalidRequest(
                 where=f"{self._values}[{position}]",

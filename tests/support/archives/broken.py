@@ -185,7 +185,7 @@ def _index_is_not_json(folder: Path) -> str:
 def _other_major(folder: Path) -> str:
     _edit(folder / INDEX, lambda index: index.update(format_version="2.0"))
     return (
-        "archive.json: received format version 2.0, expected 1.0; "
+        "archive.json: received format version 2.0, expected 1.1; "
         "build the archive again with this version of torchrec-serve"
     )
 

@@ -17,6 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_handler.simple import (
     Batch,
+    Hashed,
     Input,
     SimpleFactory,
     dense,
@@ -94,6 +95,23 @@ class EveryInput(SimpleFactory):
 
     def qualname_metadata(self) -> dict[str, QualNameMetadata]:
         return {**super().qualname_metadata(), "bias": QualNameMetadata(need_preproc=False)}
+
+
+class RawIds(EveryInput):
+    """Its feature store gives strings, and not every number."""
+
+    inputs: ClassVar[Mapping[str, Input]] = {
+        **EveryInput.inputs,
+        "float_features": dense("age", "hour", defaults={"hour": 12.0}),
+        "id_list_features": sparse(
+            "user",
+            "movie",
+            outputs={"ids": "movie"},
+            hashed={"user": Hashed(seed=7)},
+            out_of_range={"movie": "drop"},
+        ),
+        "id_score_list_features": weighted_sparse("topic", hashed={"topic": Hashed(rows=5)}),
+    }
 
 
 class Quantized(EveryInput):

@@ -4,6 +4,7 @@ import configparser
 import re
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,6 +16,7 @@ from examples.movielens.rows import Rows
 from tests.support.movielens import jagged
 from tests.support.paths import ROOT
 from torchrec_handler.client import Client, encode
+from torchrec_handler.hashing import to_ids
 from torchrec_handler.message.predictor_pb2 import PredictionRequest
 
 
@@ -56,11 +58,29 @@ def test_weights_choose_the_input(rows: Rows) -> None:
     assert request.embedding_features.num_features == 2
 
 
+@pytest.mark.parametrize(
+    "values",
+    [["u-1", 2**64 - 1, -3], np.array(["u-1", 2**64 - 1, -3], object)],
+)
+def test_strings_are_sent_as_their_ids(values: Any) -> None:
+    class Jagged:
+        keys = staticmethod(lambda: ["user"])
+        lengths = staticmethod(lambda: [2, 1])
+        weights_or_none = staticmethod(lambda: None)
+
+        def values(self) -> Any:
+            return values
+
+    request = PredictionRequest.FromString(encode(None, Jagged()))
+    found = np.frombuffer(request.id_list_features.values, "<i8")
+    assert found.tolist() == to_ids(["u-1", -1, -3]).tolist()
+
+
 ALONE = """
 import sys
 from importlib.abc import MetaPathFinder
 
-HAD = {*sys.stdlib_module_names, "torchrec_handler", "httpx", "numpy", "google"}
+HAD = {*sys.stdlib_module_names, "torchrec_handler", "httpx", "numpy", "google", "xxhash"}
 HAD |= {"httpcore", "h11", "anyio", "certifi", "idna", "typing_extensions"}  # httpx' own
 
 
@@ -88,13 +108,14 @@ assert own == {
     "torchrec_handler",
     "torchrec_handler.client",
     "torchrec_handler.errors",
+    "torchrec_handler.hashing",
     "torchrec_handler.message",
     "torchrec_handler.message.predictor_pb2",
 }, own
 """
 
 
-def test_it_runs_where_there_is_httpx_numpy_and_protobuf_alone() -> None:
+def test_it_runs_where_there_is_httpx_numpy_protobuf_and_xxhash_alone() -> None:
     """An application that asks should not have to install torch."""
     done = subprocess.run([sys.executable, "-c", ALONE], check=True, capture_output=True)
     request = PredictionRequest.FromString(done.stdout)

@@ -295,7 +295,8 @@ WRONG = [
     Wrong(
         text="torchrec: {out_of_range_ids: clip}",
         message=(
-            "torchrec.out_of_range_ids: received 'clip', expected 'reject', 'zero' or 'modulo'"
+            "torchrec.out_of_range_ids: received 'clip', "
+            "expected 'reject', 'zero', 'modulo' or 'drop'"
         ),
     ),
     Wrong(

@@ -109,7 +109,7 @@ def test_the_index_lists_every_member_s_digest_and_what_built_it(store: Path) ->
         for member in (PACKAGE, MODEL_CONFIG, DENSE, TABLES, SAMPLES, MANIFEST)
     }
     assert index.extra_files == ("movies.json", "index.bin")
-    assert index.format_version == "1.0"
+    assert index.format_version == "1.1"
     assert index.versions["torch"] == importlib.metadata.version("torch")
     assert {"torchrec-serve", "torchrec"} <= set(index.versions)
 

@@ -1,10 +1,12 @@
 """Open Inference Protocol over gRPC: answers with all that TorchServe's frontend reads of them.
 
-The frontend turns a ModelInfer call into the protocol's JSON and the answer's JSON back into a
-ModelInferResponse (GRPCJob.java). It knows no error there: where `id`, `model_name`,
-`model_version` or `outputs` is missing, or a number is null, the worker that answered is ended.
+The frontend turns a ModelInfer call into the protocol's JSON, strings in base64, and the answer's
+JSON back into a ModelInferResponse (GRPCJob.java). It knows no error there: where `id`,
+`model_name`, `model_version` or `outputs` is missing, or a number is null, the worker that answered
+is ended.
 """
 
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +30,30 @@ HINT = (
 def is_call(headers: Mapping[str, Any]) -> bool:
     """Whether a request came as a ModelInfer call."""
     return headers == CALL
+
+
+def with_texts(body: bytes | bytearray) -> bytes | bytearray:
+    """A call's body with its strings as they were sent: the frontend writes BYTES in base64.
+
+    Bytes that are no UTF-8 become null, which is refused as any null is.
+    """
+    if b'"BYTES"' not in body:
+        return body
+    try:
+        document = orjson.loads(body)
+        for tensor in document["inputs"]:
+            if tensor["datatype"] == "BYTES":
+                tensor["data"] = list(map(_text, tensor["data"]))
+        return orjson.dumps(document)
+    except (ValueError, LookupError, TypeError):
+        return body  # whose reader tells what is wrong
+
+
+def _text(encoded: str) -> str | None:
+    try:
+        return b64decode(encoded, validate=True).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def answer(outcome: Response | RequestError, model_name: str, version: str) -> bytes:

@@ -166,8 +166,9 @@ def _is_describe(item: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
 def _raw(item: Mapping[str, Any], head: Head) -> RawRequest:
     body, data = BODIES
     name = body if body in item else data
+    content = _bytes(item.get(name, b""))
     return RawRequest(
-        body=_bytes(item.get(name, b"")),
+        body=model_infer.with_texts(content) if head.is_call else content,
         content_type=head.content_types[name],
         content_encoding=head.content_encoding,
         accept=head.accept,

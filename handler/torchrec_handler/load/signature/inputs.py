@@ -15,6 +15,7 @@ from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.call import call_observed
 from torchrec_handler.load.factory import FORWARD, FactoryOutput
+from torchrec_handler.load.signature.raw import with_raw
 from torchrec_handler.load.signature.reach import Tags, watching
 from torchrec_handler.load.signature.shown import Facts, observe, one_row
 from torchrec_handler.tables.collection import Collections
@@ -31,7 +32,8 @@ def observe_signature(
     """Run one-row samples until the model has shown its inputs.
 
     What a model hides stays open in the signature; `model_inputs_data` may give it:
-    input name -> {"features": names, "num_features": F, "width": D}.
+    input name -> {"features": names, "num_features": F, "width": D}. What it says of raw values is
+    in the signature too, see `raw`.
 
     Args:
         output: the factory's metadata.
@@ -40,7 +42,8 @@ def observe_signature(
         device: where inputs go.
 
     Raises:
-        FactoryError: `model_inputs_data` gives an input fewer features than the model takes.
+        FactoryError: `model_inputs_data` gives an input fewer features than the model takes, or
+            says of raw values what cannot be done.
     """
     known = {name: _hints(output, name) for name in output.batching}
     with watching(module, collections) as first:
@@ -77,13 +80,14 @@ def observe_signature(
     changes_ids = False
     if failure is None:
         inputs, changes_ids = _with_reach(inputs, known, output, module, collections, device)
-    return Signature(
+    signature = Signature(
         inputs=inputs,
         methods={name: entry.need_preproc for name, entry in output.qualnames.items()},
         result_metadata=output.result_metadata,
         outputs=_shapes(result),
         changes_ids=changes_ids,
     )
+    return with_raw(signature, output)
 
 
 def _hints(output: FactoryOutput, name: str) -> Facts:

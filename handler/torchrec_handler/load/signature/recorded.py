@@ -13,6 +13,7 @@ from torchrec_handler.errors import ArchiveError
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.signature.counts import Seen
 from torchrec_handler.load.signature.outputs import try_method
+from torchrec_handler.load.signature.raw import with_raw
 
 MEND = "the archive was altered or damaged, build or copy it again"
 
@@ -49,7 +50,7 @@ def check_rows(signature: Signature, largest: Mapping[str, int]) -> None:
 
 
 def check_metadata(signature: Signature, output: FactoryOutput) -> None:
-    """See that inputs, methods and result are those that the factory names.
+    """See that inputs, methods, result and what becomes of raw values are the factory's.
 
     Raises:
         ArchiveError: they are not.
@@ -64,6 +65,13 @@ def check_metadata(signature: Signature, output: FactoryOutput) -> None:
     ):
         if recorded != said:
             message = f"{INDEX}: signature: holds {recorded}, the factory's {what} {said}; {MEND}"
+            raise ArchiveError(message)
+    for entry, of_factory in zip(signature.inputs, with_raw(signature, output).inputs, strict=True):
+        if entry != of_factory:
+            message = (
+                f"{INDEX}: signature: {entry.name}: hashed, out_of_range or defaults are not what "
+                f"the factory's model_inputs_data says; {MEND}"
+            )
             raise ArchiveError(message)
 
 

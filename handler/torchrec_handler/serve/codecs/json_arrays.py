@@ -12,6 +12,7 @@ import simdjson
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
 from torchrec_handler.serve.codecs.columns import Column
 from torchrec_handler.serve.codecs.json_document import shown
+from torchrec_handler.serve.codecs.json_raw import RawIds, read_ids, read_missing
 
 MOST_LISTS = 2**19
 """Of an array: each costs some microseconds. An embedding input has one a feature and row."""
@@ -29,8 +30,14 @@ MOST_AXES = 3
 """Of any input: an embedding one is F x B x D."""
 
 
-def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
+def read_array(name: str, value: Any, column: Column, raw: list[RawIds]) -> npt.NDArray[Any]:
     """One array, as int64 or float64, with the shape its lists have.
+
+    Args:
+        name: its place, for messages.
+        value: what the body holds.
+        column: what it may hold.
+        raw: gets ids that only a hashed feature may have, for `check_features`.
 
     Raises:
         InvalidRequest: not an array, ragged, or an element is not a number of the right kind.
@@ -46,7 +53,10 @@ def read_array(name: str, value: Any, column: Column) -> npt.NDArray[Any]:
     try:
         buffer = value.as_buffer(of_type="i" if column.is_integer else "d")
     except (TypeError, ValueError):
-        raise _explain(name, value, column) from None
+        array = _read_raw(name, value, column, shape, raw)
+        if array is None:
+            raise _explain(name, value, column) from None
+        return array
     flat = np.frombuffer(buffer, dtype=np.int64 if column.is_integer else np.float64)
     if flat.size != size:
         raise _explain(name, value, column)
@@ -77,7 +87,9 @@ def refuse_nested(read: Iterable[tuple[str, Any, Column, Sequence[int]]]) -> Non
         InvalidRequest: names the array.
     """
     for name, value, column, shape in read:
-        if cast("bytes", value.mini).count(b"[") != count_lists(shape):
+        text = cast("bytes", value.mini)
+        # Among strings `read_ids` finds a list, and they may hold brackets.
+        if not (column.hashed and b'"' in text) and text.count(b"[") != count_lists(shape):
             raise _explain(name, value, column)
 
 
@@ -93,6 +105,24 @@ def check_size(name: str, size: int, column: Column) -> None:
             received=f"{size} elements",
             expected=f"at most {column.most} ({column.limit})",
         )
+
+
+def _read_raw(
+    name: str, array: simdjson.Array, column: Column, shape: Sequence[int], raw: list[RawIds]
+) -> npt.NDArray[Any] | None:
+    """Ids that are strings, or numbers some of which are missing; None where there may be none."""
+    if column.defaults:
+        return read_missing(name, array, column, shape)
+    if not column.hashed:
+        return None
+    if len(shape) > 1:
+        received = f"shape {' x '.join(map(str, shape))}"
+        raise InvalidRequest(where=name, received=received, expected="a flat list")
+    read = read_ids(name, array, column)
+    if read is None:
+        return None
+    raw.append(read)
+    return read.ids
 
 
 def _shape(name: str, array: simdjson.Array, column: Column) -> tuple[int, ...] | None:
@@ -126,6 +156,8 @@ def _shape(name: str, array: simdjson.Array, column: Column) -> tuple[int, ...] 
 def _explain(name: str, array: simdjson.Array, column: Column) -> InvalidRequest:
     """What is wrong with an array: the first element of a wrong kind, else its lists' lengths."""
     kind = "signed 64-bit integers" if column.is_integer else "numbers"
+    if column.hashed:
+        kind = "strings or 64-bit integers"
     path: list[int] = []
     seen = 0
     open_lists = [enumerate(array)]
@@ -150,6 +182,10 @@ def _explain(name: str, array: simdjson.Array, column: Column) -> InvalidRequest
 
 
 def _is_number(value: Any, column: Column) -> bool:
+    if column.hashed:
+        return type(value) in (str, int)
+    if column.defaults and value is None:
+        return True
     if column.is_integer:
         return type(value) is int and -(2**63) <= value < 2**63
     return type(value) in (int, float)

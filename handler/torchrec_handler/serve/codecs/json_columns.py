@@ -12,6 +12,7 @@ from torchrec_handler.serve.codecs import json_values
 from torchrec_handler.serve.codecs.codec import NOTHING, Arguments, Asked, Body, Model
 from torchrec_handler.serve.codecs.json_arrays import count_lists, read_array, refuse_nested
 from torchrec_handler.serve.codecs.json_document import shortened, shown
+from torchrec_handler.serve.codecs.json_raw import RawIds, check_features
 from torchrec_handler.serve.request import Columns, Response
 
 BATCH_SIZE = "batch_size"
@@ -39,12 +40,13 @@ class JsonColumns:
         """
         document, columns = body.document, self._columns
         arrays: dict[str, Any] = {}
+        raw: list[RawIds] = []
         lists = 0
         batch_size: int | None = None
         for name in body.names:
             column = columns.get(name)
             if column is not None:
-                arrays[name] = array = read_array(name, document[name], column)
+                arrays[name] = array = read_array(name, document[name], column, raw)
                 lists += count_lists(array.shape)
             elif name == BATCH_SIZE:
                 batch_size = _batch_size(document[name])
@@ -58,6 +60,8 @@ class JsonColumns:
             refuse_nested(
                 (name, document[name], columns[name], array.shape) for name, array in arrays.items()
             )
+        if raw:
+            check_features(raw, arrays)
         return Columns(arrays=arrays, batch_size=batch_size), NOTHING
 
     def arguments(self, body: Body) -> tuple[Arguments, Asked]:

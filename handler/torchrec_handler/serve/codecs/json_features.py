@@ -1,6 +1,7 @@
 """Features of some rows that are Python objects, to columns."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from operator import itemgetter, methodcaller
 from typing import Any
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestTooLarge
+from torchrec_handler.hashing import to_ids
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs.json_document import shortened, shown
 from torchrec_handler.serve.codecs.row_blocks import check_repeated
@@ -19,6 +21,8 @@ INSTANCES = "instances"
 SHARED = "shared"
 
 NUMBERS = frozenset({int, float})
+NUMBERS_OR_NULL = NUMBERS | {type(None)}
+RAW = frozenset({int, str})
 
 Row = dict[str, Any]
 
@@ -72,7 +76,7 @@ def decode_rows(
             features = (entry.name,)
             arrays[entry.name] = _vectors(entry.name, rows, shared, vectors, given)
         else:
-            arrays[entry.name] = _numbers(features, rows, shared)
+            arrays[entry.name] = _numbers(entry, rows, shared)
         twice |= known.intersection(features)
         known.update(features)
     for name in twice & (given | shared.keys()):
@@ -96,13 +100,18 @@ def _is_whole(entry: InputSignature, given: Container[str], shared: Row) -> bool
     return not is_feature and (entry.name in given or entry.name in shared)
 
 
-def _numbers(names: Sequence[str], rows: Rows, shared: Row) -> npt.NDArray[Any]:
-    """Features of one number a row, [B, F]."""
-    block = np.empty((len(rows), len(names)))
-    for feature, name in enumerate(names):
-        column = _column(name, rows, shared)
-        if not set(map(type, column)) <= NUMBERS:
-            position = next(i for i, value in enumerate(column) if type(value) not in NUMBERS)
+def _numbers(entry: InputSignature, rows: Rows, shared: Row) -> npt.NDArray[Any]:
+    """Features of one number a row, [B, F]; NaN where one that has a default is missing."""
+    block = np.empty((len(rows), len(entry.features)))
+    for feature, name in enumerate(entry.features):
+        kinds = NUMBERS
+        if entry.defaults and entry.defaults[feature] is not None:
+            kinds = NUMBERS_OR_NULL
+            column = list(map(methodcaller("get", name, shared.get(name)), rows))
+        else:
+            column = _column(name, rows, shared)
+        if not set(map(type, column)) <= kinds:
+            position = next(i for i, value in enumerate(column) if type(value) not in kinds)
             where = _where(name, position, rows)
             raise InvalidRequest(where=where, received=shown(column[position]), expected="a number")
         block[:, feature] = np.array(column, dtype=np.float64)
@@ -195,13 +204,27 @@ def _sparse(
             raise next(faults)
         arrays[f"{entry.name}.weights"] = np.array(weights, dtype=np.float64)
         flat = list(map(itemgetter(0), flat))
-    if not set(map(type, flat)) <= {int}:
+    kinds = set(map(type, flat))
+    if kinds <= {int}:
+        try:
+            arrays[f"{entry.name}.values"] = np.array(flat, dtype=np.int64)
+        except OverflowError:
+            pass
+        else:
+            return arrays
+    if not (entry.hashed and kinds <= RAW and _are_good(entry, flat, lengths)):
         raise next(faults)
-    try:
-        arrays[f"{entry.name}.values"] = np.array(flat, dtype=np.int64)
-    except OverflowError:
-        raise next(faults) from None
+    arrays[f"{entry.name}.values"] = to_ids(flat)
     return arrays
+
+
+def _are_good(entry: InputSignature, flat: Sequence[Any], lengths: npt.NDArray[np.int64]) -> bool:
+    """Whether the ids of all features but hashed ones, [N] in all, are of int64."""
+    ends = lengths.sum(axis=1).cumsum().tolist()
+    return all(
+        hashed is not None or all(map(_is_id, flat[start:end]))
+        for hashed, start, end in zip(entry.hashed, [0, *ends], ends, strict=False)
+    )
 
 
 def _gather(
@@ -229,6 +252,8 @@ def _gather(
         else:
             if int in kinds:
                 column = [[value] if type(value) is int else value for value in column]
+            if str in kinds and entry.hashed and entry.hashed[entry.features.index(name)]:
+                column = [[value] if type(value) is str else value for value in column]
             if not set(map(type, column)) <= {list, tuple}:
                 raise next(_faults(entry, rows, shared))
             ids = chain.from_iterable(column)
@@ -263,12 +288,18 @@ def _column(name: str, rows: Rows, shared: Row) -> list[Any]:
 def _faults(entry: InputSignature, rows: Rows, shared: Row) -> Iterator[InvalidRequest]:
     """Where a sparse input's rows hold something else than ids."""
     weighted = entry.type == "weighted_sparse"
-    is_good, one, many = (
-        (_is_pair, "a pair [id, weight]", "a list of [id, weight] pairs")
-        if weighted
-        else (_is_id, "a signed 64-bit integer", "a list of ids (signed 64-bit integers), or one")
-    )
-    for name in entry.features:
+    for feature, name in enumerate(entry.features):
+        is_hashed = bool(entry.hashed and entry.hashed[feature])
+        is_id = _is_raw_id if is_hashed else _is_id
+        is_good: Callable[[Any], bool] = is_id
+        one, many = (
+            ("a string or a 64-bit integer", "a list of ids (strings or 64-bit integers), or one")
+            if is_hashed
+            else ("a signed 64-bit integer", "a list of ids (signed 64-bit integers), or one")
+        )
+        if weighted:
+            is_good = partial(_is_pair, is_id)
+            one, many = "a pair [id, weight]", "a list of [id, weight] pairs"
         for position, row in enumerate(rows):
             value = row.get(name, shared.get(name, []))
             where = _where(name, position, rows)
@@ -285,10 +316,12 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and value < 2**63
 
 
-def _is_pair(value: Any) -> bool:
-    return (
-        type(value) is list and len(value) == 2 and _is_id(value[0]) and type(value[1]) in NUMBERS
-    )
+def _is_raw_id(value: Any) -> bool:
+    return type(value) in RAW
+
+
+def _is_pair(is_id: Callable[[Any], bool], value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and is_id(value[0]) and type(value[1]) in NUMBERS
 
 
 def check_ids(name: str, ids: int, limits: Limits) -> None:

@@ -17,10 +17,11 @@ from torchrec_handler.serve.codecs import json_values
 from torchrec_handler.serve.codecs.codec import Arguments, Asked, Body, Model, as_tensors, flat
 from torchrec_handler.serve.codecs.json_arrays import count_lists, refuse_nested
 from torchrec_handler.serve.codecs.json_document import names, shortened, shown
+from torchrec_handler.serve.codecs.json_raw import check_features
 from torchrec_handler.serve.codecs.open_tensors import (
     MOST_NAMES,
     PARAMETERS,
-    Read,
+    Found,
     check_parameters,
     get,
     read_tensor,
@@ -104,7 +105,7 @@ class OpenInference:
                 where=INPUTS, received=shown(tensors), expected="an array of tensors"
             )
         arrays: dict[str, npt.NDArray[Any]] = {}
-        read: list[Read] = []
+        found = Found([], [])
         for position, tensor in enumerate(tensors):
             where = f"{INPUTS}[{position}]"
             if not isinstance(tensor, simdjson.Object):
@@ -122,11 +123,15 @@ class OpenInference:
                 )
             if name in arrays:
                 raise InvalidRequest(said=f"{name} is given twice", where=f"{where}.name")
-            arrays[name] = read_tensor(f"{where} ({name})", tensor, keys, column, read)
+            arrays[name] = read_tensor(f"{where} ({name})", tensor, keys, column, found)
         # Of lists there are `inputs`, a shape of each, and often `outputs`.
         lists = 1 + len(arrays) + (OUTPUTS in given)
-        if body.content.count(b"[") != lists + sum([count_lists(each[-1]) for each in read]):
-            refuse_nested(read)
+        if body.content.count(b"[") != lists + sum(
+            [count_lists(each[-1]) for each in found.arrays]
+        ):
+            refuse_nested(found.arrays)
+        if found.raw:
+            check_features(found.raw, arrays)
         if PARAMETERS in given:
             check_parameters(PARAMETERS, document[PARAMETERS])
         identifier = document["id"] if "id" in given else None

@@ -1,8 +1,8 @@
 """Tensors of Open Inference Protocol: a name, a shape, a datatype and data."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torchrec_handler.errors import InvalidRequest
 from torchrec_handler.serve.codecs.columns import Column
 from torchrec_handler.serve.codecs.json_arrays import MOST_AXES, check_size, read_array
 from torchrec_handler.serve.codecs.json_document import names, shown
+from torchrec_handler.serve.codecs.json_raw import RawIds
 
 PARAMETERS = "parameters"
 
@@ -31,12 +32,23 @@ FLOATS: Mapping[str, tuple[float, float]] = {
 }
 DATATYPES = {**INTEGERS, **FLOATS}
 """The protocol's names of what may be sent -> its smallest and largest number."""
+TEXT = "BYTES"
+"""The protocol's name of strings, which integers may stand beside: features share a tensor."""
 
 MOST_NAMES = 64
 """Of a tensor and of what is beside `inputs`: the protocol knows four, and clients add some."""
 
 Read = tuple[str, Any, Column, Sequence[int]]
 """An array's place, itself, what it is, and the shape that its lists have."""
+
+
+class Found(NamedTuple):
+    """The data of a body's tensors."""
+
+    arrays: list[Read]
+    raw: list[RawIds]
+    """Of these, ids that only a hashed feature may have."""
+
 
 BINARY = "binary_data"
 """How the parameters of the protocol's binary extension begin."""
@@ -64,7 +76,7 @@ def read_tensor(
     tensor: simdjson.Object,
     keys: Sequence[str],
     column: Column,
-    read: list[Read],
+    found: Found,
 ) -> npt.NDArray[Any]:
     """Read a tensor's data, in its shape.
 
@@ -73,14 +85,16 @@ def read_tensor(
         tensor: all of it.
         keys: its names.
         column: what it may hold.
-        read: gets the array that its data is.
+        found: gets the array that its data is.
 
     Raises:
         InvalidRequest: not the protocol's form, or shape, datatype and data disagree.
         RequestTooLarge: it is longer than the limits allow.
     """
     datatype = get(where, tensor, "datatype", keys)
-    known = INTEGERS if column.is_integer else DATATYPES
+    known: Collection[str] = INTEGERS if column.is_integer else DATATYPES
+    if column.hashed:
+        known = (*INTEGERS, TEXT)
     if not isinstance(datatype, str) or datatype not in known:
         raise InvalidRequest(
             where=f"{where}.datatype", received=shown(datatype), expected=", ".join(known)
@@ -92,15 +106,21 @@ def read_tensor(
     # The data may be nested or flat, and flat it is as long as the whole tensor.
     value = get(where, tensor, "data", keys)
     place = f"{where}.data"
-    data = read_array(place, value, column)
-    read.append((place, value, column, data.shape))
+    before = len(found.raw)
+    data = read_array(place, value, column, found.raw)
+    found.arrays.append((place, value, column, data.shape))
     if data.shape not in (shape, (math.prod(shape),)):
         received = " x ".join(map(str, data.shape))
         expected = " x ".join(map(str, shape))
         raise InvalidRequest(
             where=place, received=f"{received} elements", expected=f"{expected} (its shape)"
         )
-    _check_range(place, data, datatype)
+    if datatype != TEXT and len(found.raw) > before:
+        _refuse_texts(found.raw[-1], datatype)
+    if datatype != TEXT and not (column.hashed and datatype == "UINT64"):
+        # What is missing is in every range.
+        given = np.where(np.isnan(data), 0, data) if column.defaults else data
+        _check_range(place, given, datatype)
     # numpy refuses large sizes beside a 0.
     return data.reshape(shape) if data.size else data
 
@@ -124,6 +144,16 @@ def _check_range(where: str, data: npt.NDArray[Any], datatype: str) -> None:
     raise InvalidRequest(
         where=f"{where}{index}", received=str(data[position]), expected=f"{datatype} ({what})"
     )
+
+
+def _refuse_texts(raw: RawIds, datatype: str) -> None:
+    if raw.is_text.any():
+        position = int(raw.is_text.argmax())
+        raise InvalidRequest(
+            where=f"{raw.where}[{position}]",
+            received=shown(raw.array[position]),
+            expected=f"{datatype} (strings are {TEXT})",
+        )
 
 
 def _has_parts(data: npt.NDArray[Any]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.support.archives import hostile
 from torchrec_archiver.report.facts import facts
-from torchrec_handler.archive.format import Index, Report, Signature
+from torchrec_handler.archive.format import FORMAT_VERSION, Index, Report, Signature
 from torchrec_handler.archive.read import Description
 
 GOOD = hostile.described()
@@ -26,7 +26,7 @@ def test_facts_are_a_line_each() -> None:
         "output change": "said at most 0.5",
         "extra files": "said",
         "built with": "said said",
-        "format": "1.0",
+        "format": FORMAT_VERSION,
     }
 
 
@@ -47,7 +47,7 @@ def test_facts_of_little() -> None:
 
 def test_a_newer_archive_says_that_not_all_is_shown() -> None:
     newer = with_index(replace(GOOD.index, format_version="1.7"))
-    assert facts(newer)["format"] == "1.7, read as 1.0; newer fields are not shown"
+    assert facts(newer)["format"] == f"1.7, read as {FORMAT_VERSION}; newer fields are not shown"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torchrec_handler.archive import format as archive
 from torchrec_handler.archive.format import (
     Declined,
     DenseDtypes,
+    Hashed,
     Index,
     InputSignature,
     Replaced,
@@ -113,6 +114,19 @@ def test_an_index_without_kernels_or_dense_types_is_read() -> None:
     assert Index.loads(json.dumps(old)) == replace(INDEX, kernels=Report(), dense=None)
 
 
+def test_what_is_said_of_raw_values_is_read_back() -> None:
+    numbers = InputSignature(
+        name="float_features", type="dense", features=("age", "hour"), defaults=(None, 12.0)
+    )
+    ids = replace(
+        INDEX.signature.inputs[1],
+        hashed=(Hashed(function="xxh64", rows=50, seed=2**63 - 1), None),
+        out_of_range=(None, "drop"),
+    )
+    index = replace(INDEX, signature=replace(INDEX.signature, inputs=(numbers, ids)))
+    assert Index.loads(index.dumps()) == index
+
+
 def test_an_output_s_change_may_be_none() -> None:
     index = replace(INDEX, output_change={"forward": None})
     assert Index.loads(index.dumps()) == index
@@ -173,7 +187,7 @@ def test_another_major_version_is_refused(version: object) -> None:
     with pytest.raises(ArchiveError) as caught:
         Index.loads(json.dumps(other))
     assert str(caught.value) == (
-        f"archive.json: received format version {version}, expected 1.0; "
+        f"archive.json: received format version {version}, expected 1.1; "
         "build the archive again with this version of torchrec-serve"
     )
 
@@ -228,6 +242,8 @@ class Damage:
     message: str
 
 
+HASH = {"function": "xxh64", "rows": 50, "seed": 7}
+
 DAMAGES = [
     Damage(
         name="field missing",
@@ -280,6 +296,70 @@ DAMAGES = [
         message=(
             "archive.json: signature.inputs[1].type: received 'spars', "
             "expected one of dense, sparse, weighted_sparse, embedding"
+        ),
+    ),
+    Damage(
+        name="a hash of other features",
+        change=lambda index: index["signature"]["inputs"][1].update(hashed=[HASH]),
+        message=(
+            "archive.json: signature.inputs[1].hashed: is said of 1 features, "
+            "the sparse input has 2 that may be"
+        ),
+    ),
+    Damage(
+        name="a default of ids",
+        change=lambda index: index["signature"]["inputs"][1].update(defaults=[1.0, None]),
+        message=(
+            "archive.json: signature.inputs[1].defaults: is said of 2 features, "
+            "the sparse input has none that may be"
+        ),
+    ),
+    Damage(
+        name="an unknown hash",
+        change=lambda index: index["signature"]["inputs"][1].update(
+            hashed=[None, {**HASH, "function": "md5"}]
+        ),
+        message=(
+            "archive.json: signature.inputs[1].hashed[1].function: received 'md5', "
+            "expected one of xxh64"
+        ),
+    ),
+    Damage(
+        name="a hash into no rows",
+        change=lambda index: index["signature"]["inputs"][1].update(
+            hashed=[{**HASH, "rows": 0}, None]
+        ),
+        message=(
+            "archive.json: signature.inputs[1].hashed[0].rows: received 0, "
+            "expected 1 to 9223372036854775808"
+        ),
+    ),
+    Damage(
+        name="a negative seed",
+        change=lambda index: index["signature"]["inputs"][1].update(
+            hashed=[{**HASH, "seed": -1}, None]
+        ),
+        message=(
+            "archive.json: signature.inputs[1].hashed[0].seed: received -1, "
+            "expected 0 to 9223372036854775807"
+        ),
+    ),
+    Damage(
+        name="an unknown way with ids out of range",
+        change=lambda index: index["signature"]["inputs"][1].update(out_of_range=[None, "clip"]),
+        message=(
+            "archive.json: signature.inputs[1].out_of_range[1]: received 'clip', "
+            "expected one of reject, zero, modulo, drop"
+        ),
+    ),
+    Damage(
+        name="a default that no float32 holds",
+        change=lambda index: index["signature"]["inputs"][0].update(
+            features=["age"], defaults=[1e39]
+        ),
+        message=(
+            "archive.json: signature.inputs[0].defaults[0]: received 1e+39, "
+            "expected a finite float32"
         ),
     ),
     Damage(

@@ -678,6 +678,9 @@ def test_describes_what_it_serves() -> None:
                     "longest": [],
                     "is_wide": False,
                     "width": None,
+                    "hashed": [],
+                    "out_of_range": [],
+                    "defaults": [],
                 }
             ],
             "methods": {"forward": True},

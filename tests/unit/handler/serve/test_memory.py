@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from tests.support.answered import ask as answered
-from tests.support.exact import INPUTS, Exact, predictor
+from tests.support.exact import INPUTS, SPARSE, Exact, predictor
 from tests.support.one_request import JSON
+from torchrec_handler.archive.format import Hashed
 from torchrec_handler.front.torchserve.answers import HttpAnswer
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
@@ -74,6 +76,21 @@ def test_of_many_elements(engine: Engine, where: str, element: bytes) -> None:
     assert seconds < SECONDS
     assert response.status in (400, 413)
     assert len(response.body) < 1_000
+
+
+@pytest.mark.parametrize("where", ["column", "row", "tensor"])
+def test_of_many_strings(where: str) -> None:
+    start, end = STARTS[where]
+    start = start.replace(b'"INT8"', b'"BYTES"')
+    hash_ = Hashed(function="xxh64", rows=10, seed=0)
+    hashed = replace(SPARSE, hashed=(hash_, hash_, hash_))
+    engine = Engine("ranking", predictor(Exact((hashed,), "dict_of_tensor"), hashed), Options())
+    element = b'"%020d"'
+    body = start + b",".join(element % number for number in range(SIZE // 23)) + end
+    response, grown, seconds = ask(engine, bytearray(body), "forward")
+    assert grown < 7 * SIZE + 64 * MB
+    assert seconds < SECONDS
+    assert response.status in (200, 400)
 
 
 @pytest.mark.parametrize("qualname", ["forward", "count"])

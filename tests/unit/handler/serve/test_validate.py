@@ -353,6 +353,14 @@ class TestIds:
         assert isinstance(found, Sparse)
         assert found.values.tolist() == [3, 49, 2**40 % 40, 9, 9]
 
+    def test_drop_leaves_the_id_out_of_its_list(self) -> None:
+        options = Options(out_of_range_ids="drop")
+        arrays = sparse([2, 0, 1, 1, 0, 2], [50, 49, 2**40, -1, 9, 10])
+        found = validate(arrays, SPARSE, options=options).inputs[SPARSE.name]
+        assert isinstance(found, Sparse)
+        assert found.lengths.tolist() == [[1, 0], [0, 0], [0, 1]]
+        assert found.values.tolist() == [49, 9]
+
     @pytest.mark.parametrize(("option", "expected"), [("zero", 0), ("modulo", 2**31 - 3)])
     def test_options_hold_for_int32_ids_of_unknown_range(self, option: Any, expected: int) -> None:
         """As protobuf brings them."""
@@ -660,7 +668,8 @@ class TestTogether:
 
     @examples()
     @given(
-        st.lists(requests(), min_size=1, max_size=5), st.sampled_from(["reject", "zero", "modulo"])
+        st.lists(requests(), min_size=1, max_size=5),
+        st.sampled_from(["reject", "zero", "modulo", "drop"]),
     )
     def test_as_alone(self, batch: list[Columns], out_of_range_ids: Any) -> None:
         options = LIMITED.model_copy(update={"out_of_range_ids": out_of_range_ids})

@@ -34,7 +34,7 @@ def test_an_archive_is_shown_as_tables(movielens_archive: Path) -> None:
         "output change: forward at most 0.0",
         "extra files: movies.json",
         f"torchrec {importlib.metadata.version('torchrec')}",
-        "format: 1.0",
+        "format: 1.1",
     ):
         assert part in text, text
 

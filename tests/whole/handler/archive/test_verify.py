@@ -86,7 +86,7 @@ def test_a_newer_minor_version_is_served_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert verify(copy).index is not None
     assert caplog.messages == [
-        "archive.json: written in format 1.9, read as 1.0; newer fields are ignored"
+        "archive.json: written in format 1.9, read as 1.1; newer fields are ignored"
     ]
 
 

@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.support.factories.simple import RawIds, seeded
 from tests.support.factories.typed import TypedFactory
 from tests.support.grpc_client import GrpcClient, OpenInferenceClient
 from torchrec_archiver import build_archive
@@ -126,6 +127,47 @@ def test_contents_of_every_type_are_taken(
     )
     assert answer.id == "query-7"
     assert outputs(answer)["default"] == ("FP32", [2], [3.0, 7.0])
+
+
+def test_strings_are_hashed_as_over_http(
+    server: TorchServe, client: OpenInferenceClient, tmp_path: Path
+) -> None:
+    archive = build_archive(
+        model_name="raw",
+        version="1.0",
+        factory=RawIds,
+        weights=seeded().state_dict(),
+        export_path=tmp_path,
+    )
+    answer = server.register(archive)
+    assert answer.is_success, answer.text
+    given: dict[str, tuple[str, str, list[int], list[Any]]] = {
+        "float_features": ("FP32", "fp32_contents", [2, 2], [0.5, 1, 2, -1]),
+        "id_list_features.lengths": ("INT32", "int_contents", [4], [1, 2, 0, 0]),
+        "id_list_features.values": ("BYTES", "bytes_contents", [3], ["u-1", "é", ""]),
+        "id_score_list_features.lengths": ("INT32", "int_contents", [2], [1, 0]),
+        "id_score_list_features.values": ("BYTES", "bytes_contents", [1], ["news"]),
+        "id_score_list_features.weights": ("FP32", "fp32_contents", [1], [1.5]),
+        "embedding_features": ("FP32", "fp32_contents", [2, 2, 4], [0.5] * 16),
+    }
+    inputs = [
+        {
+            "name": name,
+            "datatype": datatype,
+            "shape": shape,
+            "contents": {field: [one.encode() if isinstance(one, str) else one for one in values]},
+        }
+        for name, (datatype, field, shape, values) in given.items()
+    ]
+    called = outputs(client.call("ModelInfer", model_name="raw", inputs=inputs))
+    columns = {
+        name: np.reshape(np.array(values, object), shape).tolist()
+        for name, (_, _, shape, values) in given.items()
+    }
+    expected = server.predict("raw", columns).json()
+    server.unregister("raw")
+    np.testing.assert_allclose(called["default"][2], expected["default"], atol=1e-6)
+    assert called["default"][2][0] != called["default"][2][1]
 
 
 def test_errors_arrive_with_the_body_that_they_have_over_http(client: OpenInferenceClient) -> None:

@@ -24,7 +24,7 @@ from tests.support.factories.kinds_ranking import DeepFmFactory, DlrmDcnFactory,
 from tests.support.factories.kinds_sequence import ManagedSequenceFactory, SequenceFactory
 from tests.support.factories.kinds_two_tower import TwoTowerFactory
 from tests.support.kinds import CPU, KINDS, prepare
-from torchrec_handler.archive.format import InputSignature, Signature
+from torchrec_handler.archive.format import Hashed, InputSignature, Signature
 from torchrec_handler.errors import FactoryError
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory
@@ -382,6 +382,24 @@ def test_hints_name_features_and_the_model_tells_their_tables() -> None:
     output = run_factory(factory, CPU, world_size=1)
     signature = observe_signature(output, output.module, tables({"f0": 3, "f1": 4}), CPU)
     assert signature.inputs == (sparse("id_list_features", {"user": 3, "movie": 4}),)
+
+
+def test_hints_say_what_becomes_of_raw_values() -> None:
+    """Any PredictFactory's."""
+
+    def forward(batch: Batch) -> Batch:
+        return {"default": sizes(keyed(batch, ["f0", "f1"]))}
+
+    hint = {
+        "features": ["user", "movie"],
+        "hashed": {"user": {"seed": 7}},
+        "out_of_range": {"movie": "zero"},
+    }
+    factory = GivenFactory(forward, {"id_list_features": hint})
+    output = run_factory(factory, CPU, world_size=1)
+    (found,) = observe_signature(output, output.module, tables({"f0": 3, "f1": 4}), CPU).inputs
+    assert found.hashed == (Hashed(function="xxh64", rows=3, seed=7), None)
+    assert found.out_of_range == (None, "zero")
 
 
 @pytest.mark.parametrize("hint", [None, 13, ["a", "b"], {"rows_per_table": [3, 4]}])

@@ -17,7 +17,7 @@ FLOATS = Column(is_integer=False, most=12, limit="limits.rows_per_request x 3 fe
 
 def array(value: Any, column: Column) -> np.ndarray[Any, Any]:
     parsed = simdjson.Parser().parse(json.dumps(value).encode())
-    return read_array("x", parsed, column)
+    return read_array("x", parsed, column, [])
 
 
 def fault(kind: type[Exception], value: Any, column: Column) -> str:
@@ -106,13 +106,13 @@ class TestReadArray:
     @pytest.mark.parametrize("depth", [4, 64, 65, 1000])
     def test_refuses_deep_lists(self, depth: int) -> None:
         with pytest.raises(InvalidRequest) as caught:
-            read_array("x", simdjson.Parser().parse(deep(depth)), FLOATS)
+            read_array("x", simdjson.Parser().parse(deep(depth)), FLOATS, [])
         assert str(caught.value) == "x: its lists are nested deeper than 3 levels"
 
     def test_refuses_deep_lists_behind_flat_ones(self) -> None:
         body = b"[[1, 2], [%s, 3, 4]]" % deep(900)
         with pytest.raises(InvalidRequest) as caught:
-            read_array("x", simdjson.Parser().parse(body), FLOATS)
+            read_array("x", simdjson.Parser().parse(body), FLOATS, [])
         message = "x: its lists have different lengths, expected rows of one length"
         assert str(caught.value) == message
 
@@ -128,6 +128,6 @@ class TestReadArray:
 
     def test_outlives_its_parser(self) -> None:
         parser = simdjson.Parser()
-        found = read_array("x", parser.parse(b"[1, 2, 3]"), INTEGERS)
+        found = read_array("x", parser.parse(b"[1, 2, 3]"), INTEGERS, [])
         parser.parse(b"[4, 5, 6]")
         assert found.tolist() == [1, 2, 3]
