@@ -1,29 +1,38 @@
 """The command line `torchrec-archiver`; option names follow torch-model-archiver's."""
 
-import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
 
+from torchrec_archiver.command_line import Parser
 from torchrec_handler import __version__
 from torchrec_handler.errors import TorchRecServeError
 
-COMMANDS = ("build", "inspect")
+COMMANDS = ("build", "inspect", "verify", "compare", "predict", "completion")
 """Modules of `torchrec_archiver.commands`, in the order in which they are shown."""
 
 INTERRUPTED = 130
 """The exit status of a program that Ctrl-C ended, as shells give it."""
+
+EXAMPLES = """\
+torchrec-archiver init shop --model shop.model:build     # a factory to start from
+torchrec-archiver build --model-name shop --version 1.0 --factory shop.factory:Factory
+torchrec-archiver predict shop.mar request.json
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: the command's, or 1 with one ERROR line on standard error.
+        The exit status: the command's, or 1 with one ERROR line on standard error, and one with a
+        hint where there is one.
     """
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
     # torch-model-archiver logs what it also raises.
     logging.getLogger().addFilter(lambda record: record.module != "model_packaging_utils")
@@ -33,32 +42,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except TorchRecServeError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(f"ERROR: {error.sentence}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("ERROR: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End as every other wrong input does."""
-        self.exit(1, f"ERROR: {message}; see {self.prog} --help\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="torchrec-archiver",
         description="Build TorchServe model archives from TorchRec predict factories.",
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(root=parser, commands=commands.choices)
     for name in COMMANDS:
         command = import_module(f"torchrec_archiver.commands.{name}")
-        options = commands.add_parser(name, help=command.HELP, allow_abbrev=False)
+        options = commands.add_parser(name, help=command.HELP, examples=command.EXAMPLES)
         command.add(options)
-        options.set_defaults(run=command.run)
+        options.set_defaults(run=command.run, parser=options)
     return parser
 
 

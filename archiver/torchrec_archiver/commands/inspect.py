@@ -11,6 +11,10 @@ from torchrec_handler.archive.format import Index, Report, Signature, TableEntry
 from torchrec_handler.archive.read import read_index
 
 HELP = "show what an archive says of itself"
+EXAMPLES = """\
+torchrec-archiver inspect model_store/shop.mar
+torchrec-archiver inspect model_store/shop.mar --json | jq .signature
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
