@@ -10,7 +10,7 @@ from torchrec_archiver.command_line import Parser
 from torchrec_handler import __version__
 from torchrec_handler.errors import TorchRecServeError
 
-COMMANDS = ("build", "inspect", "verify", "compare", "predict", "completion")
+COMMANDS = ("build", "inspect", "verify", "compare", "predict", "init", "completion")
 """Modules of `torchrec_archiver.commands`, in the order in which they are shown."""
 
 INTERRUPTED = 130

@@ -50,6 +50,27 @@ def find_packager(packager: str | type[PredictFactoryPackager]) -> type[PredictF
 
 
 def _find(option: str, name: str) -> type:
+    module, class_name = import_module(option, name)
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        message = f"{option}: module {module.__name__!r} has no class {class_name!r}"
+        raise BuildError(message, hint=near_name(class_name, _classes(module), "classes"))
+    return found
+
+
+def import_module(option: str, name: str) -> tuple[ModuleType, str]:
+    """Import the module of a `module:name`, from the current folder too.
+
+    Args:
+        option: which errors name.
+        name: as the user gave it.
+
+    Returns:
+        The module, and the name in it.
+
+    Raises:
+        BuildError: it is of another form, or the module cannot be imported.
+    """
     module_name, separator, class_name = name.partition(":")
     if not (module_name and separator and class_name):
         message = f"{option}: received {name!r}, expected MODULE:CLASS"
@@ -69,11 +90,7 @@ def _find(option: str, name: str) -> type:
     except Exception as error:
         message = f"{option}: importing {module_name!r} raised {type(error).__name__}: {error}"
         raise BuildError(message) from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
-        message = f"{option}: module {module_name!r} has no class {class_name!r}"
-        raise BuildError(message, hint=near_name(class_name, _classes(module), "classes"))
-    return found
+    return module, class_name
 
 
 def _near_module(wanted: str, missing: str | None) -> str | None:

@@ -49,9 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="of the requests; by default told by a file's name, else by its bytes",
     )
-    parser.add_argument(
-        "--accept", metavar="TYPE", help="of the answers; by default the request's"
-    )
+    parser.add_argument("--accept", metavar="TYPE", help="of the answers; by default the request's")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -35,7 +35,15 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(_commands()) == ["build", "inspect", "verify", "compare", "predict", "completion"]
+    assert list(_commands()) == [
+        "build",
+        "inspect",
+        "verify",
+        "compare",
+        "predict",
+        "init",
+        "completion",
+    ]
 
 
 def test_the_options_of_build_are_these() -> None:
@@ -90,6 +98,12 @@ def test_the_options_of_the_others_are_these() -> None:
         "--requests": ("PATH", False, None, None),
         "--max-difference": ("X", False, None, None),
         "--json": (None, False, False, None),
+    }
+    assert _options(_commands()["init"]) == {
+        "": ("FOLDER", True, None, None),
+        "--model": ("MODULE:NAME", False, None, None),
+        "--weights": ("CHECKPOINT", False, None, None),
+        "-f --force": (None, False, False, None),
     }
     assert _options(_commands()["predict"]) == {
         "": ("REQUEST", True, None, None),
@@ -282,7 +296,7 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'build', 'inspect', "
-                "'verify', 'compare', 'predict', 'completion')\n"
+                "'verify', 'compare', 'predict', 'init', 'completion')\n"
                 "hint: did you mean build? See torchrec-archiver --help"
             ),
         ),
