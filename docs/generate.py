@@ -49,7 +49,7 @@ def options(section: BaseModel, name: str = "") -> str:
 
 
 def command_line(parser: argparse.ArgumentParser) -> str:
-    """A table of each command's arguments."""
+    """Examples of each command, and a table of its arguments."""
     tables = []
     for action in parser._actions:  # noqa: SLF001  argparse has no other way to ask
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
@@ -81,6 +81,8 @@ def _type(kind: Any, rules: Sequence[Any]) -> str:
 
 def _command(name: str, said: str | None, parser: argparse.ArgumentParser) -> Iterator[str]:
     yield from (f"## {name}", "", f"`{parser.prog}`: {said}.", "")
+    if examples := str(getattr(parser, "examples", "")).strip():
+        yield from ("```sh", examples, "```", "")
     yield from ("| argument | default | what it does |", "| --- | --- | --- |")
     for action in parser._actions:  # noqa: SLF001
         if not isinstance(action, argparse._HelpAction):  # noqa: SLF001

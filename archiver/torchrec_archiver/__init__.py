@@ -3,7 +3,19 @@
 The data goes: factory → package → checkpoint → tables → mar, run in order by `build`.
 """
 
+import sys
 from typing import TYPE_CHECKING
+
+OLDEST = (3, 11)
+"""What an older Python cannot import, or even read, lies behind this file."""
+
+if sys.version_info < OLDEST:
+    sys.exit(
+        "ERROR: torchrec-serve runs on Python {}.{} and newer, this is {}.{}\n"
+        "hint: make its environment with a newer one: python3.{} -m venv .venv".format(
+            *OLDEST, *sys.version_info[:2], OLDEST[1]
+        )
+    )
 
 if TYPE_CHECKING:
     from torchrec_archiver.build import build_archive

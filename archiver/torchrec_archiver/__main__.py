@@ -1,17 +1,20 @@
 """The command line `torchrec-archiver`; option names follow torch-model-archiver's."""
 
-import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
 
+from torchrec_archiver.command_line import Parser
 from torchrec_archiver.report.words import plain
 from torchrec_handler import __version__
 from torchrec_handler.errors import TorchRecServeError
 
-COMMANDS = ("build", "inspect", "sign", "swap")
+COMMANDS = (
+    *("init", "build", "inspect", "verify", "compare", "predict"),
+    *("sign", "swap", "completion"),
+)
 """Modules of `torchrec_archiver.commands`, in the order in which they are shown."""
 
 MOST_SAID = 4000
@@ -19,14 +22,23 @@ MOST_SAID = 4000
 INTERRUPTED = 130
 """The exit status of a program that Ctrl-C ended, as shells give it."""
 
+EXAMPLES = """\
+torchrec-archiver init shop --model shop.model:build     # a factory to start from
+torchrec-archiver build --model-name shop --version 1.0 --factory shop.factory:Factory
+torchrec-archiver predict shop.mar request.json
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: the command's, or 1 with one ERROR line on standard error.
+        The exit status: the command's, or 1 with one ERROR line on standard error, and one with a
+        hint where there is one.
     """
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
     # torch-model-archiver logs what it also raises.
     logging.getLogger().addFilter(lambda record: record.module != "model_packaging_utils")
@@ -36,33 +48,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except TorchRecServeError as error:
-        said = "\n".join(plain(line, MOST_SAID) for line in str(error).splitlines())
-        print(f"ERROR: {said}", file=sys.stderr)
+        print(f"ERROR: {_shown(error.sentence)}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {_shown(error.hint)}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("ERROR: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End as every other wrong input does."""
-        self.exit(1, f"ERROR: {message}; see {self.prog} --help\n")
+def _shown(text: str) -> str:
+    """As it can be printed, line by line."""
+    return "\n".join(plain(line, MOST_SAID) for line in text.splitlines())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="torchrec-archiver",
         description="Build TorchServe model archives from TorchRec predict factories.",
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(root=parser, commands=commands.choices)
     for name in COMMANDS:
         command = import_module(f"torchrec_archiver.commands.{name}")
-        options = commands.add_parser(name, help=command.HELP, allow_abbrev=False)
+        options = commands.add_parser(name, help=command.HELP, examples=command.EXAMPLES)
         command.add(options)
-        options.set_defaults(run=command.run)
+        options.set_defaults(run=command.run, parser=options)
     return parser
 
 

@@ -1,12 +1,16 @@
 """First step of building: find the classes that the user named."""
 
 import importlib
+import pkgutil
 import sys
+from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
 
+from torchrec_archiver.near import near_name
 from torchrec_handler.errors import BuildError
 
 
@@ -46,10 +50,35 @@ def find_packager(packager: str | type[PredictFactoryPackager]) -> type[PredictF
 
 
 def _find(option: str, name: str) -> type:
+    module, class_name = import_module(option, name)
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        message = f"{option}: module {module.__name__!r} has no class {class_name!r}"
+        raise BuildError(message, hint=near_name(class_name, _classes(module), "classes"))
+    return found
+
+
+def import_module(option: str, name: str) -> tuple[ModuleType, str]:
+    """Import the module of a `module:name`, from the current folder too.
+
+    Args:
+        option: which errors name.
+        name: as the user gave it.
+
+    Returns:
+        The module, and the name in it.
+
+    Raises:
+        BuildError: it is of another form, or the module cannot be imported.
+    """
     module_name, separator, class_name = name.partition(":")
     if not (module_name and separator and class_name):
         message = f"{option}: received {name!r}, expected MODULE:CLASS"
         raise BuildError(message)
+    if module_name.endswith(".py") or "/" in module_name:
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        message = f"{option}: received the file {module_name!r}, expected MODULE:CLASS"
+        raise BuildError(message, hint=f"did you mean {dotted}:{class_name}?")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -57,12 +86,31 @@ def _find(option: str, name: str) -> type:
         module = importlib.import_module(module_name)
     except ImportError as error:
         message = f"{option}: {module_name!r} cannot be imported from {here}: {error}"
-        raise BuildError(message) from error
+        raise BuildError(message, hint=_near_module(module_name, error.name)) from error
     except Exception as error:
         message = f"{option}: importing {module_name!r} raised {type(error).__name__}: {error}"
         raise BuildError(message) from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
-        message = f"{option}: module {module_name!r} has no class {class_name!r}"
-        raise BuildError(message)
-    return found
+    return module, class_name
+
+
+def _near_module(wanted: str, missing: str | None) -> str | None:
+    """What may have been meant; None where it is not the module itself that is missing."""
+    if missing is None or not f"{wanted}.".startswith(f"{missing}."):
+        return None
+    outer, _, name = missing.rpartition(".")
+    paths = sys.modules[outer].__path__ if outer else [str(Path.cwd())]
+    known = [found.name for found in pkgutil.iter_modules(paths)]
+    known += [found.name for path in paths for found in Path(path).iterdir() if found.is_dir()]
+    close = get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {'.'.join([*outer.split('.'), close[0]]).lstrip('.')}?"
+    return "run it in the folder that Python imports the module from, or name that in PYTHONPATH"
+
+
+def _classes(module: ModuleType) -> list[str]:
+    """Those that it defines itself."""
+    return [
+        name
+        for name, found in vars(module).items()
+        if isinstance(found, type) and found.__module__ == module.__name__
+    ]

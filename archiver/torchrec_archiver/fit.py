@@ -10,6 +10,7 @@ import torch
 
 from torchrec_archiver.checkpoint.entries import Checkpoint
 from torchrec_archiver.checkpoint.names import Found, beside_model, find
+from torchrec_archiver.progress import bar
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.weights import checkpoint_root, dense_state, table_names
@@ -35,6 +36,9 @@ TRAINING_ONLY = frozenset(
 BUCKETS = "_hash_zch_bucket"
 """How many buckets ids were hashed to: a module with another number would not find them."""
 
+SHOWN = 3
+"""Names that an example gives of many."""
+
 GROUPS = 10
 """How many parts that were left the log names."""
 
@@ -49,7 +53,13 @@ class Weights:
     """Float rows [rows, D]."""
 
 
-def fit(checkpoint: Checkpoint, module: torch.nn.Module, collections: Collections) -> Weights:
+def fit(
+    checkpoint: Checkpoint,
+    module: torch.nn.Module,
+    collections: Collections,
+    *,
+    progress: bool = False,
+) -> Weights:
     """Find every weight of the module in a checkpoint, and say what was taken and left.
 
     Args:
@@ -57,6 +67,7 @@ def fit(checkpoint: Checkpoint, module: torch.nn.Module, collections: Collection
         module: the predict module; its tables may be float, on `meta`, or quantized by the factory,
             a checkpoint holds them in floats.
         collections: those of the module.
+        progress: whether to show a bar.
 
     Raises:
         BuildError: lists every missing, unexpected and wrongly shaped entry at once; or more than
@@ -89,7 +100,11 @@ def fit(checkpoint: Checkpoint, module: torch.nn.Module, collections: Collection
         name: shape for name, shape in expected.items() if name not in optional - names.keys()
     }
     left = _check(checkpoint, found, names, wanted)
-    read = {name: checkpoint.entries[name].read() for name in dict.fromkeys(names.values())}
+    read = {}
+    with bar("checkpoint", len(set(names.values())), " tensors", shown=progress) as done:
+        for name in dict.fromkeys(names.values()):
+            read[name] = checkpoint.entries[name].read()
+            done.update()
     _check_values(dense, names, read)
     _report(checkpoint, found, names, left)
     return Weights(
@@ -129,6 +144,13 @@ def _check(
         if not beside_model(checkpoint, found, name) and _last(name) not in TRAINING_ONLY
     ]
     missing = [name for name in expected if name not in names]
+    if expected and not names:
+        message = (
+            f"weights: none of the predict module's {len(expected)} weights is in the checkpoint: "
+            f"it has {_first(entries)}, the module {_first(expected)}"
+        )
+        hint = "is it another model's? For this one's, under other names, see --weights-map"
+        raise BuildError(message, hint=hint)
     faults = [f"missing: {name}{_nearest(name, unexpected)}" for name in missing]
     faults += [f"unexpected: {name}{_nearest(name, missing)}" for name in unexpected]
     faults += [
@@ -200,6 +222,12 @@ def _named(last: str, names: Iterable[str]) -> set[str]:
 
 def _last(name: str) -> str:
     return name.rsplit(".", 1)[-1]
+
+
+def _first(names: Iterable[str]) -> str:
+    several = list(names)
+    more = f" and {len(several) - SHOWN} more" if several[SHOWN:] else ""
+    return ", ".join(several[:SHOWN]) + more if several else "nothing"
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:

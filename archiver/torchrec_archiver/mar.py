@@ -1,5 +1,6 @@
 """Last step of building: the archive file, by torch-model-archiver's own code."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +14,7 @@ from types import FrameType
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_packaging_utils import ModelExportUtils
 
+from torchrec_archiver.near import room
 from torchrec_archiver.store import SUFFIXES, ArchiveFormat, Place
 from torchrec_handler.archive.format import HANDLER, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import BuildError
@@ -66,7 +68,8 @@ def staging(export_path: Path) -> Iterator[Path]:
             yield folder
     except OSError as error:
         message = f"{error.filename or parent}: cannot be written: {error.strerror or error}"
-        raise BuildError(message) from error
+        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise BuildError(message, hint=room(parent) if is_full else None) from error
 
 
 def make_manifest(model_name: str, version: str, requirements_file: str | None) -> str:

@@ -139,7 +139,7 @@ def write_model(  # noqa: PLR0913
         ignore_weights: patterns of names to leave out.
         samples: a file of requests to record; None to draw them.
         options: as the worker will read them.
-        progress: whether to show a bar.
+        progress: whether to show bars.
         allow_invalid_rows: names of tables whose rows their data type need not hold, and of dense
             weights that need not be finite.
         allow_failing_samples: whether the model may raise on samples.
@@ -160,7 +160,7 @@ def write_model(  # noqa: PLR0913
                 checkpoint = checkpoint.under(weights_key)
             return checkpoint.without(ignore_weights).renamed(weights_map)
 
-        fitted = _with_weights(package, read, options, allow_invalid_rows)
+        fitted = _with_weights(package, read, options, allow_invalid_rows, progress=progress)
     weighted, dense, rows = fitted
     output = weighted.made.output
     if weighted.hidden:
@@ -245,6 +245,8 @@ def _with_weights(
     read: Callable[[], Checkpoint],
     options: Options,
     allowed: Collection[str],
+    *,
+    progress: bool,
 ) -> _Fitted:
     made = make(package, options, CPU)
     module = made.output.module
@@ -255,7 +257,7 @@ def _with_weights(
         )
         raise BuildError(message)
     named = table_names(module, made.collections)
-    fitted = fit(read(), module, made.collections)
+    fitted = fit(read(), module, made.collections, progress=progress)
     dense, rows = dict(fitted.dense), dict(fitted.rows)
     check_dense(dense, module, allowed)
     weighted = load_weights(made, dense)

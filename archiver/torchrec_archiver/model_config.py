@@ -1,6 +1,7 @@
 """model-config.yaml: the user's words as they are, and our defaults of what they leave open."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from torchrec_archiver.package import read_bytes
 from torchrec_handler.errors import BuildError
 from torchrec_handler.kernels.registry import check_names
-from torchrec_handler.options import Options, read_options
+from torchrec_handler.options import SECTION, Options, read_options
 
 DEFAULT_MODEL_CONFIG: Mapping[str, int] = {
     "minWorkers": 1,
@@ -69,6 +70,12 @@ def read_model_config(path: str | Path | None) -> tuple[bytes, Options]:
 
 def _check(path: str | Path, document: Mapping[str, Any]) -> None:
     """Of what it cannot read TorchServe only logs a warning, and takes its own default."""
+    known = [*DEFAULT_MODEL_CONFIG, SECTION]
+    for name in map(str, document):
+        close = get_close_matches(name, known, n=1, cutoff=0.8)
+        if close and name not in known:
+            message = f"config file: {path}: {name}: neither TorchServe nor torchrec-serve reads it"
+            raise BuildError(message, hint=f"did you mean {close[0]}?")
     for name in DEFAULT_MODEL_CONFIG:
         value, least = document.get(name, 1), LEAST.get(name, 1)
         if type(value) is not int or value < least:

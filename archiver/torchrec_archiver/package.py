@@ -10,6 +10,7 @@ from torch.package.package_exporter import PackageExporter, PackagingError
 from torchrec.inference.model_packager import PredictFactoryPackager
 from torchrec.inference.modules import PredictFactory
 
+from torchrec_archiver.near import near_path
 from torchrec_handler.errors import BuildError
 
 
@@ -72,7 +73,7 @@ def read_bytes(what: str, path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         message = f"{what}: {path} cannot be read: {error.strerror}"
-        raise BuildError(message) from error
+        raise BuildError(message, hint=near_path(path)) from error
 
 
 def save_package(

@@ -177,6 +177,9 @@ def check_failures(recorded: Recorded, *, are_drawn: bool, are_allowed: bool) ->
         good = [
             sample.rows for (method, _), sample in recorded.samples.items() if method == qualname
         ]
+        if first.said.startswith("raised NotImplementedError"):  # left to be written
+            message = f"samples: {qualname} {first.said}"
+            raise BuildError(message)
         message = f"samples: {qualname} {first.said}, with {_listed(failing)} rows"
         if good:
             message += f", but not with {_listed(good)}"

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_archiver.near import near_path
 from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import BuildError, RequestError
 from torchrec_handler.load.signature.draw import STYLES, Style, draw_lengths, open_inputs
@@ -23,8 +24,16 @@ BATCHES = (1, 4, 16, 64)
 """Rows of the recorded calls, growing, so that replaying them warms a worker up."""
 
 
-def read_requests(path: Path, signature: Signature, options: Options) -> list[ValidRequest]:
+def read_requests(
+    path: Path, signature: Signature, options: Options, what: str = "samples"
+) -> list[ValidRequest]:
     """Read a file of requests, one JSON body a line, in any JSON format.
+
+    Args:
+        path: the file.
+        signature: what the model takes.
+        options: as a worker reads them.
+        what: what errors call the file.
 
     Raises:
         BuildError: the file cannot be read, or a line is a bad request; names the line.
@@ -34,8 +43,8 @@ def read_requests(path: Path, signature: Signature, options: Options) -> list[Va
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        message = f"samples: {path} cannot be read: {error.strerror}"
-        raise BuildError(message) from error
+        message = f"{what}: {path} cannot be read: {error.strerror}"
+        raise BuildError(message, hint=near_path(path)) from error
     requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -44,10 +53,10 @@ def read_requests(path: Path, signature: Signature, options: Options) -> list[Va
             columns, _ = codecs.decode(RawRequest(body=line, content_type="application/json"))
             requests.append(validate(columns))
         except RequestError as error:
-            message = f"samples: {path}, line {number}: {error}"
+            message = f"{what}: {path}, line {number}: {error}"
             raise BuildError(message) from error
     if not requests:
-        message = f"samples: {path} holds no request, expected one JSON body a line"
+        message = f"{what}: {path} holds no request, expected one JSON body a line"
         raise BuildError(message)
     return requests
 

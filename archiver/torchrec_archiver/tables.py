@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
+from torchrec_archiver.progress import bar
 from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import BuildError
 from torchrec_handler.tables.collection import Collections
@@ -56,8 +56,7 @@ def write_tables(
     measured = []
     pending = bytearray()
     total = sum(entry.nbytes for entry in entries)
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="tables", disable=not progress)
-    with path.open("wb") as file, bar:
+    with path.open("wb") as file, bar("tables", total, "B", shown=progress) as written:
         for entry in entries:
             source = rows.get(entry.key)
             if source is None:
@@ -88,7 +87,7 @@ def write_tables(
                     largest = max(largest, float(off.max()) if off.numel() else 0.0)
                     total_error += float(off.sum(dtype=torch.float64))
                 page_out(mapped)
-                bar.update(encoded.numel())
+                written.update(encoded.numel())
             if source.is_floating_point():
                 mean = total_error / max(1, count)
                 measured.append(dataclasses.replace(entry, max_error=largest, mean_error=mean))

@@ -23,6 +23,20 @@ TorchRecServeError
 class TorchRecServeError(Exception):
     """Base of all errors of this project."""
 
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        """Keep what is wrong and, where that is known, what to do about it."""
+        super().__init__(message)
+        self.hint = hint
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, without the hint."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        """What is wrong, and the hint behind it."""
+        return "; ".join(part for part in (self.sentence, self.hint) if part)
+
 
 class BuildError(TorchRecServeError):
     """An archive could not be built. The message says what, where and what to do."""
@@ -86,15 +100,15 @@ class RequestError(TorchRecServeError):
             expected: what may stand there.
             hint: what to do.
         """
-        super().__init__(said)
+        super().__init__(said, hint=hint)
         self.said = said
         self.where = where
         self.received = received
         self.expected = expected
-        self.hint = hint
 
-    def __str__(self) -> str:
-        """All that is known, as one sentence."""
+    @property
+    def sentence(self) -> str:
+        """All that is known but the hint, as one sentence."""
         told = ", ".join(
             part
             for part in (
@@ -104,8 +118,7 @@ class RequestError(TorchRecServeError):
             )
             if part
         )
-        sentence = ": ".join(part for part in (self.where, told) if part)
-        return "; ".join(part for part in (sentence, self.hint) if part)
+        return ": ".join(part for part in (self.where, told) if part)
 
     @property
     def type(self) -> str:

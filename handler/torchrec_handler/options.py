@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -262,8 +263,10 @@ def _explain(fault: Mapping[str, Any]) -> str:
         owner: Any = Options
         for part in path[1:-1]:
             owner = owner.model_fields[part].annotation
-        known = ", ".join(sorted(owner.model_fields))
-        return f"{'.'.join(path)}: unknown option, expected one of {known}"
+        known = sorted(owner.model_fields)
+        close = get_close_matches(path[-1], known, n=1)
+        near = f" (did you mean {close[0]}?)" if close else ""
+        return f"{'.'.join(path)}: unknown option{near}, expected one of {', '.join(known)}"
     elif fault["type"] in {"model_type", "dict_type"}:
         expected = "a mapping"
     expected = expected.replace("greater than or equal to", "at least")

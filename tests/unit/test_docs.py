@@ -152,5 +152,5 @@ def test_troubleshooting_quotes_messages_as_they_are() -> None:
     quoted = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
     assert len(quoted) > 30
     for message in quoted:
-        for words in re.split("…|: |, received |, expected ", message):
+        for words in re.split("…|: |; |, received |, expected ", message):
             assert words.strip(" :,()") in known, message

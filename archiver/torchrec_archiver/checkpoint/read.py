@@ -17,6 +17,7 @@ from torchrec_archiver.checkpoint.distributed import METADATA, read_distributed
 from torchrec_archiver.checkpoint.entries import Checkpoint, from_tensors
 from torchrec_archiver.checkpoint.saved import load_saved
 from torchrec_archiver.checkpoint.snapshot import MANIFEST, read_snapshot
+from torchrec_archiver.near import near_path
 from torchrec_handler.errors import BuildError
 
 INDEXES = (".safetensors.index.json", ".bin.index.json")
@@ -143,11 +144,11 @@ def read_checkpoint(weights: Path | Mapping[str, Any], scratch: Path) -> Checkpo
             return kind.read(weights, scratch)
     if not weights.exists():
         message = f"weights: {weights} does not exist"
-    else:
-        message = (
-            f"weights: {weights} is a folder without {METADATA} (torch.distributed.checkpoint), "
-            f"one *{' or *'.join(INDEXES)}, or files of ranks ({', '.join(SUFFIXES)})"
-        )
+        raise BuildError(message, hint=near_path(weights))
+    message = (
+        f"weights: {weights} is a folder without {METADATA} (torch.distributed.checkpoint), "
+        f"one *{' or *'.join(INDEXES)}, or files of ranks ({', '.join(SUFFIXES)})"
+    )
     raise BuildError(message)
 
 

@@ -14,6 +14,13 @@ from torchrec_handler.archive.read import read_description
 from torchrec_handler.errors import BuildError
 
 HELP = "package a factory and its weights as an archive"
+EXAMPLES = """\
+torchrec-archiver build --model-name shop --version 1.0 --factory shop.factory:Factory \\
+  --weights checkpoint.pt --export-path model_store
+torchrec-archiver build --model-name shop --version 1.1 --factory shop.factory:Factory \\
+  --weights checkpoints/step_9000 --weights-key model --config config.pkl=run/config.pkl \\
+  --config-file model-config.yaml --samples requests.jsonl --max-output-error 0.01
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

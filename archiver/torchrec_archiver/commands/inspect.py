@@ -9,6 +9,11 @@ from torchrec_archiver.report.terminal import show
 from torchrec_handler.archive.read import read_description, read_index
 
 HELP = "show what an archive says of itself"
+EXAMPLES = """\
+torchrec-archiver inspect model_store/shop.mar
+torchrec-archiver inspect model_store/shop.mar --json | jq .signature
+torchrec-archiver inspect model_store/shop.mar --html shop.html --time
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,10 @@ import getpass
 from pathlib import Path
 
 HELP = "sign an archive with a private key"
+EXAMPLES = """\
+openssl ecparam -name prime256v1 -genkey -noout -out release.pem
+torchrec-archiver sign model_store/shop.mar --private-key release.pem
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,10 @@ import argparse
 from pathlib import Path
 
 HELP = "let a new version answer on a running server, under load"
+EXAMPLES = """\
+torchrec-archiver swap model_store/shop-2.0.mar
+torchrec-archiver swap model_store/shop-2.0.mar --management-address http://127.0.0.1:8081
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

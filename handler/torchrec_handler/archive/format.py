@@ -285,11 +285,9 @@ class Index:
             raise ArchiveError(message)
         version = _said(document["format_version"], str)
         if version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
-            message = (
-                f"{INDEX}: received format version {version}, expected {FORMAT_VERSION}; "
-                "build the archive again with this version of torchrec-serve"
-            )
-            raise ArchiveError(message)
+            message = f"{INDEX}: received format version {version}, expected {FORMAT_VERSION}"
+            hint = "build the archive again with this version of torchrec-serve"
+            raise ArchiveError(message, hint=hint)
         index: Index = _read(cls, document, "")
         _expect_one_of(RESULT_TYPES, index.signature.result_metadata, "signature.result_metadata")
         for at, known in enumerate(index.signature.inputs):

@@ -62,7 +62,25 @@ def test_a_name_of_another_form_is_refused(
 
 def test_a_module_that_is_not_there_is_named(shop: Path) -> None:
     assert error_of(lambda: find_factory("shop.factory:ShopPredictFactory")) == (
-        f"factory: 'shop.factory' cannot be imported from {shop}: No module named 'shop'"
+        f"factory: 'shop.factory' cannot be imported from {shop}: No module named 'shop'; "
+        "run it in the folder that Python imports the module from, or name that in PYTHONPATH"
+    )
+    (shop / "shops").mkdir()
+    (shop / "shops" / "factories.py").touch()
+    assert error_of(lambda: find_factory("shop.factory:ShopPredictFactory")) == (
+        f"factory: 'shop.factory' cannot be imported from {shop}: No module named 'shop'; "
+        "did you mean shops?"
+    )
+    assert error_of(lambda: find_factory("shops.factory:ShopPredictFactory")) == (
+        f"factory: 'shops.factory' cannot be imported from {shop}: "
+        "No module named 'shops.factory'; did you mean shops.factories?"
+    )
+
+
+def test_a_file_in_place_of_a_module_is_told_as_a_module() -> None:
+    assert error_of(lambda: find_factory("shop/factory.py:ShopPredictFactory")) == (
+        "factory: received the file 'shop/factory.py', expected MODULE:CLASS; "
+        "did you mean shop.factory:ShopPredictFactory?"
     )
 
 
@@ -87,10 +105,23 @@ def test_what_a_module_raises_is_said(shop: Path, source: str, reason: str) -> N
     )
 
 
-@pytest.mark.parametrize("name", ["ShopPredictFactory", "DENSE", "Ranking.forward"])
-def test_a_class_that_is_not_there_is_named(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("RankingFactory", "did you mean RankingPredictFactory?"),
+        (
+            "DENSE",
+            (
+                "its classes are Ranking, RankingPredictModule, RankingPredictFactory, "
+                "MetaRankingPredictFactory"
+            ),
+        ),
+        ("Ranking.forward", "did you mean Ranking?"),
+    ],
+)
+def test_a_class_that_is_not_there_is_named(name: str, hint: str) -> None:
     assert error_of(lambda: find_factory(f"{RANKING}:{name}")) == (
-        f"factory: module '{RANKING}' has no class {name!r}"
+        f"factory: module '{RANKING}' has no class {name!r}; {hint}"
     )
 
 

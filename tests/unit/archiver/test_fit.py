@@ -266,3 +266,17 @@ def test_weights_that_have_no_values_are_refused() -> None:
     assert error_of(lambda: fit_all(held(checkpoint), seeded("meta"))) == (
         "weights: over.0.bias were saved from the meta device, without values"
     )
+
+
+def test_another_model_s_checkpoint_is_one_line() -> None:
+    other = {f"encoder.{number}.weight": torch.zeros(2, 2) for number in range(5)}
+    with pytest.raises(BuildError) as caught:
+        fit_all(held(other), RankingPredictModule(seeded(), "cpu"))
+    assert caught.value.sentence.startswith(
+        "weights: none of the predict module's 9 weights is in the checkpoint: it has "
+        "encoder.0.weight, encoder.1.weight, encoder.2.weight and 2 more, the module "
+    )
+    assert "\n" not in caught.value.sentence
+    assert caught.value.hint == (
+        "is it another model's? For this one's, under other names, see --weights-map"
+    )

@@ -35,7 +35,10 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(_commands()) == ["build", "inspect", "sign", "swap"]
+    assert list(_commands()) == [
+        *("init", "build", "inspect", "verify", "compare", "predict"),
+        *("sign", "swap", "completion"),
+    ]
 
 
 def test_the_options_of_build_are_these() -> None:
@@ -74,6 +77,39 @@ def test_the_options_of_inspect_are_these() -> None:
     }
 
 
+def test_the_options_of_the_others_are_these() -> None:
+    archive = ("ARCHIVE", True, None, None)
+    positional = {
+        name: [action.dest for action in command._actions if not action.option_strings]
+        for name, command in _commands().items()
+    }
+    assert positional["compare"] == ["a", "b"]
+    assert positional["predict"] == ["archive", "requests"]
+    assert _options(_commands()["verify"]) == {
+        "": archive,
+        "--no-replay": (None, False, True, None),
+        "--json": (None, False, False, None),
+    }
+    assert _options(_commands()["compare"]) == {
+        "": ("B", True, None, None),
+        "--requests": ("PATH", False, None, None),
+        "--max-difference": ("X", False, None, None),
+        "--json": (None, False, False, None),
+    }
+    assert _options(_commands()["init"]) == {
+        "": ("FOLDER", True, None, None),
+        "--model": ("MODULE:NAME", False, None, None),
+        "--weights": ("CHECKPOINT", False, None, None),
+        "-f --force": (None, False, False, None),
+    }
+    assert _options(_commands()["predict"]) == {
+        "": ("REQUEST", True, None, None),
+        "--qualname": ("METHOD", False, "forward", None),
+        "--content-type": ("TYPE", False, None, None),
+        "--accept": ("TYPE", False, None, None),
+    }
+
+
 # What is wrong.
 
 
@@ -86,7 +122,11 @@ def test_the_options_of_inspect_are_these() -> None:
         ),
         (
             ("--factory", "tests.support.factories.ranking:Shop"),
-            "factory: module 'tests.support.factories.ranking' has no class 'Shop'",
+            (
+                "factory: module 'tests.support.factories.ranking' has no class 'Shop'\n"
+                "hint: its classes are Ranking, RankingPredictModule, RankingPredictFactory, "
+                "MetaRankingPredictFactory"
+            ),
         ),
         (
             ("--factory", "tests.support.factories.ranking:RankingPredictModule"),
@@ -118,20 +158,23 @@ def test_the_options_of_inspect_are_these() -> None:
         ),
         (
             ("--config", "scale.pkl={folder}/nowhere.pkl"),
-            ("config scale.pkl: {folder}/nowhere.pkl cannot be read: No such file or directory"),
+            (
+                "config scale.pkl: {folder}/nowhere.pkl cannot be read: No such file or directory\n"
+                "hint: {folder} holds model_store, tmp"
+            ),
         ),
         (
             ("--config", "scale.pkl"),
             (
-                "argument --config: received 'scale.pkl', expected NAME=PATH; "
-                "see torchrec-archiver build --help"
+                "argument --config: received 'scale.pkl', expected NAME=PATH\n"
+                "hint: torchrec-archiver build --help"
             ),
         ),
         (
             ("--config", "=path"),
             (
-                "argument --config: received '=path', expected NAME=PATH; "
-                "see torchrec-archiver build --help"
+                "argument --config: received '=path', expected NAME=PATH\n"
+                "hint: torchrec-archiver build --help"
             ),
         ),
         (
@@ -140,7 +183,7 @@ def test_the_options_of_inspect_are_these() -> None:
         ),
         (
             ("--weights", "{folder}/nowhere.pt"),
-            "weights: {folder}/nowhere.pt does not exist",
+            "weights: {folder}/nowhere.pt does not exist\nhint: {folder} holds model_store, tmp",
         ),
         (
             ("--weights", "{folder}"),
@@ -153,20 +196,23 @@ def test_the_options_of_inspect_are_these() -> None:
         (
             ("--weights-map", "module"),
             (
-                "argument --weights-map: received 'module', expected OLD=NEW; "
-                "see torchrec-archiver build --help"
+                "argument --weights-map: received 'module', expected OLD=NEW\n"
+                "hint: torchrec-archiver build --help"
             ),
         ),
         (
             ("--max-output-error", "little"),
             (
-                "argument --max-output-error: invalid float value: 'little'; "
-                "see torchrec-archiver build --help"
+                "argument --max-output-error: invalid float value: 'little'\n"
+                "hint: torchrec-archiver build --help"
             ),
         ),
         (
             ("--extra-files", "{folder}/nowhere"),
-            "extra file nowhere: {folder}/nowhere cannot be read: No such file or directory",
+            (
+                "extra file nowhere: {folder}/nowhere cannot be read: No such file or directory\n"
+                "hint: {folder} holds model_store, tmp"
+            ),
         ),
         (
             ("--extra-files", "x/movies.json,y/movies.json"),
@@ -186,26 +232,35 @@ def test_the_options_of_inspect_are_these() -> None:
         ),
         (
             ("--config-file", "{folder}/nowhere"),
-            "config file: {folder}/nowhere cannot be read: No such file or directory",
+            (
+                "config file: {folder}/nowhere cannot be read: No such file or directory\n"
+                "hint: {folder} holds model_store, tmp"
+            ),
         ),
         (
             ("--requirements-file", "{folder}/nowhere"),
-            "requirements file: {folder}/nowhere cannot be read: No such file or directory",
+            (
+                "requirements file: {folder}/nowhere cannot be read: No such file or directory\n"
+                "hint: {folder} holds model_store, tmp"
+            ),
         ),
         (
             ("--archive-format", "zip"),
             (
                 "argument --archive-format: invalid choice: 'zip' (choose from 'auto', 'default', "
-                "'zip-store', 'no-archive', 'tgz'); see torchrec-archiver build --help"
+                "'zip-store', 'no-archive', 'tgz')\nhint: torchrec-archiver build --help"
             ),
         ),
         (
             ("--weight", "x"),
-            "unrecognized arguments: --weight x; see torchrec-archiver --help",
+            (
+                "unrecognized arguments: --weight x\n"
+                "hint: did you mean --weights? See torchrec-archiver build --help"
+            ),
         ),
         (
             ("--model-name",),
-            ("argument --model-name: expected one argument; see torchrec-archiver build --help"),
+            ("argument --model-name: expected one argument\nhint: torchrec-archiver build --help"),
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -232,20 +287,21 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
     [
         (
             (),
-            ("the following arguments are required: COMMAND; see torchrec-archiver --help"),
+            ("the following arguments are required: COMMAND\nhint: torchrec-archiver --help"),
         ),
         (
             ("bild",),
             (
-                "argument COMMAND: invalid choice: 'bild' "
-                "(choose from 'build', 'inspect', 'sign', 'swap'); see torchrec-archiver --help"
+                "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
+                "'inspect', 'verify', 'compare', 'predict', 'sign', 'swap', 'completion')\n"
+                "hint: did you mean build? See torchrec-archiver --help"
             ),
         ),
         (
             ("build",),
             (
-                "the following arguments are required: --model-name, --version, --factory; "
-                "see torchrec-archiver build --help"
+                "the following arguments are required: --model-name, --version, --factory\n"
+                "hint: torchrec-archiver build --help"
             ),
         ),
     ],
@@ -255,6 +311,15 @@ def test_what_is_missing_is_one_error_line(
 ) -> None:
     assert run(*arguments) == 1
     assert capsys.readouterr() == ("", f"ERROR: {message}\n")
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_the_help_of_every_command_shows_examples_of_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(name, "--help") == 0
+    _, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert f"  torchrec-archiver {name} " in examples
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +345,7 @@ HELLO = """
 from torchrec_handler.errors import BuildError
 
 HELP = "say hello"
+EXAMPLES = "torchrec-archiver hello --name you"
 
 def add(parser):
     parser.add_argument("--name", default="nobody")
@@ -299,7 +365,7 @@ def test_a_command_is_one_module_and_one_entry(
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
     monkeypatch.setattr(command_line, "COMMANDS", (*command_line.COMMANDS, "hello"))
     assert run("--help") == 0
-    assert "    hello     say hello\n" in capsys.readouterr().out
+    assert "    hello       say hello\n" in capsys.readouterr().out
     assert run("hello", "--name", "you") == 7
     assert capsys.readouterr() == ("Hello you\n", "")
     assert run("hello") == 1
@@ -324,7 +390,13 @@ sys.exit(status)
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("--version",), ("build", "--help"), ("inspect", "{folder}")],
+    [
+        ("--help",),
+        ("--version",),
+        *((name, "--help") for name in command_line.COMMANDS),
+        ("inspect", "{folder}"),
+        ("completion", "bash"),
+    ],
     ids=" ".join,
 )
 def test_what_builds_nothing_imports_no_torch_and_takes_no_time(
@@ -353,3 +425,53 @@ def test_what_builds_nothing_imports_no_torch_and_takes_no_time(
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert float(done.stderr) < 0.5
+
+
+def test_an_older_python_is_told_before_anything_of_it_is_read() -> None:
+    code = "import sys; sys.version_info = (3, 9, 2); import torchrec_archiver.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        (
+            "ERROR: torchrec-serve runs on Python 3.11 and newer, this is 3.9\n"
+            "hint: make its environment with a newer one: python3.11 -m venv .venv\n"
+        ),
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_is_given_commands_and_options(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("completion", shell) == 0
+    script = capsys.readouterr().out
+    for word in (*command_line.COMMANDS, "--weights-map", "--max-difference", "zip-store"):
+        assert word.removeprefix("--") in script
+
+
+def test_bash_completes_commands_options_choices_and_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("completion", "bash") == 0
+    (tmp_path / "completion").write_text(capsys.readouterr().out)
+    (tmp_path / "shop.mar").touch()
+
+    def completed(*words: str) -> list[str]:
+        script = (
+            f"source completion; COMP_WORDS=(torchrec-archiver {' '.join(words)} ''); "
+            f"COMP_CWORD={len(words) + 1}; _shtab_torchrec_archiver; "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(
+            ["bash", "-c", script],  # noqa: S607
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    assert set(command_line.COMMANDS) <= set(completed())
+    assert completed("build", "--archive-format")[:2] == ["auto", "default"]
+    assert "shop.mar" in completed("verify")

@@ -125,6 +125,16 @@ def test_what_cannot_be_written_is_an_error_with_its_reason(workspace: Path, sto
     assert not list(workspace.iterdir())
 
 
+def test_a_full_disk_is_told_with_how_much_is_free(workspace: Path, store: Path) -> None:
+    with pytest.raises(BuildError) as caught, staging(store):
+        Path("/dev/full").write_text("x")
+    assert caught.value.sentence == f"{workspace}: cannot be written: No space left on device"
+    assert caught.value.hint
+    assert caught.value.hint.endswith(
+        f" GB are free in {workspace}; TMPDIR names another folder to work in"
+    )
+
+
 def test_a_folder_that_a_killed_build_left_is_removed(workspace: Path, store: Path) -> None:
     stale = workspace / f"{STAGING_PREFIX}stale"
     (stale / "ranking").mkdir(parents=True)

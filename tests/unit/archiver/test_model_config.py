@@ -106,3 +106,22 @@ def test_a_file_that_says_nothing_leaves_all_to_the_defaults(content: str, tmp_p
     written, options = read_model_config(path)
     assert yaml.safe_load(written) == DEFAULT_MODEL_CONFIG
     assert options == Options()
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "near"),
+    [
+        ("batchsize: 8", "batchsize", "batchSize"),
+        ("maxWorker: 2", "maxWorker", "maxWorkers"),
+        ("torchserve: 1\ntorch_rec: {}", "torch_rec", "torchrec"),
+    ],
+)
+def test_a_setting_misspelt_is_refused(content: str, name: str, near: str, tmp_path: Path) -> None:
+    path = tmp_path / "model-config.yaml"
+    path.write_text(content)
+    with pytest.raises(BuildError) as caught:
+        read_model_config(path)
+    assert str(caught.value) == (
+        f"config file: {path}: {name}: neither TorchServe nor torchrec-serve reads it; "
+        f"did you mean {near}?"
+    )

@@ -98,7 +98,8 @@ def test_a_config_that_cannot_be_read_is_named(
 
 def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert error_of(lambda: read_config("scale", tmp_path / "c.pkl")) == (
-        f"config scale: {tmp_path / 'c.pkl'} cannot be read: No such file or directory"
+        f"config scale: {tmp_path / 'c.pkl'} cannot be read: No such file or directory; "
+        f"{tmp_path} is empty"
     )
     assert error_of(lambda: read_config("scale", tmp_path)) == (
         f"config scale: {tmp_path} cannot be read: Is a directory"

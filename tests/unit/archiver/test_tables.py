@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.factories.kinds_own import ShardedFactory
-from torchrec_archiver import tables
+from torchrec_archiver import progress, tables
 from torchrec_archiver.tables import check_sharded, write_tables
 from torchrec_handler.archive.format import ROW_BITS, SCALE_BIAS_BYTES, TableEntry, TableKey, align
 from torchrec_handler.errors import BuildError, WeightsError
@@ -249,10 +249,13 @@ def test_errors_are_those_against_the_checkpoint_s_own_values(
     assert measured.mean_error == pytest.approx(float(off.mean()), rel=1e-5)
 
 
-def test_progress_is_shown_where_it_is_wanted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_progress_is_shown_where_it_is_wanted_and_takes_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: Rows = {TableKey("sparse", "t"): random_rows(50)}
+    write_tables(tmp_path / "tables.bin", [entry("t", 50, "int8")], rows, progress=True)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(progress, "AFTER_SECONDS", 0.0)
     write_tables(tmp_path / "tables.bin", [entry("t", 50, "int8")], rows, progress=True)
     assert "tables: 100%" in capsys.readouterr().err
     write_tables(tmp_path / "tables.bin", [entry("t", 50, "int8")], rows, progress=False)

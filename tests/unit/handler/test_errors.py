@@ -65,6 +65,14 @@ def test_a_request_error_is_data_and_says_all_of_it(
             assert getattr(error, name) == parts.get(name)
 
 
+def test_any_error_may_have_a_hint_that_its_text_ends_with() -> None:
+    raised = errors.BuildError("no such folder", hint="make it first")
+    for error in (raised, copy.copy(raised), pickle.loads(pickle.dumps(raised))):
+        assert (error.sentence, error.hint) == ("no such folder", "make it first")
+        assert str(error) == "no such folder; make it first"
+    assert (str(errors.LoadError("no")), errors.LoadError("no").hint) == ("no", None)
+
+
 def test_loading_errors_are_runtime_errors() -> None:
     """TorchServe ends the worker without an answer on any other exception."""
     for found in (

@@ -125,17 +125,23 @@ WRONG = [
     Wrong(
         text="torchrec: {tables: {type: int8}}",
         message=(
-            "torchrec.tables.type: unknown option, expected one of dtype, output_dtype, per_table, "
-            "quantization_mapping"
+            "torchrec.tables.type: unknown option (did you mean dtype?), expected one of dtype, "
+            "output_dtype, per_table, quantization_mapping"
         ),
     ),
     Wrong(
         text="torchrec: {dense: {type: int8}}",
-        message="torchrec.dense.type: unknown option, expected one of dtype, max_error",
+        message=(
+            "torchrec.dense.type: unknown option (did you mean dtype?), "
+            "expected one of dtype, max_error"
+        ),
     ),
     Wrong(
         text="torchrec: {kernels: {type: int8}}",
-        message="torchrec.kernels.type: unknown option, expected one of dtype, off",
+        message=(
+            "torchrec.kernels.type: unknown option (did you mean dtype?), "
+            "expected one of dtype, off"
+        ),
     ),
     Wrong(
         text="torchrec: {kernels: {dtype: float16}}",
@@ -305,7 +311,8 @@ WRONG = [
             "torchrec.threads: received 0, expected at least 1; "
             "torchrec.dense.dtype: received 'int4', "
             "expected 'float32', 'float16', 'bfloat16', 'int8' or 'auto'; "
-            "torchrec.dense.type: unknown option, expected one of dtype, max_error"
+            "torchrec.dense.type: unknown option (did you mean dtype?), "
+            "expected one of dtype, max_error"
         ),
     ),
 ]

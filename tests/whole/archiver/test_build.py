@@ -36,7 +36,7 @@ from tests.support.factories.ranking import (
     RankingPredictModule,
     seeded,
 )
-from torchrec_archiver import DefaultPackager, build_archive
+from torchrec_archiver import DefaultPackager, build_archive, progress
 from torchrec_archiver.model_config import read_model_config
 from torchrec_archiver.store import ArchiveFormat
 from torchrec_handler.archive.format import (
@@ -266,10 +266,13 @@ def test_an_archive_is_replaced_by_force(store: Path) -> None:
 
 
 def test_progress_is_shown_where_it_is_wanted(
-    store: Path, capsys: pytest.CaptureFixture[str]
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(store, progress=True)
-    assert "tables: 100%" in capsys.readouterr().err
+    monkeypatch.setattr(progress, "AFTER_SECONDS", 0.0)
+    build(store, progress=True, weights=seeded().state_dict())
+    said = capsys.readouterr().err
+    assert "checkpoint: 100%" in said
+    assert "tables: 100%" in said
     build(store, force=True)
     assert capsys.readouterr() == ("", "")
 
@@ -354,12 +357,15 @@ WRONG = [
     Wrong(
         name="checkpoint missing",
         arguments={"weights": "{folder}/nowhere.pt"},
-        message="weights: {folder}/nowhere.pt does not exist",
+        message="weights: {folder}/nowhere.pt does not exist; {folder} holds model_store, tmp",
     ),
     Wrong(
         name="config file missing",
         arguments={"config_file": "{folder}/nowhere.yaml"},
-        message="config file: {folder}/nowhere.yaml cannot be read: No such file or directory",
+        message=(
+            "config file: {folder}/nowhere.yaml cannot be read: No such file or "
+            "directory; {folder} holds model_store, tmp"
+        ),
     ),
     Wrong(
         name="config file with asynchronous workers",
@@ -391,7 +397,7 @@ WRONG = [
         name="unknown option",
         arguments={"config_file": "{folder}/my.yaml"},
         files={"my.yaml": b"torchrec: {dense: {type: int8}}\n"},
-        message="torchrec.dense.type: unknown option, expected one of dtype",
+        message="torchrec.dense.type: unknown option (did you mean dtype?), expected one of dtype",
     ),
     Wrong(
         name="option for a table that is not there",
@@ -406,19 +412,24 @@ WRONG = [
         name="requirements file missing",
         arguments={"requirements_file": "{folder}/requirements.txt"},
         message=(
-            "requirements file: {folder}/requirements.txt cannot be read: No such file or directory"
+            "requirements file: {folder}/requirements.txt cannot be read: No such file or "
+            "directory; {folder} holds model_store, tmp"
         ),
     ),
     Wrong(
         name="config missing",
         arguments={"configs": {"c.pkl": Path("{folder}/c.pkl")}},
-        message="config c.pkl: {folder}/c.pkl cannot be read: No such file or directory",
+        message=(
+            "config c.pkl: {folder}/c.pkl cannot be read: No such file or "
+            "directory; {folder} holds model_store, tmp"
+        ),
     ),
     Wrong(
         name="extra file missing",
         arguments={"extra_files": {"movies.json": Path("{folder}/movies.json")}},
         message=(
-            "extra file movies.json: {folder}/movies.json cannot be read: No such file or directory"
+            "extra file movies.json: {folder}/movies.json cannot be read: No such file or "
+            "directory; {folder} holds model_store, tmp"
         ),
     ),
     Wrong(

@@ -1,0 +1,124 @@
+"""An archive answering in this process, without a server.
+
+For whoever wants an answer before there is a server: `predict`, `verify`, `compare`.
+"""
+
+import json
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from torchrec_archiver.near import near_path, room
+from torchrec_handler.archive.format import MANIFEST, MODEL_CONFIG
+from torchrec_handler.errors import ArchiveError, OptionError
+from torchrec_handler.load.loader import load
+from torchrec_handler.load.process import become_worker, unchanged_process
+from torchrec_handler.load.states import Predictor
+from torchrec_handler.options import Options, read_options
+from torchrec_handler.serve.engine import Engine
+
+
+class Answering(NamedTuple):
+    """A loaded archive."""
+
+    name: str
+    """TorchServe's name of the model."""
+    folder: Path
+    options: Options
+    predictor: Predictor
+    engine: Engine
+
+
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """The folder of an archive: its own, or a temporary one that a .mar or .tar.gz is unpacked to.
+
+    Raises:
+        ArchiveError: there is no archive, or it cannot be unpacked.
+    """
+    if archive.is_dir():
+        yield archive
+        return
+    if not archive.exists():
+        message = f"archive: {archive} does not exist"
+        raise ArchiveError(message, hint=near_path(archive))
+    with tempfile.TemporaryDirectory(prefix="torchrec-archive-") as folder:
+        yield _unpack(archive, Path(folder))
+
+
+@contextmanager
+def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answering]:
+    """An archive loaded as a worker loads it, on the GPU where there is one.
+
+    Args:
+        archive: a .mar, a .tar.gz or a folder.
+        self_test: whether to replay the samples; None for what its model-config.yaml says.
+
+    Raises:
+        LoadError: it cannot be loaded.
+    """
+    with unpacked(archive) as folder:
+        manifest = _read_model(folder)
+        options = _read_options(folder / str(manifest.get("configFile", MODEL_CONFIG)))
+        if self_test is not None:
+            options = options.model_copy(update={"self_test": self_test})
+        device = _device(options.device)
+        name = str(manifest.get("modelName", folder.name))
+        # A model may use the process group when it is called, not only when it is loaded.
+        with unchanged_process():
+            become_worker(options, device)
+            predictor = load(folder, options, device)
+            yield Answering(name, folder, options, predictor, Engine(name, predictor, options))
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as members:
+                members.extractall(folder)  # noqa: S202  zipfile keeps names inside of it
+            return folder
+        if not tarfile.is_tarfile(archive):
+            message = f"archive: {archive} is neither a .mar, a .tar.gz nor a folder"
+            raise ArchiveError(message)
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        message = f"archive: {archive} cannot be unpacked into {folder.parent}: {error}"
+        raise ArchiveError(message, hint=room(folder.parent)) from error
+    # torch-model-archiver puts a .tar.gz's members into one folder.
+    inside = list(folder.iterdir())
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def _read_model(folder: Path) -> Mapping[str, Any]:
+    """The manifest's `model`; nothing where there is none, which `verify` says better."""
+    try:
+        model = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return model if isinstance(model, dict) else {}
+
+
+def _read_options(path: Path) -> Options:
+    if not path.is_file():
+        return Options()
+    try:
+        return read_options(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        message = f"{path.name}: cannot be read: {' '.join(str(error).split())}"
+        raise ArchiveError(message) from error
+
+
+def _device(wanted: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        message = "torchrec.device: received 'cuda', but this machine has no CUDA device"
+        raise OptionError(message)
+    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
