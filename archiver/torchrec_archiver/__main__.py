@@ -10,7 +10,7 @@ from typing import NoReturn
 from torchrec_handler import __version__
 from torchrec_handler.errors import TorchRecServeError
 
-COMMANDS = ("build", "inspect")
+COMMANDS = ("build", "inspect", "serve", "bench")
 """Modules of `torchrec_archiver.commands`, in the order in which they are shown."""
 
 INTERRUPTED = 130

@@ -24,6 +24,8 @@ INDEX = "archive.json"
 DENSE = "dense.safetensors"
 TABLES = "tables.bin"
 SAMPLES = "samples.safetensors"
+SAMPLES_KEY = "samples"
+"""Of its metadata: method and rows of each call, as JSON."""
 
 REQUIREMENTS = "requirements.txt"
 """What TorchServe installs for the model; only where --requirements-file gave one."""
