@@ -35,7 +35,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(_commands()) == ["build", "inspect"]
+    assert list(_commands()) == ["build", "inspect", "serve", "bench"]
 
 
 def test_the_options_of_build_are_these() -> None:
@@ -68,6 +68,45 @@ def test_the_options_of_build_are_these() -> None:
 def test_the_options_of_inspect_are_these() -> None:
     assert _options(_commands()["inspect"]) == {
         "": ("ARCHIVE", True, None, None),
+        "--json": (None, False, False, None),
+    }
+
+
+SERVER = {
+    "--workers": ("N", False, None, None),
+    "--folder": ("FOLDER", False, None, None),
+}
+
+
+def test_the_options_of_serve_are_these() -> None:
+    assert _options(_commands()["serve"]) == {
+        "": ("ARCHIVE", True, None, None),
+        "--port": ("PORT", False, None, None),
+        "--management-port": ("PORT", False, None, None),
+        "--metrics-port": ("PORT", False, None, None),
+        "--grpc-port": ("PORT", False, None, None),
+        "--grpc-management-port": ("PORT", False, None, None),
+        "--ts-config": ("FILE", False, None, None),
+        **SERVER,
+    }
+
+
+def test_the_options_of_bench_are_these() -> None:
+    assert _options(_commands()["bench"]) == {
+        "": ("ARCHIVE", True, None, None),
+        "--seconds": ("S", False, 10.0, None),
+        "--connections": ("N[,N]", False, [1, 16, 64], None),
+        "--rows": ("N[,N]", False, [1, 100, 1000], None),
+        "--content-type": (
+            None,
+            False,
+            "application/json",
+            ("application/json", "application/x-protobuf"),
+        ),
+        "--requests": ("FILE", False, None, None),
+        "--server": ("URL", False, None, None),
+        **SERVER,
+        "--picture": ("FILE", False, None, None),
         "--json": (None, False, False, None),
     }
 
@@ -235,8 +274,8 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
         (
             ("bild",),
             (
-                "argument COMMAND: invalid choice: 'bild' (choose from 'build', 'inspect'); "
-                "see torchrec-archiver --help"
+                "argument COMMAND: invalid choice: 'bild' (choose from 'build', 'inspect', "
+                "'serve', 'bench'); see torchrec-archiver --help"
             ),
         ),
         (
