@@ -27,8 +27,8 @@ def test_every_size_is_loaded_and_drawn(
 ) -> None:
     options = ["--server", url(movielens), "--seconds", "0.2", "--connections", "1,4"]
     picture = tmp_path / "bench.svg"
-    given = [*options, "--rows", "1,100", "--json", "--picture", picture]
-    assert run("bench", movielens_archive, *given, "--content-type", PROTOBUF) == 0
+    options += ["--rows", "1,100", "--json", "--content-type", PROTOBUF]
+    assert run("bench", movielens_archive, *options, "--picture", picture) == 0
     said = json.loads(capsys.readouterr().out)
     loads = said.pop("loads")
     assert said == {

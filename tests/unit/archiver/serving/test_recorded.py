@@ -23,8 +23,8 @@ def arrays() -> dict[str, Array]:
     }
 
 
-def sample(rows: int = one_request.ROWS, **inputs: Array) -> Recorded:
-    return Recorded(qualname="forward", rows=rows, inputs=inputs or arrays(), outputs={})
+def sample(inputs: dict[str, Array], rows: int = one_request.ROWS) -> Recorded:
+    return Recorded(qualname="forward", rows=rows, inputs=inputs, outputs={})
 
 
 def row(inputs: dict[str, Array], rows: int, at: int) -> list[Any]:
@@ -59,7 +59,7 @@ def test_the_pool_has_the_rows_of_all_samples_of_the_first_method() -> None:
     inputs = arrays()
     one = recorded.take(inputs, one_request.ROWS, np.array([1]))
     other = Recorded(qualname="embed", rows=1, inputs=one, outputs={})
-    pool = recorded.pool([sample(1, **one), sample(), other])
+    pool = recorded.pool([sample(one, 1), sample(inputs), other])
     assert (pool.qualname, pool.rows) == ("forward", 3)
     assert [row(dict(pool.inputs), 3, number) for number in range(3)] == [
         row(inputs, one_request.ROWS, number) for number in (1, 0, 1)
@@ -95,7 +95,7 @@ def test_the_message_has_one_field_for_inputs_of_a_type() -> None:
 
 
 def test_people_read_one_row_by_its_features_names() -> None:
-    body = recorded.readable(sample(), one_request.SIGNATURE)
+    body = recorded.readable(sample(arrays()), one_request.SIGNATURE)
     assert json.loads(body) == {
         "instances": [
             {
@@ -137,7 +137,7 @@ def test_people_read_one_row_by_its_features_names() -> None:
 def test_features_without_names_of_their_own_are_columns(signature: Signature) -> None:
     names = ("float_features", "id_list_features.lengths", "id_list_features.values")
     inputs = {name: arrays()[name] for name in names}
-    body = json.loads(recorded.readable(sample(**inputs), signature))
+    body = json.loads(recorded.readable(sample(inputs), signature))
     assert body == {
         "float_features": [[31, 9.5, 23]],
         "id_list_features.lengths": [1, 2, 0],
@@ -148,7 +148,7 @@ def test_features_without_names_of_their_own_are_columns(signature: Signature) -
 def test_a_dense_input_without_names_is_given_whole() -> None:
     dense = InputSignature(name="float_features", type="dense", num_features=3)
     inputs = {"float_features": arrays()["float_features"]}
-    body = json.loads(recorded.readable(sample(**inputs), one_request.signature(dense)))
+    body = json.loads(recorded.readable(sample(inputs), one_request.signature(dense)))
     assert body == {"instances": [{"float_features": [31, 9.5, 23]}]}
 
 
