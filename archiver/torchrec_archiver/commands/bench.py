@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 HELP = "load a served archive: rows a second, p50, p99"
 
+EXAMPLES = """\
+torchrec-archiver bench model_store/shop.mar --picture bench.svg
+torchrec-archiver bench model_store/shop.mar --connections 4 --requests requests.jsonl
+"""
+
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
 

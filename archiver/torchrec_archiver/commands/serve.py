@@ -12,6 +12,11 @@ from torchrec_handler.errors import ServeError
 
 HELP = "start TorchServe on archives, and print the line that asks them"
 
+EXAMPLES = """\
+torchrec-archiver serve model_store/shop.mar
+torchrec-archiver serve model_store/shop.mar model_store/toys --port 9080 --workers 2
+"""
+
 LONGEST_ANSWER = 200
 """Of what a model answered, shown."""
 

@@ -11,12 +11,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Self
 
 import psutil
 
 from torchrec_archiver.serving import java, settings
 from torchrec_handler.errors import ServeError
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends a program: Ctrl-C, a service manager, a terminal that is closed."""
 
 PREFIX = "torchserve-"
 LONGEST_TEMP = 92
@@ -93,24 +97,29 @@ class Frontend:
             command += ["--log-config", str(self._log_config)]
         if self._models:
             command += ["--models", *self._models]
-        with (self.temp / "stdout.log").open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603  our own command
-                command,
-                cwd=self.temp,
-                env={
-                    **os.environ,
-                    **found,
-                    "TEMP": str(self.temp),
-                    "TMPDIR": str(self.temp),
-                    "LOG_LOCATION": str(self.logs),
-                    "METRICS_LOCATION": str(self.logs),
-                    **self._variables,
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        try:
+            with _undisturbed(), (self.temp / "stdout.log").open("wb") as output:
+                self._process = subprocess.Popen(  # noqa: S603  our own command
+                    command,
+                    cwd=self.temp,
+                    env={
+                        **os.environ,
+                        **found,
+                        "TEMP": str(self.temp),
+                        "TMPDIR": str(self.temp),
+                        "LOG_LOCATION": str(self.logs),
+                        "METRICS_LOCATION": str(self.logs),
+                        **self._variables,
+                    },
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except BaseException:
+            if hasattr(self, "_process"):
+                self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,17 +221,21 @@ def _session(leader: int) -> Iterator[psutil.Process]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let no second Ctrl-C leave half of it running."""
+    """Let a Ctrl-C wait until a block is done, so that nothing is left half started or ended."""
+    waiting: list[int] = []
+
+    def wait(number: int, _: FrameType | None) -> None:
+        waiting.append(number)
+
     try:
-        before = {
-            number: signal.signal(number, signal.SIG_IGN)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+        before = {number: signal.signal(number, wait) for number in STOPPING}
     except ValueError:  # not the main thread, which alone is disturbed
         yield
         return
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for stopping, handler in before.items():
+            signal.signal(stopping, handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)

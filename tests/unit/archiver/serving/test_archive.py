@@ -1,6 +1,7 @@
 """What newcomers give to `serve` and `bench` in the place of an archive: one line, before Java."""
 
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -97,3 +98,7 @@ def test_an_archive_is_unpacked_and_a_folder_stays_where_it_is(tmp_path: Path) -
     assert (packed.folder / PACKAGE).is_file()
     assert packed.folder.is_relative_to(tmp_path / "scratch")
     assert open_all([packed.folder], tmp_path / "other")[0].folder == packed.folder
+    with tarfile.open(tmp_path / "shop.tar.gz", "w:gz") as file:
+        file.add(packed.folder, "shop")
+    unpacked = open_all([tmp_path / "shop.tar.gz"], tmp_path / "third")[0].folder
+    assert (unpacked.name, (unpacked / PACKAGE).is_file()) == ("shop", True)
