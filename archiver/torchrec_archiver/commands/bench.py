@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torchrec_archiver.commands.serve import add_server, number, stoppable
+from torchrec_archiver.serving import JSON, PROTOBUF
 from torchrec_handler.errors import ServeError
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ EXAMPLES = """\
 torchrec-archiver bench model_store/shop.mar --picture bench.svg
 torchrec-archiver bench model_store/shop.mar --connections 4 --requests requests.jsonl
 """
-
-JSON = "application/json"
-PROTOBUF = "application/x-protobuf"
 
 WARM_UP_SECONDS = 3.0
 """At most: Java compiles meanwhile what runs often."""

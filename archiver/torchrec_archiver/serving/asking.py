@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from torchrec_archiver.serving import recorded
+from torchrec_archiver.serving import JSON, recorded
 from torchrec_archiver.serving.archive import Model
 from torchrec_archiver.serving.load import Request, request
-from torchrec_archiver.serving.recorded import JSON, Array, Recorded
+from torchrec_archiver.serving.recorded import Array, Recorded
 from torchrec_archiver.serving.running import call, qualname, said
 from torchrec_handler.archive.format import MODEL_CONFIG, Signature
 from torchrec_handler.errors import ServeError

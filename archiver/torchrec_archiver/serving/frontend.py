@@ -23,6 +23,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends a program: Ctrl-C, a service manager, a terminal that is closed."""
 
 PREFIX = "torchserve-"
+SHORT = Path("/tmp")  # noqa: S108  what is made in it is this user's alone
 LONGEST_TEMP = 92
 """Bytes of a folder's path: workers' sockets lie in it, and a socket's path has 107."""
 
@@ -192,8 +193,11 @@ def temporary(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _make_temporary(parent: Path | None) -> Path:
-    usual = Path(tempfile.gettempdir())
-    for place in (usual, Path("/tmp")) if parent is None else (parent,):  # noqa: S108  made safely
+    try:
+        usual = Path(tempfile.gettempdir())
+    except FileNotFoundError:  # none that this user may write into
+        usual = SHORT
+    for place in (usual, SHORT) if parent is None else (parent,):
         try:
             made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.resolve()))
         except OSError as error:

@@ -14,14 +14,13 @@ import numpy.typing as npt
 import orjson
 from safetensors import SafetensorError, safe_open
 
+from torchrec_archiver.serving import JSON, PROTOBUF
 from torchrec_handler.archive.format import SAMPLES, SAMPLES_KEY, InputSignature, Signature
 from torchrec_handler.errors import ArchiveError, ServeError
 from torchrec_handler.message.predictor_pb2 import PredictionRequest
 
 Array = npt.NDArray[Any]
 
-JSON = "application/json"
-PROTOBUF = "application/x-protobuf"
 FORWARD = "forward"
 
 FIELDS: Mapping[str, str] = {

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from torchrec_archiver.serving import recorded, settings
+from torchrec_archiver.serving import JSON, recorded, settings
 from torchrec_archiver.serving.archive import Model, open_all
 from torchrec_archiver.serving.frontend import Frontend, temporary
-from torchrec_archiver.serving.recorded import FORWARD, JSON, Recorded
+from torchrec_archiver.serving.recorded import FORWARD, Recorded
 from torchrec_handler import errors
 from torchrec_handler.errors import ServeError
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.support.command_line import run
 from torchrec_archiver.server import TorchServe
+from torchrec_archiver.serving import PROTOBUF
 from torchrec_archiver.serving.archive import open_all
 from torchrec_archiver.serving.asking import Target, check_samples
-from torchrec_archiver.serving.recorded import PROTOBUF
 from torchrec_handler.archive.format import SAMPLES
 from torchrec_handler.archive.samples import read_samples, save_samples
 from torchrec_handler.errors import SelfTestError

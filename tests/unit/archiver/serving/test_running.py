@@ -1,5 +1,7 @@
 """Why a worker did not load a model, out of what it printed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,18 @@ def test_a_worker_s_own_error_is_told(lines: list[str], fault: str) -> None:
 )
 def test_an_error_s_message_is_told(answer: bytes, text: str) -> None:
     assert said(answer) == text
+
+
+def test_what_starts_a_server_imports_no_torch() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import sys, torchrec_archiver.serving.running, torchrec_archiver.serving.load\n"
+                "sys.exit(bool({'torch', 'torchrec', 'httpx', 'ts'} & set(sys.modules)))"
+            ),
+        ],
+        check=False,
+    )
+    assert done.returncode == 0
