@@ -12,7 +12,7 @@ from torchrec_handler import __version__
 from torchrec_handler.errors import TorchRecServeError
 
 COMMANDS = (
-    *("init", "build", "inspect", "verify", "compare", "predict"),
+    *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
     *("sign", "swap", "completion"),
 )
 """Modules of `torchrec_archiver.commands`, in the order in which they are shown."""

@@ -2,6 +2,7 @@
 
 TorchRecServeError
 ├── BuildError                   the archiver could not build an archive
+├── ServeError                   `serve` or `bench` could not start a server, or lost it
 ├── LoadError                    a worker could not load an archive (also a RuntimeError)
 │   ├── ArchiveError             the archive is not what it says it is
 │   ├── OptionError              a wrong `torchrec:` option
@@ -40,6 +41,10 @@ class TorchRecServeError(Exception):
 
 class BuildError(TorchRecServeError):
     """An archive could not be built. The message says what, where and what to do."""
+
+
+class ServeError(TorchRecServeError):
+    """A server could not be started, or ended. The message says why, and what to do."""
 
 
 class LoadError(TorchRecServeError, RuntimeError):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fixtures import dataset, movielens_archive, trained
+from tests.support.fixtures import dataset, movielens_archive, short_folder, trained
 from tests.support.paths import ROOT
 from torchrec_archiver.server import TorchServe
 
-__all__ = ["dataset", "movielens_archive", "trained"]
+__all__ = ["dataset", "movielens_archive", "short_folder", "trained"]
 
 
 @pytest.fixture(scope="session")

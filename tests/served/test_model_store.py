@@ -17,14 +17,14 @@ import pytest
 from tests.support.factories.needing import MODULE, NeedingFactory
 from tests.support.factories.typed import TypedFactory
 from torchrec_archiver import build_archive
-from torchrec_archiver.server import CONFIG, TorchServe
+from torchrec_archiver.server import TorchServe
+from torchrec_archiver.serving.settings import CONFIG, read
 
-VMARGS = next(
-    line.partition("=")[2]
-    for line in CONFIG.read_text(encoding="utf-8").splitlines()
-    if line.startswith("vmargs=")
-)
-SETTINGS = {"vmargs": VMARGS, "decode_input_request": "true", "service_envelope": "kserve"}
+SETTINGS = {
+    "vmargs": read(CONFIG)["vmargs"],
+    "decode_input_request": "true",
+    "service_envelope": "kserve",
+}
 COLUMNS = {"float_features": [[1, 2]]}
 
 

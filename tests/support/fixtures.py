@@ -1,6 +1,7 @@
 """Fixtures that several tiers take into their conftest.py."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def store(workspace: Path) -> Path:
     folder = workspace.parent / "model_store"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for any user's servers: its path leaves room for a socket's, unlike tmp_path."""
+    with tempfile.TemporaryDirectory(prefix="serve-") as made:
+        Path(made).chmod(0o777)
+        yield Path(made)
 
 
 @pytest.fixture(scope="session")

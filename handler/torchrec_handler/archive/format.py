@@ -25,6 +25,8 @@ INDEX = "archive.json"
 DENSE = "dense.safetensors"
 TABLES = "tables.bin"
 SAMPLES = "samples.safetensors"
+SAMPLES_KEY = "samples"
+"""Of its metadata: method and rows of each call, as JSON."""
 SIGNATURE = "model.sig"
 """Of the index, so it is in no index."""
 

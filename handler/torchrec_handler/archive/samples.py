@@ -13,10 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from torchrec_handler.archive.format import SAMPLES
+from torchrec_handler.archive.format import SAMPLES, SAMPLES_KEY
 from torchrec_handler.errors import ArchiveError
-
-METADATA = "samples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ def save_samples(samples: Sequence[Sample], path: Path) -> None:
                     memory_format=torch.contiguous_format
                 )
     calls = [{"qualname": sample.qualname, "rows": sample.rows} for sample in samples]
-    path.write_bytes(save(tensors, metadata={METADATA: json.dumps(calls)}))
+    path.write_bytes(save(tensors, metadata={SAMPLES_KEY: json.dumps(calls)}))
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -56,7 +54,7 @@ def read_samples(path: Path) -> list[Sample]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            calls = json.loads(file.metadata()[METADATA])
+            calls = json.loads(file.metadata()[SAMPLES_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return [_sample(number, entry, tensors) for number, entry in enumerate(calls)]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

@@ -1,5 +1,5 @@
 """Nothing but the test's own builds writes to a model store."""
 
-from tests.support.fixtures import store, workspace
+from tests.support.fixtures import short_folder, store, workspace
 
-__all__ = ["store", "workspace"]
+__all__ = ["short_folder", "store", "workspace"]

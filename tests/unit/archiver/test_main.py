@@ -36,7 +36,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 
 def test_the_commands_are_these() -> None:
     assert list(_commands()) == [
-        *("init", "build", "inspect", "verify", "compare", "predict"),
+        *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
         *("sign", "swap", "completion"),
     ]
 
@@ -107,6 +107,45 @@ def test_the_options_of_the_others_are_these() -> None:
         "--qualname": ("METHOD", False, "forward", None),
         "--content-type": ("TYPE", False, None, None),
         "--accept": ("TYPE", False, None, None),
+    }
+
+
+SERVER = {
+    "--workers": ("N", False, None, None),
+    "--folder": ("FOLDER", False, None, None),
+}
+
+
+def test_the_options_of_serve_are_these() -> None:
+    assert _options(_commands()["serve"]) == {
+        "": ("ARCHIVE", True, None, None),
+        "--port": ("PORT", False, None, None),
+        "--management-port": ("PORT", False, None, None),
+        "--metrics-port": ("PORT", False, None, None),
+        "--grpc-port": ("PORT", False, None, None),
+        "--grpc-management-port": ("PORT", False, None, None),
+        "--ts-config": ("FILE", False, None, None),
+        **SERVER,
+    }
+
+
+def test_the_options_of_bench_are_these() -> None:
+    assert _options(_commands()["bench"]) == {
+        "": ("ARCHIVE", True, None, None),
+        "--seconds": ("S", False, 10.0, None),
+        "--connections": ("N[,N]", False, [1, 16, 64], None),
+        "--rows": ("N[,N]", False, [1, 100, 1000], None),
+        "--content-type": (
+            None,
+            False,
+            "application/json",
+            ("application/json", "application/x-protobuf"),
+        ),
+        "--requests": ("FILE", False, None, None),
+        "--server": ("URL", False, None, None),
+        **SERVER,
+        "--picture": ("FILE", False, None, None),
+        "--json": (None, False, False, None),
     }
 
 
@@ -293,8 +332,8 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
-                "'inspect', 'verify', 'compare', 'predict', 'sign', 'swap', 'completion')\n"
-                "hint: did you mean build? See torchrec-archiver --help"
+                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'sign', 'swap', "
+                "'completion')\nhint: did you mean build? See torchrec-archiver --help"
             ),
         ),
         (

@@ -14,5 +14,5 @@ def test_the_readme_trains_archives_and_asks(sequence: str, sequence_readme: Rea
 
 
 def test_the_readme_serves_what_it_archives(sequence_readme: Readme) -> None:
-    assert "--models sequence=sequence.mar" in sequence_readme.commands("Serve")
+    assert "serve model_store/sequence.mar\n" in sequence_readme.commands("Serve")
     assert (sequence_readme.folder / "model_store" / "sequence.mar").is_file()

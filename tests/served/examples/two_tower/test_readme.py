@@ -15,5 +15,5 @@ def test_the_readme_trains_archives_and_asks(two_tower: str, two_tower_readme: R
 
 
 def test_the_readme_serves_what_it_archives(two_tower_readme: Readme) -> None:
-    assert "--models two_tower=two_tower.mar" in two_tower_readme.commands("Serve")
+    assert "serve model_store/two_tower.mar\n" in two_tower_readme.commands("Serve")
     assert (two_tower_readme.folder / "model_store" / "two_tower.mar").is_file()

@@ -1,0 +1,110 @@
+"""Archives as folders that a server can load: found, unpacked, checked."""
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchrec_archiver.store import SUFFIXES
+from torchrec_handler.archive.format import MANIFEST, Index
+from torchrec_handler.archive.verify import verify
+from torchrec_handler.errors import ArchiveError, ServeError
+
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One archive, checked."""
+
+    name: str
+    version: str
+    archive: Path
+    """As it was given."""
+    folder: Path
+    """Where its members lie."""
+    index: Index | None
+    """None for an archive made with plain torch-model-archiver."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+def open_all(archives: Sequence[Path], scratch: Path) -> list[Model]:
+    """Check archives, each as its worker will, before anything is started.
+
+    Args:
+        archives: .mar or .tar.gz files, which are unpacked, and folders, which are served in place.
+        scratch: where to unpack.
+
+    Raises:
+        ArchiveError: one is not there, damaged, or of another format version; names the archive.
+        ServeError: two are the same version of a model, or there is no room to unpack one.
+    """
+    models: dict[tuple[str, str], Model] = {}
+    for number, archive in enumerate(archives):
+        model = _open(archive, scratch / str(number))
+        same = models.setdefault((model.name, model.version), model)
+        if same is not model:
+            message = f"archive: {same.archive} and {archive} are both {model}; serve one of them"
+            raise ServeError(message)
+    return list(models.values())
+
+
+def _open(archive: Path, scratch: Path) -> Model:
+    folder = _unpack(archive, scratch)
+    try:
+        index = verify(folder).index
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
+        name, version = str(manifest["modelName"]), str(manifest["modelVersion"])
+    except ArchiveError as error:
+        message = f"archive: {archive}: {str(error).replace(str(folder), 'it')}"
+        raise ArchiveError(message) from error
+    except KeyError as error:
+        message = f"archive: {archive}: {MANIFEST} has no {error}; build the archive again"
+        raise ArchiveError(message) from error
+    return Model(name=name, version=version, archive=archive, folder=folder, index=index)
+
+
+def _unpack(archive: Path, scratch: Path) -> Path:
+    """The folder of an archive's members."""
+    try:
+        if archive.is_dir():
+            if not (archive / MANIFEST).is_file():
+                message = f"archive: {archive} is a folder without {MANIFEST}{_others(archive)}"
+                raise ArchiveError(message)
+            return archive.resolve()
+        if not archive.exists():
+            message = f"archive: {archive} does not exist{_others(archive.parent)}"
+            raise ArchiveError(message)
+        scratch.mkdir(parents=True)
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+        else:
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(scratch)  # noqa: S202  it keeps members inside of the folder
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        message = f"archive: {archive} is no .mar, .tar.gz or folder ({error}); build it again"
+        raise ArchiveError(message) from error
+    except OSError as error:
+        message = f"archive: {archive} cannot be unpacked: {error.strerror} ({error.filename})"
+        raise ServeError(message) from error
+    inner = list(scratch.iterdir())
+    return inner[0] if len(inner) == 1 and inner[0].is_dir() else scratch
+
+
+def _others(folder: Path) -> str:
+    """The rest of a sentence: which archives are in a folder."""
+    suffixes = tuple(suffix for suffix in SUFFIXES.values() if suffix)
+    found = sorted(
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name.endswith(suffixes) or (path / MANIFEST).is_file()
+    )
+    if not found:
+        return "; give the path that torchrec-archiver build printed"
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return f"; in {folder} there is {', '.join(found[:MOST_NAMED])}{more}"

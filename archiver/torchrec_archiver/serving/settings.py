@@ -1,0 +1,146 @@
+"""TorchServe's settings: those that this project ships, and what is changed of them."""
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torchrec_handler.errors import ServeError
+
+SHIPPED = Path(__file__).parents[1] / "model_store"
+"""The repository's folder of that name, which the installed package holds too."""
+CONFIG = SHIPPED / "config.properties"
+LOG_CONFIG = SHIPPED / "log4j2.xml"
+
+
+class Port(NamedTuple):
+    """One of the ports that TorchServe opens."""
+
+    option: str
+    """Of the command line."""
+    setting: str
+    """Of config.properties: an address that ends with the port, or the port alone."""
+    host: str
+    """The setting that tells where a port alone is opened; empty for an address."""
+    number: int
+    """TorchServe's own."""
+    opens: str
+    """In words."""
+
+
+PORTS = (
+    Port("--port", "inference_address", "", 8080, "inference"),
+    Port("--management-port", "management_address", "", 8081, "management"),
+    Port("--metrics-port", "metrics_address", "", 8082, "metrics"),
+    Port("--grpc-port", "grpc_inference_port", "grpc_inference_address", 7070, "gRPC"),
+    Port(
+        "--grpc-management-port",
+        "grpc_management_port",
+        "grpc_management_address",
+        7071,
+        "gRPC management",
+    ),
+)
+
+ADDRESS = re.compile(r"http://([^:/]+):(\d+)/?")
+
+
+class Place(NamedTuple):
+    """Where something listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """How this machine reaches it."""
+        host = "127.0.0.1" if self.host in {"", "0.0.0.0"} else self.host  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+
+def read(path: Path) -> dict[str, str]:
+    """Read a config.properties: setting -> value.
+
+    Raises:
+        ServeError: it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"--ts-config: {path} cannot be read: {getattr(error, 'strerror', error)}"
+        raise ServeError(message) from error
+    pairs = (line.partition("=") for line in lines if not line.lstrip().startswith("#"))
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def write(settings: Mapping[str, str], path: Path) -> None:
+    """Write a config.properties."""
+    lines = [f"{name}={value}\n" for name, value in settings.items()]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def with_ports(settings: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, str]:
+    """Put ports in the place of those that the settings name.
+
+    Args:
+        settings: of TorchServe.
+        ports: by the options of `PORTS`.
+    """
+    changed = dict(settings)
+    for one in PORTS:
+        if one.option in ports:
+            number = str(ports[one.option])
+            host = place(settings, one).host
+            changed[one.setting] = number if one.host else f"http://{host}:{number}"
+    return changed
+
+
+def place(settings: Mapping[str, str], port: Port) -> Place:
+    """Where TorchServe opens a port.
+
+    Raises:
+        ServeError: an address is not HTTP's, or no port.
+    """
+    if port.host:
+        number = settings.get(port.setting, str(port.number))
+        if not number.isdecimal():
+            message = f"{port.setting}: received {number}, expected a port"
+            raise ServeError(message)
+        return Place(settings.get(port.host, "127.0.0.1"), int(number))
+    address = settings.get(port.setting, f"http://127.0.0.1:{port.number}")
+    found = ADDRESS.fullmatch(address)
+    if found is None:
+        message = f"{port.setting}: received {address}, expected http://HOST:PORT"
+        raise ServeError(message)
+    return Place(found[1], int(found[2]))
+
+
+def check_free(settings: Mapping[str, str]) -> None:
+    """See that every port can be opened.
+
+    Raises:
+        ServeError: one cannot; names the option that gives another.
+    """
+    for one in PORTS:
+        host, number = place(settings, one)
+        try:
+            socket.create_server((host, number)).close()
+        except (OSError, OverflowError) as error:
+            number_of = getattr(error, "errno", None) or 0
+            why = os.strerror(number_of) if number_of > 0 else str(error)
+            message = (
+                f"port {number} ({one.opens}, {one.setting}): {why}; "
+                f"stop what listens there, or give another one with {one.option}"
+            )
+            raise ServeError(message) from error
+
+
+def free_ports() -> dict[str, int]:
+    """Ports of 127.0.0.1 that nothing listens on, by the options of `PORTS`."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
+    ports = [int(found.getsockname()[1]) for found in sockets]
+    for found in sockets:
+        found.close()
+    return dict(zip((one.option for one in PORTS), ports, strict=True))
