@@ -4,9 +4,7 @@ For whoever wants an answer before there is a server: `predict`, `verify`, `comp
 """
 
 import json
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from torchrec_archiver.near import near_path, room
+from torchrec_archiver.near import near_path
+from torchrec_archiver.unpack import unpack
 from torchrec_handler.archive.format import MANIFEST, MODEL_CONFIG
 from torchrec_handler.errors import ArchiveError, OptionError
 from torchrec_handler.load.loader import load
@@ -50,7 +49,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
         message = f"archive: {archive} does not exist"
         raise ArchiveError(message, hint=near_path(archive))
     with tempfile.TemporaryDirectory(prefix="torchrec-archive-") as folder:
-        yield _unpack(archive, Path(folder))
+        yield unpack(archive, Path(folder))
 
 
 @contextmanager
@@ -76,25 +75,6 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
             become_worker(options, device)
             predictor = load(folder, options, device)
             yield Answering(name, folder, options, predictor, Engine(name, predictor, options))
-
-
-def _unpack(archive: Path, folder: Path) -> Path:
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as members:
-                members.extractall(folder)  # noqa: S202  zipfile keeps names inside of it
-            return folder
-        if not tarfile.is_tarfile(archive):
-            message = f"archive: {archive} is neither a .mar, a .tar.gz nor a folder"
-            raise ArchiveError(message)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        message = f"archive: {archive} cannot be unpacked into {folder.parent}: {error}"
-        raise ArchiveError(message, hint=room(folder.parent)) from error
-    # torch-model-archiver puts a .tar.gz's members into one folder.
-    inside = list(folder.iterdir())
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def _read_model(folder: Path) -> Mapping[str, Any]:

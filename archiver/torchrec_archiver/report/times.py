@@ -1,27 +1,17 @@
 """How long a request takes, by stage of the engine: the archive's own samples, in this process."""
 
 import json
-import tarfile
-import tempfile
 import time
-import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-import torch
-import yaml
-
+from torchrec_archiver.answer import answering
 from torchrec_archiver.report.sections import Times
-from torchrec_handler.archive.format import MODEL_CONFIG, SAMPLES
+from torchrec_handler.archive.format import SAMPLES
 from torchrec_handler.archive.read import Call, Description
 from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.errors import ArchiveError, LoadError, RequestError
-from torchrec_handler.load.loader import load
-from torchrec_handler.load.process import become_worker, unchanged_process
-from torchrec_handler.options import read_options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.observe import Event, Stage
 from torchrec_handler.serve.request import RawRequest
@@ -60,18 +50,10 @@ def take(archive: Path, description: Description) -> Times:
     if SAMPLES not in description.index.sha256:
         message = f"{SAMPLES}: the archive has no samples to time; build it with --samples"
         raise ArchiveError(message)
-    with unchanged_process(), _unpacked(archive) as folder:
-        config = folder / MODEL_CONFIG
-        document = yaml.safe_load(config.read_bytes()) if config.is_file() else {}
-        options = read_options(document or {})
-        device = torch.device(
-            "cuda" if options.device == "cuda" and torch.cuda.is_available() else "cpu"
-        )
-        become_worker(options, device)
-        predictor = load(folder, options, device)
+    with answering(archive) as loaded:
         watch = _Watch()
-        engine = Engine(str(description.model.get("modelName", "")), predictor, options, watch)
-        samples = read_samples(folder / SAMPLES)
+        engine = Engine(loaded.name, loaded.predictor, loaded.options, watch)
+        samples = read_samples(loaded.folder / SAMPLES)
         order = [sample.qualname for sample in samples]
         samples.sort(key=lambda sample: order.index(sample.qualname))
         return {
@@ -101,22 +83,3 @@ def _body(sample: Sample) -> bytes:
     """A sample in JSON columns."""
     arrays = {name: value.tolist() for name, value in sample.inputs.items()}
     return json.dumps({**arrays, "batch_size": sample.rows}).encode()
-
-
-@contextmanager
-def _unpacked(archive: Path) -> Iterator[Path]:
-    """The folder of an archive's members, gone afterwards."""
-    if archive.is_dir():
-        yield archive
-        return
-    with tempfile.TemporaryDirectory(prefix="torchrec-archiver-") as name:
-        folder = Path(name)
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as members:
-                members.extractall(folder)  # noqa: S202  zipfile keeps members in the folder
-            yield folder
-            return
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        (inner,) = folder.iterdir()
-        yield inner

@@ -1,13 +1,12 @@
 """Archives as folders that a server can load: found, unpacked, checked."""
 
 import json
-import tarfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_archiver.store import SUFFIXES
+from torchrec_archiver.unpack import unpack
 from torchrec_handler.archive.format import MANIFEST, Index
 from torchrec_handler.archive.verify import verify
 from torchrec_handler.errors import ArchiveError, ServeError
@@ -80,20 +79,10 @@ def _unpack(archive: Path, scratch: Path) -> Path:
             message = f"archive: {archive} does not exist{_others(archive.parent)}"
             raise ArchiveError(message)
         scratch.mkdir(parents=True)
-        if tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
-        else:
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(scratch)  # noqa: S202  it keeps members inside of the folder
-    except (zipfile.BadZipFile, tarfile.TarError) as error:
-        message = f"archive: {archive} is no .mar, .tar.gz or folder ({error}); build it again"
-        raise ArchiveError(message) from error
     except OSError as error:
         message = f"archive: {archive} cannot be unpacked: {error.strerror} ({error.filename})"
         raise ServeError(message) from error
-    inner = list(scratch.iterdir())
-    return inner[0] if len(inner) == 1 and inner[0].is_dir() else scratch
+    return unpack(archive, scratch)
 
 
 def _others(folder: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 from torchrec_archiver.__main__ import main
 from torchrec_archiver.serving.archive import open_all
 from torchrec_archiver.serving.settings import free_ports
-from torchrec_handler.archive.format import INDEX, MANIFEST, MODEL_CONFIG, PACKAGE
+from torchrec_handler.archive.format import FORMAT_VERSION, INDEX, MANIFEST, MODEL_CONFIG, PACKAGE
 from torchrec_handler.errors import ServeError
 
 MODEL = {"modelName": "shop", "modelVersion": "1.0", "serializedFile": PACKAGE}
@@ -52,15 +52,15 @@ def write(path: Path, **members: str) -> Path:
         (
             "text.mar",
             (
-                "archive: {}/text.mar is no .mar, .tar.gz or folder (File is not a zip file); "
-                "build it again"
+                "archive: {}/text.mar is neither a .mar, a .tar.gz nor a folder\n"
+                "hint: build it with torchrec-archiver build"
             ),
         ),
         (
             "store/old.mar",
             (
                 "archive: {}/store/old.mar: archive.json: received format version 0.9, expected "
-                "1.0; build the archive again with this version of torchrec-serve"
+                f"{FORMAT_VERSION}; build the archive again with this version of torchrec-serve"
             ),
         ),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.archives import good
 from tests.support.command_line import run
-from torchrec_handler.archive.format import DENSE, INDEX, SAMPLES, TABLES
+from torchrec_handler.archive.format import DENSE, FORMAT_VERSION, INDEX, SAMPLES, TABLES
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest, Response
@@ -101,7 +101,8 @@ def test_what_is_no_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("verify", tmp_path / "shop.mar") == 1
     assert capsys.readouterr() == (
         "",
-        f"ERROR: archive: {tmp_path}/shop.mar is neither a .mar, a .tar.gz nor a folder\n",
+        f"ERROR: archive: {tmp_path}/shop.mar is neither a .mar, a .tar.gz nor a folder\n"
+        "hint: build it with torchrec-archiver build\n",
     )
 
 
@@ -137,7 +138,7 @@ def test_verify_without_replay_runs_nothing_and_gives_json(
     assert all(member["bytes"] and member["sha256"] for member in found.pop("members").values())
     assert found == {
         "archive": str(coarse),
-        "format_version": "1.0",
+        "format_version": FORMAT_VERSION,
         "tables": 5,
         "loaded": False,
         "replayed": {},
