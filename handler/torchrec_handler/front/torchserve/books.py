@@ -14,7 +14,7 @@ from torchrec_handler.serve.request import RawRequest, Response
 
 
 class Books:
-    """Is told of each batch; a thread of its own writes, once a second."""
+    """Is told of each batch; a thread of its own writes, every few seconds."""
 
     def __init__(
         self,
@@ -61,7 +61,3 @@ class Books:
     def served(self) -> dict[str, Any]:
         """What there was since the worker started, as JSON holds it."""
         return {**self._totals.as_json(), "out_of_range_ids": self._engine.out_of_range_ids()}
-
-    def close(self) -> None:
-        """Write what is not written yet, and no more."""
-        self._periodic.stop()

@@ -1,4 +1,4 @@
-"""What a worker has counted, handed to TorchServe's metrics a second's worth at a time.
+"""What a worker has counted, handed to TorchServe's metrics some seconds' worth at a time.
 
 TorchServe's frontend adds up what all workers print, a line a value, so nothing is printed for each
 request. Of histograms it takes one observed value a line and knows no bounds but 0.005 to 10; so a

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 1.0
+SECONDS = 5.0
+"""A line of metrics costs a request's time where workers are busy; Prometheus asks every 15 s."""
 
 
 class Periodic:
