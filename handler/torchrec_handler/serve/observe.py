@@ -150,16 +150,17 @@ class Totals:
 
     def seen(self, event: Event) -> None:
         """Add an event."""
-        if event.error is not None:
-            self.errors[event.error.__name__] += event.requests
-        else:
-            self.stages[event.stage].add(event.seconds)
-            if event.stage == "predict" and event.requests:
-                self.batch_rows.add(event.rows)
-        if event.stage == "read":
-            self.requests += event.requests
-        elif event.stage == "write" and event.error is None:
-            self.rows += event.rows
+        stage, seconds, requests, rows, error = event
+        if stage == "read":
+            self.requests += requests
+        if error is not None:
+            self.errors[error.__name__] += requests
+            return
+        self.stages[stage].add(seconds)
+        if stage == "write":
+            self.rows += rows
+        elif stage == "predict" and requests:
+            self.batch_rows.add(rows)
 
     def as_json(self) -> dict[str, Any]:
         """Requests that arrived, rows that were answered, errors by type, seconds by stage."""
