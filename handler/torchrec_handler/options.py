@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -172,6 +173,33 @@ class Limits(_Section):
     costs a CPU's caches 10 % more; a GPU may want more."""
 
 
+def _full_path(value: str | None) -> str | None:
+    if value is not None and not value.startswith("/"):
+        message = "full_path"
+        raise PydanticCustomError(message, "a full path")
+    return value
+
+
+class Record(_Section):
+    """Which requests are kept in files, as `build --samples` reads them: personal data, mostly."""
+
+    rate: float = Field(default=0.0, ge=0, le=1)
+    """The share of the answered requests, drawn one by one."""
+    folder: Annotated[str | None, AfterValidator(_full_path)] = None
+    """Where they are written: a full path, outside of the archive. A file a worker and method, that
+    its owner alone can read, of one JSON body a line. A folder that cannot be written to ends the
+    recording, with an error in the log, and nothing else."""
+    max_bytes: int = Field(default=100_000_000, ge=1)
+    """What a worker writes until it records no more."""
+
+    @model_validator(mode="after")
+    def _has_folder(self) -> Self:
+        if self.rate and self.folder is None:
+            message = "no_folder"
+            raise PydanticCustomError(message, "a folder, which rate needs")
+        return self
+
+
 class Options(_Section):
     """All options; every one has a default, so the section may be left out."""
 
@@ -184,6 +212,7 @@ class Options(_Section):
     kernels: Kernels = Kernels()
     sharding: Sharding = Sharding()
     limits: Limits = Limits()
+    record: Record = Record()
     self_test: bool = True
     """Replay the archive's samples before the first request, which also warms the worker up; a
     plain archive's model has to take some of what is drawn. A signature that is not the model's is

@@ -115,6 +115,10 @@ class Engine:
         stages.done("write", responses, rows)
         return responses
 
+    def out_of_range_ids(self) -> dict[str, int]:
+        """How many ids of each feature lay outside of its table, since the engine was made."""
+        return self._validator.out_of_range.counts()
+
     def describe(self) -> dict[str, Any]:
         """What is served: signature, options, tables, plan, versions and digests, as JSON holds it.
 

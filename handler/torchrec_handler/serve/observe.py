@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections import Counter, defaultdict
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torchrec_handler.errors import RequestError
 
@@ -13,6 +15,14 @@ logger = logging.getLogger(__name__)
 Stage = Literal["read", "check", "batch", "predict", "split", "write"]
 """Read and check are of all requests that arrived together, batch to split of a forward call, write
 of all of them again."""
+
+SECONDS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
+"""Bounds of a stage's histogram, from a single row's lookup to a batch that nobody waits for."""
+ROWS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384)
+"""Bounds of the histogram of a forward call's rows."""
 
 
 class Event(NamedTuple):
@@ -105,31 +115,59 @@ def _is_error(outcome: object) -> bool:
     return isinstance(outcome, RequestError)
 
 
+class Histogram:
+    """How many values there were up to each of some bounds, as Prometheus counts them."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = (*bounds, float("inf"))
+        self.sum = 0.0
+        self._counts = [0] * len(self.bounds)
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def counts(self) -> list[int]:
+        """Of each bound, how many values were no larger; the last one counts all."""
+        return list(accumulate(self._counts))
+
+
 class Totals:
-    """An observer that adds up, since it was made."""
+    """An observer that adds up, since it was made. Another thread may read it meanwhile."""
 
     def __init__(self) -> None:
-        self._requests = 0
-        self._rows = 0
-        self._errors: Counter[str] = Counter()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.requests = 0
+        """That arrived."""
+        self.rows = 0
+        """That were answered."""
+        self.errors: Counter[str] = Counter()
+        """Requests, by the type of what they ended with."""
+        self.stages = {stage: Histogram(SECONDS) for stage in get_args(Stage)}
+        """Seconds: read, check and write of each batch, the others of each forward call."""
+        self.batch_rows = Histogram(ROWS)
+        """Rows of each forward call."""
 
     def seen(self, event: Event) -> None:
         """Add an event."""
-        if event.error is not None:
-            self._errors[event.error.__name__] += event.requests
-        else:
-            self._seconds[event.stage] += event.seconds
-        if event.stage == "read":
-            self._requests += event.requests
-        elif event.stage == "write" and event.error is None:
-            self._rows += event.rows
+        stage, seconds, requests, rows, error = event
+        if stage == "read":
+            self.requests += requests
+        if error is not None:
+            self.errors[error.__name__] += requests
+            return
+        self.stages[stage].add(seconds)
+        if stage == "write":
+            self.rows += rows
+        elif stage == "predict" and requests:
+            self.batch_rows.add(rows)
 
     def as_json(self) -> dict[str, Any]:
         """Requests that arrived, rows that were answered, errors by type, seconds by stage."""
+        seconds = {stage: found.sum for stage, found in self.stages.items() if found.sum}
         return {
-            "requests": self._requests,
-            "rows": self._rows,
-            "errors": dict(self._errors),
-            "seconds": dict(self._seconds),
+            "requests": self.requests,
+            "rows": self.rows,
+            "errors": dict(self.errors),
+            "seconds": seconds,
         }

@@ -20,6 +20,7 @@ from torchrec_handler.archive.format import OUT_OF_RANGE, InputSignature, Signat
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Options
 from torchrec_handler.serve.measure import SPARSE, Form, Measure, Size, count_features
+from torchrec_handler.serve.out_of_range import OutOfRange
 from torchrec_handler.serve.raw import defaults, filled, hashing, of_each, shortened
 from torchrec_handler.serve.request import Columns, Floats, Ids, Lengths, Mask, Sparse, ValidRequest
 
@@ -41,9 +42,12 @@ class Validator:
     def __init__(self, signature: Signature, options: Options) -> None:
         self.measure = Measure(signature, options.limits)
         """Tells how large a request is, for `check`, and refuses wrong shapes."""
+        self.out_of_range = OutOfRange(signature.inputs)
         self._names = tuple(entry.name for entry in signature.inputs)
         self._rules: list[Callable[[Sequence[Columns], int], Sequence[Any]]] = [
-            _SparseRules(entry, options) if entry.type in SPARSE else _FloatRules(entry)
+            _SparseRules(entry, options, self.out_of_range)
+            if entry.type in SPARSE
+            else _FloatRules(entry)
             for entry in signature.inputs
         ]
 
@@ -83,7 +87,9 @@ class Validator:
         return [outcomes[at] for at in range(len(requests))]
 
     def _check(self, requests: Sequence[Columns], rows: int) -> list[ValidRequest]:
+        self.out_of_range.begin()
         parts = [rules(requests, rows) for rules in self._rules]
+        self.out_of_range.keep()
         return [
             ValidRequest(rows, dict(zip(self._names, inputs, strict=True)))
             for inputs in zip(*parts, strict=True)
@@ -126,8 +132,9 @@ class _FloatRules:
 class _SparseRules:
     """Of a sparse or a weighted sparse input."""
 
-    def __init__(self, entry: InputSignature, options: Options) -> None:
+    def __init__(self, entry: InputSignature, options: Options, out_of_range: OutOfRange) -> None:
         self._entry = entry
+        self._out_of_range = out_of_range
         self._lengths = f"{entry.name}.lengths"
         self._values = f"{entry.name}.values"
         self._weights = f"{entry.name}.weights" if entry.type == "weighted_sparse" else None
@@ -262,10 +269,15 @@ class _SparseRules:
         policies = of_each(self._policies, counts, values.size)
         refused = bad & (policies == REJECT)
         if not refused.any():
+            self._out_of_range.add(self._entry.name, bad, counts, is_refused=False)
             remainders = values % (np.minimum(last, INT64_IDS - 2) + 1)
             replaced = np.where(bad & (policies == MODULO), remainders, values)
             replaced = np.where(bad & (policies == ZERO), 0, replaced)
             return replaced, bad & (policies == DROP) if self._drops else None
+        # The other requests are checked once more, and counted then.
+        requests = np.arange(len(sizes)).repeat(sizes)
+        of_refused = np.isin(requests, requests[refused])
+        self._out_of_range.add(self._entry.name, bad & of_refused, counts, is_refused=True)
         errors: dict[int, RequestError] = {}
         own, own_last = _cut(values, sizes), _cut(last, sizes)
         for at, position in _firsts(_cut(refused, sizes)):

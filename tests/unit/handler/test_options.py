@@ -36,6 +36,7 @@ def test_every_option_has_a_default(text: str) -> None:
             "seconds_of_reading": 1.0,
             "rows_per_forward": 4_096,
         },
+        "record": {"rate": 0.0, "folder": None, "max_bytes": 100_000_000},
         "self_test": True,
         "verify": "code",
         "out_of_range_ids": "reject",
@@ -67,6 +68,7 @@ def test_every_option_can_be_given() -> None:
             ids_per_batch: 4
             seconds_of_reading: 5
             rows_per_forward: 6
+          record: {rate: 0.5, folder: /var/requests, max_bytes: 7}
           self_test: false
           verify: full
           out_of_range_ids: modulo
@@ -97,6 +99,7 @@ def test_every_option_can_be_given() -> None:
             "seconds_of_reading": 5.0,
             "rows_per_forward": 6,
         },
+        "record": {"rate": 0.5, "folder": "/var/requests", "max_bytes": 7},
         "self_test": False,
         "verify": "full",
         "out_of_range_ids": "modulo",
@@ -119,7 +122,7 @@ WRONG = [
         text="torchrec: {dtype: int8}",
         message=(
             "torchrec.dtype: unknown option, expected one of dense, device, kernels, "
-            "limits, out_of_range_ids, self_test, sharding, tables, threads, verify"
+            "limits, out_of_range_ids, record, self_test, sharding, tables, threads, verify"
         ),
     ),
     Wrong(
@@ -128,6 +131,18 @@ WRONG = [
             "torchrec.tables.type: unknown option (did you mean dtype?), expected one of dtype, "
             "output_dtype, per_table, quantization_mapping"
         ),
+    ),
+    Wrong(
+        text="torchrec: {record: {rate: 1.5, folder: /var}}",
+        message="torchrec.record.rate: received 1.5, expected at most 1",
+    ),
+    Wrong(
+        text="torchrec: {record: {rate: 0.5}}",
+        message="torchrec.record: received {'rate': 0.5}, expected a folder, which rate needs",
+    ),
+    Wrong(
+        text="torchrec: {record: {folder: requests}}",
+        message="torchrec.record.folder: received 'requests', expected a full path",
     ),
     Wrong(
         text="torchrec: {dense: {type: int8}}",

@@ -1,4 +1,4 @@
-"""The one class that TorchServe sees; only this and `reader` import `ts`."""
+"""The one class that TorchServe sees; only this room imports `ts`."""
 
 import fcntl
 import gc
@@ -21,11 +21,13 @@ from torchrec_handler.archive.trust import trusted_keys
 from torchrec_handler.errors import LoadError, OptionError
 from torchrec_handler.front.torchserve import model_infer, protocol
 from torchrec_handler.front.torchserve.answers import http_answer
+from torchrec_handler.front.torchserve.books import Books
 from torchrec_handler.front.torchserve.head import BODIES, CONTENT_TYPE, EXPLAIN, QUALNAME, Head
 from torchrec_handler.load import loader
 from torchrec_handler.load.process import become_worker
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.observe import Totals
+from torchrec_handler.serve.record import Recorder
 from torchrec_handler.serve.request import RawRequest
 
 logger = logging.getLogger(__name__)
@@ -84,9 +86,10 @@ class TorchRecHandler(BaseHandler):
         processors = context.request_processor
         heads = [Head.of(processor.get_request_properties()) for processor in processors]
         if len(data) == 1 and _is_describe(data[0], heads[0]):
-            return [{**self.engine.describe(), "served": self.totals.as_json()}]
+            return [{**self.engine.describe(), "served": self.books.served()}]
         requests = list(map(_raw, data, heads))
         outcomes = self.engine.predict(requests)
+        self.books.enter(requests, outcomes, context.request_ids)
         bodies: list[Any] = []
         for processor, head, outcome in zip(processors, heads, outcomes, strict=True):
             if head.is_call:
@@ -111,8 +114,11 @@ class TorchRecHandler(BaseHandler):
         folder = Path(properties["model_dir"])
         predictor = loader.load(folder, options, self.device, trusted_keys())
         self.model = predictor.module
-        self.totals = Totals()
-        self.engine = engine.Engine(context.model_name, predictor, options, self.totals)
+        totals = Totals()
+        self.engine = engine.Engine(context.model_name, predictor, options, totals)
+        named = f"{context.model_name}-{self.version}"
+        recorder = Recorder(named, predictor, options) if options.record.rate else None
+        self.books = Books(self.engine, totals, recorder, self.version, context.metrics)
         # A full collection looks at every object of torch's modules, some 0.2 s in which no request
         # is answered; what is loaded now stays.
         gc.collect()

@@ -13,7 +13,7 @@ from tests.support.exact import DENSE, Exact, predictor
 from torchrec_handler.errors import InvalidRequest, PredictError, UnknownQualname
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.observe import Event, Observer, Totals
+from torchrec_handler.serve.observe import Event, Histogram, Observer, Totals
 from torchrec_handler.serve.request import RawRequest
 
 STAGES = ["read", "check", "batch", "predict", "split", "split", "write"]
@@ -151,3 +151,22 @@ def test_totals_add_up() -> None:
     }
     assert list(seconds) == list(dict.fromkeys(STAGES))
     assert all(one > 0 for one in seconds.values())
+
+
+def test_totals_count_stages_and_rows_of_forward_calls() -> None:
+    """Of one good call, and of one that is made again in halves, the second of which fails."""
+    totals = Totals()
+    served = engine(totals, rows_per_forward=4)
+    ask(served, [dense(1, 2), dense(3, 4, 5), dense(-1)])
+    assert (totals.rows, totals.batch_rows.sum, totals.batch_rows.counts()[:3]) == (5, 5, [0, 2, 2])
+    assert [found.counts()[-1] for found in totals.stages.values()] == [1, 1, 4, 4, 3, 1]
+    assert all(found.sum > 0 for found in totals.stages.values())
+
+
+def test_a_histogram_counts_what_is_no_larger_than_a_bound() -> None:
+    histogram = Histogram((1.0, 4.0))
+    for value in (0.5, 1.0, 1.5, 4.0, 5.0, 1e9):
+        histogram.add(value)
+    assert histogram.bounds == (1.0, 4.0, float("inf"))
+    assert histogram.counts() == [2, 4, 6]
+    assert histogram.sum == 1e9 + 12

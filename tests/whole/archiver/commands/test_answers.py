@@ -101,8 +101,10 @@ def test_what_is_no_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("verify", tmp_path / "shop.mar") == 1
     assert capsys.readouterr() == (
         "",
-        f"ERROR: archive: {tmp_path}/shop.mar is neither a .mar, a .tar.gz nor a folder\n"
-        "hint: build it with torchrec-archiver build\n",
+        (
+            f"ERROR: archive: {tmp_path}/shop.mar is neither a .mar, a .tar.gz nor a folder\n"
+            "hint: build it with torchrec-archiver build\n"
+        ),
     )
 
 
