@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from torchrec_handler.kernels.batched import Batched
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,
@@ -187,6 +188,12 @@ ACTIVATIONS: Mapping[Any, Callable[[Node], Activation | None]] = {
 }
 
 
+def kind_of(node: Node) -> tuple[Any, ...] | None:
+    """What tells a layer's activation from others."""
+    activation: Activation | None = node.meta.get(ACTIVATION)
+    return activation and tuple(activation[1:])
+
+
 # Siblings.
 
 
@@ -195,9 +202,7 @@ def merge_siblings(program: Program) -> None:
     groups: dict[Any, list[Node]] = {}
     for node in program.nodes:
         if weights_of(node):
-            activation = node.meta.get(ACTIVATION)
-            kind = activation and (activation.name, activation.scalars, activation.algorithm)
-            groups.setdefault((node.args[0], kind), []).append(node)
+            groups.setdefault((node.args[0], kind_of(node)), []).append(node)
     for (x, _), siblings in groups.items():
         if len(siblings) < 2:
             continue
@@ -237,6 +242,17 @@ def added(y: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return y.add_(other) if all(size in {1, room} for room, size in pairs) else y + other
 
 
+def side_by_side(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Stands for E layers of the same sizes until they are packed.
+
+    Args:
+        x: [B, E, K]
+        weight: [E, N, K]
+        bias: [E, N]
+    """
+    return torch.einsum("bek,enk->ben", x, weight) + bias
+
+
 def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
     """Give every layer of known weights the kernels of `packed`, and chains of them one call.
 
@@ -247,6 +263,8 @@ def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
     for node in program.nodes:
         if is_call(node, join):
             least = max(least, _pack_halves(program, node, dtype), key=PRECISIONS.index)
+        elif is_call(node, side_by_side):
+            least = max(least, _pack_batched(program, node, dtype), key=PRECISIONS.index)
     for node in program.nodes:
         if not weights_of(node) or (node.users and _continues(node)):
             continue
@@ -268,6 +286,17 @@ def pack(program: Program, dtype: KernelDtype) -> DenseDtype:
         for one in reversed(chain[:-1]):
             program.graph.erase_node(one)
     return least
+
+
+def _pack_batched(program: Program, node: Node, dtype: KernelDtype) -> DenseDtype:
+    x, weight, bias = node.args
+    activation = node.meta.get(ACTIVATION)
+    batched = Batched(weight.meta["constant"], bias.meta["constant"], activation, dtype)
+    with program.before(node):
+        packed = program.graph.call_function(_function(batched), (x,))
+    packed.meta |= node.meta
+    program.replace(node, packed)
+    return batched.dtype
 
 
 def _pack_halves(program: Program, node: Node, dtype: KernelDtype) -> DenseDtype:
@@ -307,7 +336,7 @@ def _joined(
     return joined
 
 
-def _function(layers: Layers) -> Callable[[torch.Tensor], torch.Tensor]:
+def _function(layers: Layers | Batched) -> Callable[[torch.Tensor], torch.Tensor]:
     """Code that is made of a graph names functions."""
 
     def packed(x: torch.Tensor) -> torch.Tensor:
