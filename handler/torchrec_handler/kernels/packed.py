@@ -41,7 +41,7 @@ INT8_WEIGHTS = 2**15
 """A layer with fewer is no faster in int8. Most often it is one that takes the model's own inputs,
 whose sizes differ as those of a layer's outputs do not."""
 
-WORK: Mapping[str, int] = {"float32": 2**22, "bfloat16": 3 * 2**20, "int8": 2**24}
+WORK: dict[str, int] = {"float32": 2**22, "bfloat16": 3 * 2**20, "int8": 2**24}
 """Rows times weights of a layer from which on packed weights are faster than what else there is:
 preparing a call of oneDNN takes some 15 us, and int8 reads and writes its numbers once more."""
 
@@ -151,13 +151,16 @@ def half_precision(dtype: KernelDtype) -> torch.dtype:
 
 @cache
 def is_fast(dtype: DenseDtype) -> bool:
-    """Whether processor and build have the kernel for it; it is tried on a small layer."""
+    """Whether processor and build have the kernel for it; it is tried on a small layer.
+
+    Of so many rows that no other kernel takes them.
+    """
     capabilities = torch.cpu.get_capabilities()
     if dtype in INSTRUCTIONS and not any(map(capabilities.get, INSTRUCTIONS[dtype])):
         return False
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(128, 256, generator=random)
-    x = torch.randn(max(2, *WORK.values()) // weight.numel() + 1, 256, generator=random)
+    x = torch.randn(max(WORK.values()) // weight.numel() + 2, 256, generator=random)
     layers = [Layer(weight=weight / 16, bias=torch.ones(128))]
     try:
         error = (PACKED[dtype](layers)(x).float() - _float32(layers)(x)).abs().max()

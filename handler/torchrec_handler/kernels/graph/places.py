@@ -119,7 +119,8 @@ class _Region:
             made: dict[Node, Node] = {}
             for node in program.nodes:
                 if node in inside:
-                    made[node] = self._of_one(node, axes[node], made)
+                    own = {one: made[one] for one in inside[node]}
+                    made[node] = self._of_one(node, axes[node], own)
                 elif node in axes:
                     made[node] = read.take(node, axes[node])
                 elif node is reader:
@@ -127,26 +128,33 @@ class _Region:
             found = program.emit(aten.squeeze.dim, made[read.source], read.axis)
         program.replace(reader, found)
 
-    def _find(self) -> tuple[Axes, set[Node]]:
-        """The axis of places of each node that is read, and the nodes that nobody else reads."""
+    def _find(self) -> tuple[Axes, dict[Node, Axes]]:
+        """The axis of places of each node that is read, and what is computed of which of them.
+
+        That are nodes of which nobody reads another place.
+        """
         outside: set[Node] = set()
         while True:
             axes: Axes = {self._read.source: self._read.axis}
-            inside: set[Node] = set()
+            inside: dict[Node, Axes] = {}
             for node in reversed(self._program.nodes):
                 if node not in axes or node in outside:
                     continue
-                if not all(user in inside or user is self._reader for user in node.users):
+                if not all(
+                    user is self._reader or node in inside.get(user, ()) for user in node.users
+                ):
                     continue
                 given = _inputs(self._program, node, axes[node])
                 if given is None or any(axes.get(one, axis) != axis for one, axis in given.items()):
                     continue
-                inside.add(node)
+                inside[node] = given
                 axes |= given
             wrong = {node for node in axes if node not in inside and not self._can_take(node, axes)}
+            if self._read.source in wrong:
+                return {}, {}
             if not wrong:
                 return axes, inside
-            outside |= {user for node in wrong for user in node.users if user in inside}
+            outside |= {node for node, given in inside.items() if not wrong.isdisjoint(given)}
 
     def _can_take(self, node: Node, axes: Axes) -> bool:
         shape = self._program.shape(node)
@@ -154,9 +162,10 @@ class _Region:
             return False
         return not self._read.of_rows or (shape[0] == self._rows and axes[node] > 0)
 
-    def _of_one(self, node: Node, axis: int, made: Mapping[Node, Node]) -> Node:
-        args = torch.fx.map_arg(node.args, lambda one: made.get(one, one))
-        kwargs = torch.fx.map_arg(node.kwargs, lambda one: made.get(one, one))
+    def _of_one(self, node: Node, axis: int, own: Mapping[Node, Node]) -> Node:
+        """A node of one place of some of its inputs."""
+        args = torch.fx.map_arg(node.args, lambda one: own.get(one, one))
+        kwargs = torch.fx.map_arg(node.kwargs, lambda one: own.get(one, one))
         target = node.target
         if is_call(node, *VIEWS):
             target, sizes = aten.reshape.default, list(args[1])

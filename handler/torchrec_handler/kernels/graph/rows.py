@@ -6,9 +6,10 @@ Shapes: B rows.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from torchrec_handler.kernels.graph.program import Node, Program, argument, aten, is_call, is_tensor
+
+OPERATOR = "operator"
+"""In the `meta` of a node that calls torch's own function: the operator that it is."""
 
 APART = (
     aten.cat.default,
@@ -55,7 +56,7 @@ def _is_along(program: Program, node: Node, source: Node, rows: Any) -> bool:
     if is_call(node, aten.index.Tensor):
         given = node.args[1][: axes[-1] + 1]
         return not all(at is None or is_own(program, at, rows) for at in given)
-    target = aten.softmax.int if node.target is torch.softmax else node.target
+    target = node.meta.get(OPERATOR, node.target)
     schema = getattr(target, "_schema", None)
     if schema is None or target in APART:
         return False

@@ -61,7 +61,7 @@ def last(m: Any, b: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def block(m: Any, x: torch.Tensor) -> torch.Tensor:
-    added: torch.Tensor = x + torch.tanh(m.second(torch.relu(m.first(m.norm(x))))) * m.buffer
+    added: torch.Tensor = x + torch.tanh(m.second(torch.relu(m.first(m.norm(x)))))
     return added
 
 
@@ -90,9 +90,9 @@ def turned(m: Any, b: Any) -> torch.Tensor:
 
 READ: Mapping[str, tuple[Forward, list[int]]] = {
     "the last place": (lambda m, b: {"x": block(m, history(m, b))[:, -1]}, [1, 1]),
-    "the first place": (lambda m, b: {"x": block(m, history(m, b))[:, 0]}, [1, 1]),
+    "the first place": (lambda m, b: {"x": (block(m, history(m, b)) + m.buffer)[:, 0]}, [1, 1]),
     "each row's own": (lambda m, b: {"x": last(m, b, block(m, history(m, b)))}, [1, 1]),
-    "a query": (lambda m, b: {"x": last(m, b, attended(m, b))}, [1, PLACES, 1, 1]),
+    "a query": (lambda m, b: {"x": last(m, b, attended(m, b))}, [PLACES, 1, 1]),
     "a query of the last": (lambda m, b: {"x": attended(m, b)[:, -1]}, [PLACES, 1, 1, 1]),
     "a transformer's": (lambda m, b: {"x": last(m, b, encoded(m, b))}, [PLACES, 1, 1, 1]),
     "rows and places in one": (lambda m, b: {"x": flattened(m, b)[:, -1]}, [1]),
