@@ -85,7 +85,8 @@ def flattened(m: Any, b: Any) -> torch.Tensor:
 
 def turned(m: Any, b: Any) -> torch.Tensor:
     x = history(m, b).permute(2, 1, 0).permute(2, 0, 1)
-    return m.first(torch.cat([x, x], 2).transpose(1, 2)[..., :WIDTH])
+    found: torch.Tensor = m.first(torch.cat([x, x], 2).transpose(1, 2)[..., :WIDTH])
+    return found
 
 
 READ: Mapping[str, tuple[Forward, list[int]]] = {
