@@ -42,9 +42,9 @@ INT8_WEIGHTS = 2**15
 """A layer with fewer is no faster in int8. Most often it is one that takes the model's own inputs,
 whose sizes differ as those of a layer's outputs do not."""
 
-FLOAT32_WORK = 2**22
-"""Rows times weights of a layer: with less, float32 is faster by torch than by packed weights, as
-preparing a call of oneDNN takes some 15 us."""
+WORK: dict[str, int] = {"float32": 2**22, "bfloat16": 3 * 2**20, "int8": 2**24}
+"""Rows times weights of a layer from which on packed weights are faster than what else there is:
+preparing a call of oneDNN takes some 15 us, and int8 reads and writes its numbers once more."""
 
 LARGEST_FLOAT16 = 65_504.0
 
@@ -171,7 +171,7 @@ def _plan(
     plan: dict[int, tuple[DenseDtype, ...]]
     plan = {0: tuple("float32" if limit == "float32" else few for limit in limits)}
     if set(limits) == {"float32"} and is_fast("float32"):
-        plan[min(map(_least_rows, layers))] = plan[0]
+        plan[min(_least_rows(layer, "float32") for layer in layers)] = plan[0]
     lower: tuple[tuple[int, KernelDtype, tuple[KernelDtype, ...]], ...]
     lower = (FEW_ROWS, "bfloat16", ("bfloat16", "int8")), (INT8_ROWS, "int8", ("int8",))
     for least, dtype, of in lower:
@@ -207,12 +207,16 @@ def half_precision(dtype: KernelDtype) -> torch.dtype:
 
 @cache
 def is_fast(dtype: DenseDtype) -> bool:
-    """Whether processor and build have the kernel for it; it is tried on a small layer."""
+    """Whether processor and build have the kernel for it; it is tried on a small layer.
+
+    Of so many rows that no other kernel takes them.
+    """
     capabilities = torch.cpu.get_capabilities()
     if dtype in INSTRUCTIONS and not any(map(capabilities.get, INSTRUCTIONS[dtype])):
         return False
     random = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(2, 256, generator=random), torch.randn(128, 256, generator=random)
+    weight = torch.randn(128, 256, generator=random)
+    x = torch.randn(max(WORK.values()) // weight.numel() + 2, 256, generator=random)
     layers = [Layer(weight=weight / 16, bias=torch.ones(128))]
     try:
         error = (PACKED[dtype](layers)(x).float() - _float32(layers)(x)).abs().max()
@@ -276,9 +280,9 @@ def _float16(layers: Sequence[Layer]) -> Compute:
     return run
 
 
-def _least_rows(layer: Layer) -> int:
-    """From how many on packed weights pay in float32."""
-    return max(2, FLOAT32_WORK // layer.weight.numel())
+def _least_rows(layer: Layer, dtype: KernelDtype) -> int:
+    """From how many on packed weights of a type pay."""
+    return max(2, WORK[dtype] // layer.weight.numel())
 
 
 def _call(layer: Layer) -> Call | None:
@@ -308,7 +312,7 @@ def _onednn(dtype: torch.dtype, layer: Layer) -> Compute:
     linear = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  torch.compile's own
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))  # noqa: SLF001
     bias = layer.bias.to(dtype)
-    least = _least_rows(layer) if dtype == torch.float32 else 0
+    least = _least_rows(layer, "float32" if dtype == torch.float32 else "bfloat16")
     plain = _float32([layer])
     name, scalars, algorithm = layer.activation[1:] if layer.activation else ("none", (), "")
 
@@ -330,6 +334,8 @@ def _int8(layer: Layer) -> Compute:
     """
     if layer.weight.numel() < INT8_WEIGHTS:
         return _onednn(half_precision("int8"), layer)
+    few = _least_rows(layer, "int8")
+    of_few = _onednn(half_precision("int8"), layer) if few > INT8_ROWS else None
     linear = torch.ops.onednn.qlinear_pointwise.default
     quantize = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized.default
     weight, bias = layer[:2]
@@ -345,6 +351,8 @@ def _int8(layer: Layer) -> Compute:
     rest = (packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
 
     def run(x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        if of_few and x.shape[0] < few:
+            return of_few(x, other)
         q = quantize(x.float().contiguous())
         row = q[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
         y: torch.Tensor = linear(q, 1.0, 0, *rest)

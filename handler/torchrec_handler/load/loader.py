@@ -72,12 +72,12 @@ def load(
         LoadError: see the steps.
     """
     with unchanged_process():
+        check_names(options.kernels)
         archive = verify(folder, full=options.verify == "full", keys=keys)
         return _load(archive, options, device)
 
 
 def _load(archive: Archive, options: Options, device: torch.device) -> Predictor:
-    check_names(options.kernels)
     folder = archive.folder
     if archive.index:
         warn_of_versions(archive.index.versions)

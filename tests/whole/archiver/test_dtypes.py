@@ -22,7 +22,7 @@ from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 
 CPU = torch.device("cpu")
-REQUESTED = 70
+REQUESTED = 600
 """Rows of the one request that is recorded."""
 MIDDLE = 0.01
 """What the robust layer changes outputs less by, in any type, and the sensitive one more."""

@@ -18,7 +18,7 @@ from torchrec_handler.kernels.graph.program import (
 )
 from torchrec_handler.kernels.graph.rows import mixes
 
-BLOCK_BYTES = 2**21
+BLOCK_BYTES = 2**23
 """Of the largest tensor of a block."""
 
 LEAST_ROWS = 16

@@ -114,6 +114,11 @@ def _if_same_shape(program: Program, node: Node) -> Node | None:
     return source if program.shape(source) == program.shape(node) else None
 
 
+def _transpose(_: Program, node: Node) -> Node | None:
+    first, second = (axis_of(node, axis) for axis in node.args[1:])
+    return node.args[0] if first == second else None
+
+
 def _cat(program: Program, node: Node) -> Node | None:
     """Of a cat of cats one, of one tensor nothing."""
     tensors, axis = node.args[0], axis_of(node, argument(node, 1, "dim", 0))
@@ -269,6 +274,7 @@ RULES: Mapping[Any, Rule] = {
     aten.view.default: _if_same_shape,
     aten.reshape.default: _if_same_shape,
     aten._unsafe_view.default: _if_same_shape,  # noqa: SLF001
+    aten.transpose.int: _transpose,
     aten.cat.default: _cat,
     aten.slice.Tensor: _narrow,
     aten.narrow.default: _narrow,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from torchrec_handler.kernels.batched import Batched
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,
@@ -194,6 +195,12 @@ ACTIVATIONS: Mapping[Any, Callable[[Node], Activation | None]] = {
 }
 
 
+def kind_of(node: Node) -> tuple[Any, ...] | None:
+    """What tells a layer's activation from others."""
+    activation: Activation | None = node.meta.get(ACTIVATION)
+    return activation and tuple(activation[1:])
+
+
 # Siblings.
 
 
@@ -202,9 +209,7 @@ def merge_siblings(program: Program) -> None:
     groups: dict[Any, list[Node]] = {}
     for node in program.nodes:
         if weights_of(node):
-            activation = node.meta.get(ACTIVATION)
-            kind = activation and (activation.name, activation.scalars, activation.algorithm)
-            groups.setdefault((node.args[0], kind), []).append(node)
+            groups.setdefault((node.args[0], kind_of(node)), []).append(node)
     for (x, _), siblings in groups.items():
         if len(siblings) < 2:
             continue
@@ -245,6 +250,17 @@ def added(y: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return y.add_(other) if all(size in {1, room} for room, size in pairs) else y + other
 
 
+def side_by_side(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Stands for E layers of the same sizes until they are packed.
+
+    Args:
+        x: [B, E, K]
+        weight: [E, N, K]
+        bias: [E, N]
+    """
+    return torch.einsum("bek,enk->ben", x, weight) + bias
+
+
 def pack(program: Program, target: Target) -> DenseDtype:
     """Give every layer of known weights the kernels of `packed`, and chains of them one call.
 
@@ -255,6 +271,8 @@ def pack(program: Program, target: Target) -> DenseDtype:
     for node in program.nodes:
         if is_call(node, join):
             least = max(least, _pack_halves(program, node, target), key=PRECISIONS.index)
+        elif is_call(node, side_by_side):
+            least = max(least, _pack_batched(program, node, target), key=PRECISIONS.index)
     for node in program.nodes:
         if not weights_of(node) or (node.users and _continues(node)):
             continue
@@ -276,6 +294,21 @@ def pack(program: Program, target: Target) -> DenseDtype:
         for one in reversed(chain[:-1]):
             program.graph.erase_node(one)
     return least
+
+
+def _pack_batched(program: Program, node: Node, target: Target) -> DenseDtype:
+    x, weight, bias = node.args
+    activation, sources = node.meta.get(ACTIVATION), sources_of(weight)
+    layers = [
+        Layer(*one, activation, sources)
+        for one in zip(weight.meta["constant"], bias.meta["constant"], strict=True)
+    ]
+    batched = Batched(layers, target.dtype, target.choice)
+    with program.before(node):
+        packed = program.graph.call_function(_function(batched), (x,))
+    packed.meta |= node.meta
+    program.replace(node, packed)
+    return batched.dtype
 
 
 def _pack_halves(program: Program, node: Node, target: Target) -> DenseDtype:
@@ -318,7 +351,7 @@ def _joined(
     return joined
 
 
-def _function(layers: Layers) -> Callable[[torch.Tensor], torch.Tensor]:
+def _function(layers: Layers | Batched) -> Callable[[torch.Tensor], torch.Tensor]:
     """Code that is made of a graph names functions."""
 
     def packed(x: torch.Tensor) -> torch.Tensor:

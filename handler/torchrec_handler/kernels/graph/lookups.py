@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_handler.kernels.direct import Pooled, sequences, why_not
 from torchrec_handler.kernels.graph.blocks import SITE
 from torchrec_handler.kernels.graph.program import Program, Site, aten, is_call
+from torchrec_handler.kernels.graph.rows import OPERATOR
 from torchrec_handler.kernels.graph.sites import look_up
 
 
@@ -106,7 +107,21 @@ TORCH: Mapping[Any, Any] = {
     aten.bmm.default: torch.bmm,
     aten.matmul.default: torch.matmul,
     aten.stack.default: torch.stack,
-    aten.slice.Tensor: None,
+    aten.sum.dim_IntList: torch.sum,
+    aten.layer_norm.default: torch.layer_norm,
+    aten.transpose.int: torch.transpose,
+    aten.permute.default: torch.permute,
+    aten.view.default: torch.reshape,
+    aten.reshape.default: torch.reshape,
+    aten.unflatten.int: torch.unflatten,
+    aten.narrow.default: torch.narrow,
+    aten.clamp.default: torch.clamp,
+    aten.clamp_min.default: torch.clamp_min,
+    aten.pow.Tensor_Scalar: torch.pow,
+    aten.ge.Tensor: torch.ge,
+    aten.lt.Tensor: torch.lt,
+    aten.masked_fill.Scalar: torch.masked_fill,
+    aten.linalg_vector_norm.default: torch.linalg.vector_norm,
     # Taken for dead code by its operator's name.
     aten._assert_async.default: torch._assert_async,  # noqa: SLF001
 }
@@ -117,4 +132,5 @@ def as_torch(program: Program) -> None:
     for node in program.nodes:
         found = TORCH.get(node.target)
         if found is not None and not node.kwargs:
+            node.meta[OPERATOR] = node.target
             node.target = found

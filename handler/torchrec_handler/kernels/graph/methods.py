@@ -24,6 +24,8 @@ from torchrec_handler.kernels.graph.layers import (
     merge_siblings,
 )
 from torchrec_handler.kernels.graph.method import TOLERANCES, Graph, GraphMethod
+from torchrec_handler.kernels.graph.parallel import join_parallel
+from torchrec_handler.kernels.graph.places import read_places
 from torchrec_handler.kernels.graph.sites import CannotCapture
 from torchrec_handler.kernels.graph.trials import Trial, differs
 from torchrec_handler.kernels.kernel import Target, not_for, typename
@@ -93,7 +95,11 @@ def reduce(captured: Captured) -> None:
     fold_batch_norms(program)
     clean(program)
     fuse_activations(program)
+    read_places(program, captured.rows)
+    clean(program)
     merge_siblings(program)
+    clean(program)
+    join_parallel(program)
     clean(program)
     split_cats(program)
     clean(program)

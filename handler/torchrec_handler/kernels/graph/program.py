@@ -98,6 +98,21 @@ class Program:
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
 
+    def sort(self) -> None:
+        """Put every node behind what it reads again, and else leave the order as it is."""
+        found: dict[Node, None] = {}
+
+        def enter(node: Node) -> None:
+            if node not in found:
+                for one in node.all_input_nodes:
+                    enter(one)
+                found[node] = None
+
+        for node in self.nodes:
+            enter(node)
+        for node in found:
+            self.output.prepend(node)
+
     def before(self, node: Node) -> Any:
         """Insert there."""
         return self.graph.inserting_before(node)

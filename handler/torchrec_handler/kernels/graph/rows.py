@@ -6,9 +6,10 @@ Shapes: B rows.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from torchrec_handler.kernels.graph.program import Node, Program, argument, aten, is_call, is_tensor
+
+OPERATOR = "operator"
+"""In the `meta` of a node that calls torch's own function: the operator that it is."""
 
 APART = (
     aten.cat.default,
@@ -54,8 +55,8 @@ def _is_along(program: Program, node: Node, source: Node, rows: Any) -> bool:
     axes = _axes(program, source, rows)
     if is_call(node, aten.index.Tensor):
         given = node.args[1][: axes[-1] + 1]
-        return not all(at is None or _is_own(program, at, rows) for at in given)
-    target = aten.softmax.int if node.target is torch.softmax else node.target
+        return not all(at is None or is_own(program, at, rows) for at in given)
+    target = node.meta.get(OPERATOR, node.target)
     schema = getattr(target, "_schema", None)
     if schema is None or target in APART:
         return False
@@ -69,7 +70,7 @@ def _is_along(program: Program, node: Node, source: Node, rows: Any) -> bool:
     return any(isinstance(dim, int) and dim % length in axes for dim in dims)
 
 
-def _is_own(program: Program, at: Node, rows: Any) -> bool:
+def is_own(program: Program, at: Node, rows: Any) -> bool:
     """Whether an index is that of each row itself."""
     is_count = is_call(at, aten.arange.default) and program.shape(at) == (rows,)
     return is_count and len(at.args) == 1

@@ -32,6 +32,8 @@ def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kinds are so small that no layer of theirs would be packed."""
     monkeypatch.setattr(layers, "PACKED_WEIGHTS", 0)
     monkeypatch.setattr(layers, "INT8_WEIGHTS", 0)
+    for name in ("bfloat16", "int8"):
+        monkeypatch.setitem(layers.WORK, name, 0)
 
 
 def fuse(module: torch.nn.Module, dtype: KernelDtype) -> Report:

@@ -72,6 +72,8 @@ def nothing_is_small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PACKED_WEIGHTS", 0)
         patch.setattr(module, "INT8_WEIGHTS", 0)
+        for name in ("bfloat16", "int8"):
+            patch.setitem(module.WORK, name, 0)
         yield
 
 
@@ -270,3 +272,19 @@ def test_layers_that_are_too_small_compute_more_precisely(
     # A processor without one of them computes all layers more precisely.
     bound = BOUNDS["float32" if is_computed else "int8"]
     assert error(Layers(layers, dtype)(x), expected) < bound
+
+
+@pytest.mark.parametrize(
+    ("rows", "computed"),
+    [(FEW_ROWS, "float32"), (20, "bfloat16"), (INT8_ROWS, "bfloat16"), (80, "int8")],
+)
+@pytest.mark.skipif(not is_fast("bfloat16") or not is_fast("int8"), reason="needs the kernels")
+def test_few_rows_of_a_small_layer_are_computed_more_precisely(
+    rows: int, computed: KernelDtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = random_layers((256, 128))
+    x = random_rows(rows, 256)
+    expected = module.PACKED[computed](layers)(x).double()
+    for name, least in {"bfloat16": 20, "int8": 80}.items():
+        monkeypatch.setitem(module.WORK, name, 256 * 128 * least)
+    assert error(Layers(layers, "int8")(x), expected) < BOUNDS["float32"]
