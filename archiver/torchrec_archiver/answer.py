@@ -3,25 +3,28 @@
 For whoever wants an answer before there is a server: `predict`, `verify`, `compare`.
 """
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
 
+from torchrec_archiver.locked import locked_folder
 from torchrec_archiver.near import near_path
 from torchrec_archiver.unpack import unpack
-from torchrec_handler.archive.format import MANIFEST, MODEL_CONFIG
+from torchrec_handler.archive.format import MODEL_CONFIG
+from torchrec_handler.archive.verify import read_manifest
 from torchrec_handler.errors import ArchiveError, OptionError
 from torchrec_handler.load.loader import load
 from torchrec_handler.load.process import become_worker, unchanged_process
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options, read_options
 from torchrec_handler.serve.engine import Engine
+
+PREFIX = "torchrec-archive-"
 
 
 class Answering(NamedTuple):
@@ -48,8 +51,8 @@ def unpacked(archive: Path) -> Iterator[Path]:
     if not archive.exists():
         message = f"archive: {archive} does not exist"
         raise ArchiveError(message, hint=near_path(archive))
-    with tempfile.TemporaryDirectory(prefix="torchrec-archive-") as folder:
-        yield unpack(archive, Path(folder))
+    with locked_folder(Path(tempfile.gettempdir()), PREFIX) as folder:
+        yield unpack(archive, folder)
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
         LoadError: it cannot be loaded.
     """
     with unpacked(archive) as folder:
-        manifest = _read_model(folder)
+        manifest = read_manifest(folder)
         options = _read_options(folder / str(manifest.get("configFile", MODEL_CONFIG)))
         if self_test is not None:
             options = options.model_copy(update={"self_test": self_test})
@@ -75,15 +78,6 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
             become_worker(options, device)
             predictor = load(folder, options, device)
             yield Answering(name, folder, options, predictor, Engine(name, predictor, options))
-
-
-def _read_model(folder: Path) -> Mapping[str, Any]:
-    """The manifest's `model`; nothing where there is none, which `verify` says better."""
-    try:
-        model = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return model if isinstance(model, dict) else {}
 
 
 def _read_options(path: Path) -> Options:

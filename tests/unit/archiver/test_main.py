@@ -37,7 +37,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def test_the_commands_are_these() -> None:
     assert list(_commands()) == [
         *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
-        *("sign", "swap", "completion"),
+        *("sign", "admit", "swap", "completion"),
     ]
 
 
