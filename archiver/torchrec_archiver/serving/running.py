@@ -33,6 +33,8 @@ KEYS = "key_file.json"
 """Where TorchServe writes its tokens, in the folder where it starts."""
 
 DIED = ("Backend worker process died.", "Failed to load model ")
+STARTED = "Listening on "
+"""Each worker says it once, and where; a second time when it was started again."""
 RAISED = re.compile(r"(?:\w+\.)*(\w+): (\S.*)")
 
 
@@ -259,7 +261,9 @@ def fault_of(log: str, model: Model) -> str:
         kind = getattr(errors, found[1], None)
         if isinstance(kind, type) and issubclass(kind, errors.LoadError):
             return found[2]
-    if not any(line.startswith(DIED) for line in lines):
+    started = [line for line in lines if line.startswith(STARTED)]
+    is_again = len(started) > len(set(started))
+    if not is_again and not any(line.startswith(DIED) for line in lines):
         return ""
     faults = [found[0] for found in raised if found[1].endswith(("Error", "Exception"))]
     told = (fault for fault in faults if "RuntimeError: 500 - " not in fault)
