@@ -15,7 +15,6 @@ import yaml
 from torchrec_archiver.locked import locked_folder
 from torchrec_archiver.near import near_path
 from torchrec_archiver.unpack import unpack
-from torchrec_handler.archive.format import MODEL_CONFIG
 from torchrec_handler.archive.verify import read_manifest
 from torchrec_handler.errors import ArchiveError, OptionError
 from torchrec_handler.load.loader import load
@@ -68,7 +67,8 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
     """
     with unpacked(archive) as folder:
         manifest = read_manifest(folder)
-        options = _read_options(folder / str(manifest.get("configFile", MODEL_CONFIG)))
+        config = manifest.get("configFile")
+        options = _read_options(folder / str(config)) if config else Options()
         if self_test is not None:
             options = options.model_copy(update={"self_test": self_test})
         device = _device(options.device)
@@ -85,7 +85,7 @@ def _read_options(path: Path) -> Options:
         return Options()
     try:
         return read_options(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = f"{path.name}: cannot be read: {' '.join(str(error).split())}"
         raise ArchiveError(message) from error
 
