@@ -1,19 +1,18 @@
 """The command line `torchrec-archiver`; option names follow torch-model-archiver's."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from torchrec_archiver.command_line import Parser
+from torchrec_archiver.command_line import Parser, log
 from torchrec_archiver.report.words import plain
 from torchrec_handler import __version__
 from torchrec_handler.errors import TorchRecServeError
 
 COMMANDS = (
     *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
-    *("sign", "swap", "completion"),
+    *("sign", "admit", "swap", "completion"),
 )
 """Modules of `torchrec_archiver.commands`, in the order in which they are shown."""
 
@@ -39,12 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
-    # torch-model-archiver logs what it also raises.
-    logging.getLogger().addFilter(lambda record: record.module != "model_packaging_utils")
-    logging.getLogger("torchrec_archiver").setLevel(logging.INFO)
-    # torch warns here of a call that torchrec makes, with nothing in it for the user.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    log()
     try:
         return int(options.run(options))
     except TorchRecServeError as error:

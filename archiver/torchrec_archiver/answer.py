@@ -3,25 +3,27 @@
 For whoever wants an answer before there is a server: `predict`, `verify`, `compare`.
 """
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
 
+from torchrec_archiver.locked import locked_folder
 from torchrec_archiver.near import near_path
 from torchrec_archiver.unpack import unpack
-from torchrec_handler.archive.format import MANIFEST, MODEL_CONFIG
+from torchrec_handler.archive.verify import read_manifest
 from torchrec_handler.errors import ArchiveError, OptionError
 from torchrec_handler.load.loader import load
 from torchrec_handler.load.process import become_worker, unchanged_process
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options, read_options
 from torchrec_handler.serve.engine import Engine
+
+PREFIX = "torchrec-archive-"
 
 
 class Answering(NamedTuple):
@@ -48,8 +50,8 @@ def unpacked(archive: Path) -> Iterator[Path]:
     if not archive.exists():
         message = f"archive: {archive} does not exist"
         raise ArchiveError(message, hint=near_path(archive))
-    with tempfile.TemporaryDirectory(prefix="torchrec-archive-") as folder:
-        yield unpack(archive, Path(folder))
+    with locked_folder(Path(tempfile.gettempdir()), PREFIX) as folder:
+        yield unpack(archive, folder)
 
 
 @contextmanager
@@ -64,8 +66,9 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
         LoadError: it cannot be loaded.
     """
     with unpacked(archive) as folder:
-        manifest = _read_model(folder)
-        options = _read_options(folder / str(manifest.get("configFile", MODEL_CONFIG)))
+        manifest = read_manifest(folder)
+        config = manifest.get("configFile")
+        options = _read_options(folder / str(config)) if config else Options()
         if self_test is not None:
             options = options.model_copy(update={"self_test": self_test})
         device = _device(options.device)
@@ -77,21 +80,12 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
             yield Answering(name, folder, options, predictor, Engine(name, predictor, options))
 
 
-def _read_model(folder: Path) -> Mapping[str, Any]:
-    """The manifest's `model`; nothing where there is none, which `verify` says better."""
-    try:
-        model = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return model if isinstance(model, dict) else {}
-
-
 def _read_options(path: Path) -> Options:
     if not path.is_file():
         return Options()
     try:
         return read_options(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = f"{path.name}: cannot be read: {' '.join(str(error).split())}"
         raise ArchiveError(message) from error
 

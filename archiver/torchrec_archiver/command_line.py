@@ -1,11 +1,19 @@
 """The form of the command line: its parsers, and what a typing error is told."""
 
 import argparse
+import logging
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
+
+from torchrec_handler.archive.trust import TRUSTED_KEYS, find_keys, trusted_keys
 
 LONGEST_COMMAND = 14
 """Characters, with the indent."""
+
+STARTUP_SECONDS = 600.0
+"""As long as an archive gives its workers that was built without a word of it."""
+TRUSTED_OPTION = "--trusted-keys"
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +66,78 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(*arguments, **named)
         # argparse's own sum leaves out how far the commands are indented.
         self._action_max_length = LONGEST_COMMAND
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option that names public keys."""
+    parser.add_argument(
+        TRUSTED_OPTION,
+        action="extend",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="public keys, or folders of them, of which one has to have signed the archive; "
+        f"those of {TRUSTED_KEYS} when not given",
+    )
+
+
+def keys_of(options: argparse.Namespace) -> list[Path]:
+    """The public keys that an archive has to be signed with one of; none where none is trusted.
+
+    Raises:
+        LoadError: see `find_keys`.
+    """
+    given = [path.resolve() for path in options.trusted_keys]
+    return find_keys(TRUSTED_OPTION, given) if given else trusted_keys()
+
+
+def add_invalid_rows(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option that names tables whose rows need not be finite."""
+    parser.add_argument(
+        "--allow-invalid-rows",
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="take a table with NaN, infinity, or what is too large for its type, repeatable",
+    )
+
+
+def add_startup_timeout(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option that bounds how long an archive's code may take to load."""
+    parser.add_argument(
+        "--startup-timeout",
+        type=seconds,
+        default=STARTUP_SECONDS,
+        metavar="S",
+        help=f"seconds in which the model has to be loaded; {STARTUP_SECONDS:g}",
+    )
+
+
+def seconds(text: str) -> float:
+    """A time, above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        given = float(text)
+    except ValueError:
+        given = 0.0
+    if not 0 < given < float("inf"):
+        message = f"received {text!r}, expected a number above 0"
+        raise argparse.ArgumentTypeError(message)
+    return given
+
+
+def log() -> None:
+    """Let what is logged be lines on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    # torch-model-archiver logs what it also raises.
+    logging.getLogger().addFilter(lambda record: record.module != "model_packaging_utils")
+    logging.getLogger("torchrec_archiver").setLevel(logging.INFO)
+    # torch warns here of a call that torchrec makes, with nothing in it for the user.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 def _indented(text: str) -> str:

@@ -1,9 +1,7 @@
 """Last step of building: the archive file, by torch-model-archiver's own code."""
 
 import errno
-import fcntl
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from types import FrameType
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_packaging_utils import ModelExportUtils
 
+from torchrec_archiver.locked import locked_folder
 from torchrec_archiver.near import room
 from torchrec_archiver.store import SUFFIXES, ArchiveFormat, Place
 from torchrec_handler.archive.format import HANDLER, MODEL_CONFIG, PACKAGE
@@ -64,7 +63,7 @@ def staging(export_path: Path) -> Iterator[Path]:
         store,
     )
     try:
-        with _terminating(), _locked_folder(parent) as folder:
+        with _terminating(), locked_folder(parent, STAGING_PREFIX) as folder:
             yield folder
     except OSError as error:
         message = f"{error.filename or parent}: cannot be written: {error.strerror or error}"
@@ -143,40 +142,3 @@ def _terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _locked_folder(parent: Path) -> Iterator[Path]:
-    """A temporary folder, locked while this process lives."""
-    entrance = os.open(parent, os.O_RDONLY)
-    try:
-        # One build at a time looks for stale folders and makes its own, so that none removes
-        # another's that is not locked yet.
-        fcntl.flock(entrance, fcntl.LOCK_EX)
-        _remove_stale(parent)
-        folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    finally:
-        os.close(entrance)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _remove_stale(parent: Path) -> None:
-    """Remove what builds that were killed outright left behind: a lock ends with its process."""
-    for folder in parent.glob(f"{STAGING_PREFIX}*"):
-        try:
-            lock = os.open(folder, os.O_RDONLY)
-        except OSError:  # another user's, or gone already
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:  # a build that runs
-            continue
-        finally:
-            os.close(lock)

@@ -6,10 +6,7 @@ NAME-VERSION.mar. No two archives of one version are in a store, in whatever for
 would serve either.
 """
 
-import json
 import os
-import tarfile
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +16,8 @@ from urllib.parse import quote
 from model_archiver.model_archiver_error import ModelArchiverError
 from model_archiver.model_packaging_utils import ModelExportUtils
 
-from torchrec_handler.archive.format import MANIFEST
-from torchrec_handler.errors import BuildError
+from torchrec_handler.archive.read import read_model
+from torchrec_handler.errors import ArchiveError, BuildError
 
 ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
 
@@ -167,20 +164,7 @@ def _with_suffix(stem: Path, suffix: str) -> Path:
 def read_name_and_version(archive: Path) -> tuple[str, str] | None:
     """What an archive's manifest says; None of what is no archive."""
     try:
-        model = json.loads(_read_manifest(archive))["model"]
+        model = read_model(archive)
         return str(model["modelName"]), str(model["modelVersion"])
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, tarfile.TarError):
+    except (ArchiveError, KeyError):
         return None
-
-
-def _read_manifest(archive: Path) -> bytes:
-    if archive.is_dir():
-        return (archive / MANIFEST).read_bytes()
-    if archive.name.endswith(SUFFIXES["tgz"]):
-        with tarfile.open(archive) as tar:
-            for entry in tar:
-                if entry.name.partition("/")[2] == MANIFEST and (file := tar.extractfile(entry)):
-                    return file.read()
-        raise KeyError(MANIFEST)
-    with zipfile.ZipFile(archive) as members:
-        return members.read(MANIFEST)

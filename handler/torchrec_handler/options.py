@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,6 +23,8 @@ from torchrec_handler.errors import OptionError
 logger = logging.getLogger(__name__)
 
 SECTION = "torchrec"
+MOST_SAID = 200
+"""Letters of a wrong text or number in a message."""
 
 TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
 DenseDtype = Literal["float32", "float16", "bfloat16", "int8"]
@@ -264,7 +267,7 @@ def read_options(model_config: Mapping[str, Any] | None) -> Options:
     if section is None:
         return Options()
     if not isinstance(section, Mapping):
-        message = f"{SECTION}: received {section!r}, expected a mapping of options"
+        message = f"{SECTION}: received {_said(section)}, expected a mapping of options"
         raise OptionError(message)
     try:
         options = Options.model_validate(section)
@@ -280,10 +283,18 @@ def read_options(model_config: Mapping[str, Any] | None) -> Options:
     return options
 
 
+def _said(value: object) -> str:
+    """A wrong value, in part where it is long: YAML's aliases make 10^9 letters of a hundred."""
+    say = Repr()
+    say.maxlevel = 4
+    say.maxstring = say.maxother = say.maxlong = MOST_SAID
+    return say.repr(value)
+
+
 def _explain(fault: Mapping[str, Any]) -> str:
     """One of pydantic's faults in our words; it names Python's types, where a file holds YAML's."""
     path = [SECTION, *map(str, fault["loc"])]
-    received = repr(fault["input"])
+    received = _said(fault["input"])
     expected = str(fault["msg"]).removeprefix("Input should be ")
     if path[-1] == "[key]" or fault["type"] == "invalid_key":
         del path[-2 if path[-1] == "[key]" else -1 :]

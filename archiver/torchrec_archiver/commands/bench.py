@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from torchrec_archiver.command_line import seconds
 from torchrec_archiver.commands.serve import add_server, number, stoppable
 from torchrec_archiver.serving import JSON, PROTOBUF
 from torchrec_handler.errors import ServeError
@@ -35,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Give a parser this command's options."""
     parser.add_argument("archive", metavar="ARCHIVE", help="a .mar, .tar.gz or folder")
     parser.add_argument(
-        "--seconds", type=_seconds, default=10.0, metavar="S", help="of each load; 10"
+        "--seconds", type=seconds, default=10.0, metavar="S", help="of each load; 10"
     )
     parser.add_argument(
         "--connections",
@@ -120,6 +121,7 @@ def _served(options: argparse.Namespace) -> Iterator["Target"]:
     from torchrec_archiver.serving.frontend import temporary  # noqa: PLC0415
     from torchrec_archiver.serving.running import running  # noqa: PLC0415
     from torchrec_archiver.serving.settings import free_ports  # noqa: PLC0415
+    from torchrec_handler.archive.trust import trusted_keys  # noqa: PLC0415
 
     archive, folder = Path(options.archive), options.folder and Path(options.folder)
     if options.server:
@@ -129,7 +131,14 @@ def _served(options: argparse.Namespace) -> Iterator["Target"]:
             yield Target(model=model, url=url, path=f"/predictions/{model.name}")
         return
     _progress(f"Starting TorchServe with {archive} …")
-    with running([archive], ports=free_ports(), workers=options.workers, folder=folder) as server:
+    with running(
+        [archive],
+        ports=free_ports(),
+        workers=options.workers,
+        folder=folder,
+        keys=trusted_keys(),
+        seconds=options.startup_timeout,
+    ) as server:
         one = server.asked[0]
         yield Target(model=one.model, url=server.url, path=one.path, headers=server.headers)
 
@@ -185,14 +194,3 @@ def _progress(said: str) -> None:
 
 def _numbers(text: str) -> list[int]:
     return [number(part.strip()) for part in text.split(",")]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        message = f"received {text!r}, expected a number above 0"
-        raise argparse.ArgumentTypeError(message)
-    return seconds

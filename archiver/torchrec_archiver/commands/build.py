@@ -8,6 +8,7 @@ from typing import get_args
 
 from rich.console import Console
 
+from torchrec_archiver.command_line import add_invalid_rows
 from torchrec_archiver.report.terminal import show
 from torchrec_archiver.store import ArchiveFormat
 from torchrec_handler.archive.read import read_description
@@ -75,13 +76,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="fail when quantizing changes an output of the samples by more",
     )
-    parser.add_argument(
-        "--allow-invalid-rows",
-        action="append",
-        default=[],
-        metavar="TABLE",
-        help="take a table with NaN, infinity, or what is too large for its type, repeatable",
-    )
+    add_invalid_rows(parser)
     parser.add_argument(
         "--allow-failing-samples",
         action="store_true",

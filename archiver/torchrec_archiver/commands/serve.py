@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from torchrec_archiver.command_line import add_keys, add_startup_timeout, keys_of
 from torchrec_archiver.serving.settings import PORTS, SHIPPED
 from torchrec_handler.errors import ServeError
 
@@ -15,6 +16,7 @@ HELP = "start TorchServe on archives, and print the line that asks them"
 EXAMPLES = """\
 torchrec-archiver serve model_store/shop.mar
 torchrec-archiver serve model_store/shop.mar model_store/toys --port 9080 --workers 2
+torchrec-archiver serve incoming/shop.mar --trusted-keys release.pub
 """
 
 LONGEST_ANSWER = 200
@@ -32,6 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             help=f"of TorchServe's {port.opens} API; {port.number} as the settings are shipped",
         )
     add_server(parser)
+    add_keys(parser)
     parser.add_argument(
         "--ts-config",
         metavar="FILE",
@@ -44,6 +47,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=number, metavar="N", help="of each model; as its archive says"
     )
+    add_startup_timeout(parser)
     parser.add_argument(
         "--folder",
         metavar="FOLDER",
@@ -72,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
                 config=Path(options.ts_config or SHIPPED / "config.properties"),
                 workers=options.workers,
                 folder=options.folder and Path(options.folder),
+                keys=keys_of(options),
+                seconds=options.startup_timeout,
             ) as server,
         ):
             for asked in server.asked:

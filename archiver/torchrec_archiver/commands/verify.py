@@ -6,10 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from torchrec_archiver.command_line import add_invalid_rows, add_keys, add_startup_timeout, keys_of
+
 HELP = "check every digest of an archive and replay its samples"
 EXAMPLES = """\
 torchrec-archiver verify model_store/shop.mar
 torchrec-archiver verify model_store/shop.mar --no-replay     # reads it, runs none of its code
+torchrec-archiver verify incoming/shop.mar --trusted-keys release.pub
 torchrec-archiver verify model_store/shop.mar --json | jq .members
 """
 
@@ -23,6 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="check files alone; the model is not loaded, nothing in the archive runs",
     )
+    add_startup_timeout(parser)
+    add_keys(parser)
+    add_invalid_rows(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -32,17 +38,20 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         LoadError: what is wrong with the archive.
     """
-    from torchrec_archiver.answer import answering, unpacked  # noqa: PLC0415  it imports torch
+    from torchrec_archiver.admitting import check  # noqa: PLC0415  it imports torch
+    from torchrec_archiver.answer import unpacked  # noqa: PLC0415
+    from torchrec_archiver.replaying import replay  # noqa: PLC0415
     from torchrec_handler.archive.format import INDEX, REQUIREMENTS, SAMPLES  # noqa: PLC0415
     from torchrec_handler.archive.samples import read_samples  # noqa: PLC0415
-    from torchrec_handler.archive.verify import verify  # noqa: PLC0415
 
-    with unpacked(Path(options.archive)) as folder:
-        index = verify(folder, full=True).index
+    archive, keys = Path(options.archive), keys_of(options)
+    with unpacked(archive) as folder:
+        alone = not archive.is_dir() or bool(keys)
+        found = check(folder, keys, allowed=options.allow_invalid_rows, alone=alone)
+        index = found.index
         samples = read_samples(folder / SAMPLES) if index and index.samples else []
         if options.replay:
-            with answering(folder, self_test=True):
-                pass
+            replay(folder, options.startup_timeout)
         members: dict[str, dict[str, Any]] = {
             name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
             for name, digest in (index.sha256 if index else {}).items()
@@ -50,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     checked: dict[str, Any] = {
         "archive": options.archive,
         "format_version": index.format_version if index else None,
+        "signer": str(found.signer) if found.signer else None,
         "members": members,
         "tables": len(index.tables) if index else None,
         "loaded": options.replay,
@@ -61,11 +71,13 @@ def run(options: argparse.Namespace) -> int:
     if index:
         size = sum(member["bytes"] for member in members.values())
         print(f"format: {index.format_version}")
+        print(f"signature: {found.signer or 'not checked, no key is trusted'}")
         print(f"members: {len(members)}, {size:,} bytes, each as its sha256 in {INDEX} says")
         # TorchServe installs its requirements beside them.
-        alone = "" if REQUIREMENTS in members else ", and nothing is there that is not listed"
-        print(f"listing: nothing is missing{alone}")
-        print(f"tables: {len(index.tables)}, of the size that their rows take")
+        more = ", and nothing is there that is not listed"
+        print(f"listing: nothing is missing{more if alone or REQUIREMENTS not in members else ''}")
+        finite = "" if options.allow_invalid_rows else ", all finite"
+        print(f"tables: {len(index.tables)}, of the size that their rows take{finite}")
     else:
         print(f"members: not checked, plain torch-model-archiver writes no {INDEX}")
     print(f"model: {_loaded(checked)}")

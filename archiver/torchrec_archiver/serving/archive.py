@@ -1,14 +1,13 @@
 """Archives as folders that a server can load: found, unpacked, checked."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_archiver.store import SUFFIXES
-from torchrec_archiver.unpack import unpack
+from torchrec_archiver.unpack import told_of, unpack
 from torchrec_handler.archive.format import MANIFEST, Index
-from torchrec_handler.archive.verify import verify
+from torchrec_handler.archive.verify import read_manifest, verify
 from torchrec_handler.errors import ArchiveError, ServeError
 
 MOST_NAMED = 5
@@ -31,20 +30,26 @@ class Model:
         return f"{self.name} {self.version}"
 
 
-def open_all(archives: Sequence[Path], scratch: Path) -> list[Model]:
-    """Check archives, each as its worker will, before anything is started.
+def open_all(archives: Sequence[Path], scratch: Path, keys: Sequence[Path] = ()) -> list[Model]:
+    """Check archives, each as its worker will or better, before anything is started.
+
+    TorchServe's workers start with an archive's folder on their `PYTHONPATH`, so what Python
+    imports by itself would run before a worker checks anything.
 
     Args:
         archives: .mar or .tar.gz files, which are unpacked, and folders, which are served in place.
         scratch: where to unpack.
+        keys: public keys, of which one has to have signed each; every digest is checked then.
 
     Raises:
-        ArchiveError: one is not there, damaged, or of another format version; names the archive.
+        ArchiveError: one is not there, damaged, of another format version, or none of the keys
+            signed it; names the archive.
+        LoadError: with `keys`, model-signing is not installed.
         ServeError: two are the same version of a model, or there is no room to unpack one.
     """
     models: dict[tuple[str, str], Model] = {}
     for number, archive in enumerate(archives):
-        model = _open(archive, scratch / str(number))
+        model = _open(archive, scratch / str(number), keys)
         same = models.setdefault((model.name, model.version), model)
         if same is not model:
             message = f"archive: {same.archive} and {archive} are both {model}; serve one of them"
@@ -52,15 +57,15 @@ def open_all(archives: Sequence[Path], scratch: Path) -> list[Model]:
     return list(models.values())
 
 
-def _open(archive: Path, scratch: Path) -> Model:
+def _open(archive: Path, scratch: Path, keys: Sequence[Path]) -> Model:
     folder = _unpack(archive, scratch)
     try:
-        index = verify(folder).index
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
+        with told_of(archive, folder):
+            # In a folder that was served TorchServe has installed what its requirements list.
+            alone = not archive.is_dir() or bool(keys)
+            index = verify(folder, full=bool(keys), alone=alone, keys=keys).index
+            manifest = read_manifest(folder)
         name, version = str(manifest["modelName"]), str(manifest["modelVersion"])
-    except ArchiveError as error:
-        message = f"archive: {archive}: {str(error).replace(str(folder), 'it')}"
-        raise ArchiveError(message) from error
     except KeyError as error:
         message = f"archive: {archive}: {MANIFEST} has no {error}; build the archive again"
         raise ArchiveError(message) from error

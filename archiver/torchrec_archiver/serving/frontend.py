@@ -16,13 +16,14 @@ from typing import Self
 
 import psutil
 
+from torchrec_archiver.locked import hold, make_folder
 from torchrec_archiver.serving import java, settings
 from torchrec_handler.errors import ServeError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends a program: Ctrl-C, a service manager, a terminal that is closed."""
 
-PREFIX = "torchserve-"
+PREFIX = "torchrec-serve-"
 SHORT = Path("/tmp")  # noqa: S108  what is made in it is this user's alone
 LONGEST_TEMP = 92
 """Bytes of a folder's path: workers' sockets lie in it, and a socket's path has 107."""
@@ -98,6 +99,7 @@ class Frontend:
             command += ["--log-config", str(self._log_config)]
         if self._models:
             command += ["--models", *self._models]
+        lock = hold(self.temp)  # the server's own, should this process be killed
         try:
             with _undisturbed(), (self.temp / "stdout.log").open("wb") as output:
                 self._process = subprocess.Popen(  # noqa: S603  our own command
@@ -116,11 +118,14 @@ class Frontend:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    pass_fds=(lock,),
                 )
         except BaseException:
             if hasattr(self, "_process"):
                 self.__exit__()
             raise
+        finally:
+            os.close(lock)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -178,34 +183,38 @@ class Frontend:
 def temporary(parent: Path | None = None) -> Iterator[Path]:
     """Make a folder that this user alone can read, gone again whatever happens.
 
+    What a server left that was killed outright goes once its processes have ended.
+
     Args:
         parent: where; the usual place when not given, unless a socket's path would be too long.
 
     Raises:
         ServeError: none can be made there.
     """
-    made = _make_temporary(parent)
+    made, lock = _make_temporary(parent)
     try:
         yield made
     finally:
         with _undisturbed():
             shutil.rmtree(made, ignore_errors=True)
+            os.close(lock)
 
 
-def _make_temporary(parent: Path | None) -> Path:
+def _make_temporary(parent: Path | None) -> tuple[Path, int]:
     try:
         usual = Path(tempfile.gettempdir())
     except FileNotFoundError:  # none that this user may write into
         usual = SHORT
     for place in (usual, SHORT) if parent is None else (parent,):
         try:
-            made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.resolve()))
+            made, lock = make_folder(place.resolve(), PREFIX)
         except OSError as error:
             message = f"--folder: {place} cannot hold a folder: {error.strerror}; give another one"
             raise ServeError(message) from error
         if len(os.fsencode(made)) <= LONGEST_TEMP:
-            return made
+            return made, lock
         made.rmdir()
+        os.close(lock)
     message = (
         f"--folder: {made} is {len(os.fsencode(made))} bytes long, and workers' sockets can lie in "
         f"one of at most {LONGEST_TEMP}; give a shorter one"

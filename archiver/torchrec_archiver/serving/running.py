@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import shlex
 import time
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from torchrec_archiver.command_line import STARTUP_SECONDS
 from torchrec_archiver.serving import JSON, recorded, settings
 from torchrec_archiver.serving.archive import Model, open_all
 from torchrec_archiver.serving.frontend import Frontend, temporary
 from torchrec_archiver.serving.recorded import FORWARD, Recorded
 from torchrec_handler import errors
+from torchrec_handler.archive.trust import TRUSTED_KEYS
 from torchrec_handler.errors import ServeError
 
 POLL_SECONDS = 0.1
@@ -30,6 +33,8 @@ KEYS = "key_file.json"
 """Where TorchServe writes its tokens, in the folder where it starts."""
 
 DIED = ("Backend worker process died.", "Failed to load model ")
+STARTED = "Listening on "
+"""Each worker says it once, and where; a second time when it was started again."""
 RAISED = re.compile(r"(?:\w+\.)*(\w+): (\S.*)")
 
 
@@ -63,13 +68,15 @@ class Running:
 
 
 @contextmanager
-def running(
+def running(  # noqa: PLR0913  what a server may be given
     archives: Sequence[Path],
     *,
     ports: Mapping[str, int],
     config: Path = settings.CONFIG,
     workers: int | None = None,
     folder: Path | None = None,
+    keys: Sequence[Path] = (),
+    seconds: float = STARTUP_SECONDS,
 ) -> Iterator[Running]:
     """Serve archives inside of a block, and leave nothing behind.
 
@@ -79,9 +86,12 @@ def running(
         config: a config.properties.
         workers: of each model; as its archive says when not given.
         folder: where the temporary folder is made.
+        keys: public keys, of which one has to have signed each archive, here and in every worker.
+        seconds: how long a model may take to load.
 
     Raises:
-        ArchiveError: an archive is damaged, of another format, or not there.
+        ArchiveError: an archive is damaged, of another format, not there, or none of the keys
+            signed it.
         ServeError: no Java, a port in use, a model that does not load, or TorchServe ended.
     """
     began = time.monotonic()
@@ -89,13 +99,14 @@ def running(
     settings.check_free(given)
     places = {one.opens: settings.place(given, one) for one in settings.PORTS}
     with temporary(folder) as temp:
-        models = open_all(archives, temp / "archives")
+        models = open_all(archives, temp / "archives", keys)
         store = temp / "model_store"
         store.mkdir()
         loaded = [f"{model.name}={model.folder}" for model in models]
-        with Frontend(given, temp, model_store=store, models=loaded) as frontend:
+        trusted = {TRUSTED_KEYS: os.pathsep.join(map(str, keys))} if keys else {}
+        with Frontend(given, temp, model_store=store, models=loaded, variables=trusted) as frontend:
             waiting = _Waiting(frontend, places["management"].url, places["inference"].url)
-            asked = [waiting.ask(model, workers, models) for model in models]
+            asked = [waiting.ask(model, workers, models, seconds) for model in models]
             yield Running(
                 frontend=frontend,
                 url=places["inference"].url,
@@ -133,15 +144,23 @@ class _Waiting:
         self._management = management
         self._inference = inference
 
-    def ask(self, model: Model, workers: int | None, models: Sequence[Model]) -> Asked:
+    def ask(
+        self, model: Model, workers: int | None, models: Sequence[Model], seconds: float
+    ) -> Asked:
         """Wait until a model's workers are ready, and ask it.
 
         Raises:
             ServeError: it is not loaded, or does not answer.
         """
         path = f"/models/{model.name}/{model.version}"
+        end = time.monotonic() + seconds
         while not self._is_ready(path):
             self._check(model)
+            if time.monotonic() > end:
+                message = (
+                    f"{model} was not loaded within {seconds:g} s, and its worker said no word"
+                )
+                raise ServeError(message, hint="--startup-timeout gives it longer")
             time.sleep(POLL_SECONDS)
         if workers is not None:
             scale = f"{path}?min_worker={workers}&max_worker={workers}&synchronous=true"
@@ -242,7 +261,9 @@ def fault_of(log: str, model: Model) -> str:
         kind = getattr(errors, found[1], None)
         if isinstance(kind, type) and issubclass(kind, errors.LoadError):
             return found[2]
-    if not any(line.startswith(DIED) for line in lines):
+    started = [line for line in lines if line.startswith(STARTED)]
+    is_again = len(started) > len(set(started))
+    if not is_again and not any(line.startswith(DIED) for line in lines):
         return ""
     faults = [found[0] for found in raised if found[1].endswith(("Error", "Exception"))]
     told = (fault for fault in faults if "RuntimeError: 500 - " not in fault)

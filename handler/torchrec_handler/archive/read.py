@@ -33,6 +33,7 @@ UNREADABLE = (
     KeyError,
     ValueError,
     NotImplementedError,
+    RecursionError,  # of folders that are too deep
     lzma.LZMAError,
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -112,11 +113,30 @@ def read_description(archive: Path) -> Description:
     )
 
 
+def read_model(archive: Path) -> Mapping[str, Any]:
+    """Read the manifest's `model` of an archive in any of its formats; nothing of one without.
+
+    Raises:
+        ArchiveError: there is no archive, or the manifest is damaged or too long.
+    """
+    return _model(_find(archive, {MANIFEST}).read.get(MANIFEST))
+
+
+def is_gzip(archive: Path) -> bool:
+    """Whether a file is a .tar.gz, whatever it is called.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with archive.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def _index_bytes(archive: Path, found: _Found) -> bytes:
     content = found.read.get(INDEX)
     if content is None:
         raise _describes_nothing(archive, "no such member")
-    _check_length(INDEX, content)
+    check_length(INDEX, content)
     return content
 
 
@@ -135,7 +155,16 @@ def _describes_nothing(archive: Path, why: str) -> ArchiveError:
     )
 
 
-def _check_length(member: str, content: bytes) -> None:
+def check_length(member: str, content: bytes) -> None:
+    """See that a member that is read as a whole is no longer than any good one.
+
+    Args:
+        member: its name.
+        content: as far as one byte behind `MOST_BYTES`.
+
+    Raises:
+        ArchiveError: it is longer.
+    """
     if len(content) > MOST_BYTES:
         message = (
             f"{member}: is longer than {MOST_BYTES:,} bytes, expected less; "
@@ -148,7 +177,7 @@ def _model(manifest: bytes | None) -> Mapping[str, Any]:
     """What an archive is called; a model in a folder that was never packed has no manifest yet."""
     if manifest is None:
         return {}
-    _check_length(MANIFEST, manifest)
+    check_length(MANIFEST, manifest)
     try:
         model = json.loads(manifest)["model"]
     except (KeyError, RecursionError, TypeError, ValueError) as error:
@@ -178,9 +207,10 @@ def _find(archive: Path, names: AbstractSet[str]) -> _Found:
     try:
         if archive.is_dir():
             return _find_in_folder(archive, names)
-        with archive.open("rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        return _find_in_tar(archive, names) if is_gzip else _find_in_zip(archive, names)
+        if archive.exists() and not archive.is_file():  # opening a pipe would wait for a writer
+            raise _describes_nothing(archive, "it is no file")
+        read = _find_in_tar if is_gzip(archive) else _find_in_zip
+        return read(archive, names)
     except FileNotFoundError as error:
         message = f"archive: {archive} does not exist"
         raise ArchiveError(message) from error
@@ -193,9 +223,11 @@ def _find_in_folder(archive: Path, names: AbstractSet[str]) -> _Found:
     found = _Found()
     for path in islice(_files(archive), MOST_MEMBERS):
         found.sizes[path.relative_to(archive).as_posix()] = path.stat().st_size
+    inside = archive.resolve()
     for name in names:
-        if (archive / name).is_file():
-            with (archive / name).open("rb") as file:
+        path = archive / name
+        if path.is_file() and path.resolve().is_relative_to(inside):
+            with path.open("rb") as file:
                 found.read[name] = file.read(MOST_BYTES + 1)
     return found
 
@@ -225,7 +257,7 @@ def _find_in_zip(archive: Path, names: AbstractSet[str]) -> _Found:
 def _find_in_tar(archive: Path, names: AbstractSet[str]) -> _Found:
     """Members lie below one folder; a search for the index alone ends where it is found."""
     found = _Found()
-    with _open_tar(archive) as tar:
+    with open_tar(archive) as tar:
         for number, entry in enumerate(tar):
             _check_number(archive, number)
             name = "/".join(PurePosixPath(entry.name).parts[1:])
@@ -250,7 +282,8 @@ def _check_number(archive: Path, number: int) -> None:
 
 
 @contextmanager
-def _open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+def open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """A .tar.gz, of which no name takes more memory than a member may."""
     with _Inflated(archive) as inflated, tarfile.open(fileobj=inflated, mode="r:") as tar:
         yield tar
 

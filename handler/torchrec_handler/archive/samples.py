@@ -16,6 +16,12 @@ from safetensors.torch import save
 from torchrec_handler.archive.format import SAMPLES, SAMPLES_KEY
 from torchrec_handler.errors import ArchiveError
 
+UNREADABLE = (
+    *(SafetensorError, OSError, KeyError, TypeError, ValueError),
+    *(AttributeError, OverflowError, RecursionError),
+)
+"""What reading raises of a file that is something else."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -57,7 +63,7 @@ def read_samples(path: Path) -> list[Sample]:
             calls = json.loads(file.metadata()[SAMPLES_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return [_sample(number, entry, tensors) for number, entry in enumerate(calls)]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         message = f"{SAMPLES}: cannot be read ({error}); the archive was altered or damaged"
         raise ArchiveError(message) from error
 

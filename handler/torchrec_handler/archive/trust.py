@@ -6,7 +6,7 @@ By the OpenSSF's `model-signing`, with keys of files: `model.sig` is a Sigstore 
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -26,24 +26,34 @@ KEY_SUFFIXES = frozenset({".pem", ".pub"})
 INSTALL = "install torchrec-serve[signing]"
 
 
-def trusted_keys(given: str | None = None) -> list[Path]:
+def trusted_keys() -> list[Path]:
     """The public keys that the environment trusts; none where it asks for no signature.
 
+    Raises:
+        LoadError: see `find_keys`.
+    """
+    paths = os.environ.get(TRUSTED_KEYS, "")
+    return find_keys(TRUSTED_KEYS, map(Path, filter(None, paths.split(os.pathsep))))
+
+
+def find_keys(given_as: str, paths: Iterable[Path]) -> list[Path]:
+    """Find public keys.
+
     Args:
-        given: in place of the environment's.
+        given_as: the option or variable that names them.
+        paths: files, and folders of files.
 
     Raises:
         LoadError: a path is not there, or a folder holds no key.
     """
-    paths = os.environ.get(TRUSTED_KEYS, "") if given is None else given
     keys: list[Path] = []
-    for path in map(Path, filter(None, paths.split(os.pathsep))):
+    for path in paths:
         found = [path] if path.is_file() else []
         if path.is_dir():
             found = sorted(each for each in path.iterdir() if each.suffix in KEY_SUFFIXES)
         if not found:
             message = (
-                f"{TRUSTED_KEYS}: {path} is no public key, nor a folder of "
+                f"{given_as}: {path} is no public key, nor a folder of "
                 f"{' or '.join(sorted(KEY_SUFFIXES))} files"
             )
             raise LoadError(message)

@@ -13,6 +13,7 @@ from torchrec_handler.archive.format import (
     FORMAT_VERSION,
     INDEX,
     MANIFEST,
+    MOST_SAID,
     REQUIREMENTS,
     SAMPLES,
     SIGNATURE,
@@ -20,6 +21,7 @@ from torchrec_handler.archive.format import (
     Index,
     sha256,
 )
+from torchrec_handler.archive.read import MOST_BYTES, check_length
 from torchrec_handler.archive.trust import check_signature
 from torchrec_handler.errors import ArchiveError
 
@@ -47,7 +49,9 @@ class Archive:
     """The public key that its signature was checked with; None where no key is trusted."""
 
 
-def verify(folder: Path, *, full: bool = False, keys: Sequence[Path] = ()) -> Archive:
+def verify(
+    folder: Path, *, full: bool = False, alone: bool = False, keys: Sequence[Path] = ()
+) -> Archive:
     """Check an extracted archive.
 
     Every member that the archiver listed is checked against its digest before anything in it is
@@ -58,6 +62,8 @@ def verify(folder: Path, *, full: bool = False, keys: Sequence[Path] = ()) -> Ar
     Args:
         folder: where TorchServe extracted the archive, or a `no-archive` folder.
         full: check these two as well.
+        alone: refuse unlisted members beside a requirements.txt too, where TorchServe has not
+            installed any yet.
         keys: public keys of whom to trust; none where an archive needs no signature.
 
     Raises:
@@ -66,15 +72,15 @@ def verify(folder: Path, *, full: bool = False, keys: Sequence[Path] = ()) -> Ar
             signed it.
         LoadError: with `keys`, model-signing is not installed.
     """
-    model = _read_model(folder)
-    named = {key: str(model[key]) for key in FILE_KEYS if model.get(key)}
-    for member in named.values():
-        _member(folder, member, f"named by {MANIFEST}")
+    named = _named(read_manifest(folder))
     name = named[PACKAGE_KEY]
     package = folder / name
     if not package.is_file():
-        message = f"{name}: the manifest names it as serializedFile, but it is not in {folder}"
+        message = (
+            f"{_said(name)}: the manifest names it as serializedFile, but it is not in {folder}"
+        )
         raise ArchiveError(message)
+    _member(folder, INDEX, "a link")
     if not (folder / INDEX).is_file():
         # All that only the archiver writes: served as a plain one, its weights would be missed.
         for member in (TABLES, DENSE, SAMPLES):
@@ -90,13 +96,14 @@ def verify(folder: Path, *, full: bool = False, keys: Sequence[Path] = ()) -> Ar
             )
             raise ArchiveError(message)
         return Archive(folder=folder, package=package, index=None)
-    content = _member(folder, INDEX, "a link").read_bytes()
+    content = _read(folder, INDEX)
     signer = _check_signer(folder, content, keys) if keys else None
     index = Index.loads(content.decode("utf-8", errors="replace"))
     for key, member in named.items():
         if member not in index.sha256:
             message = (
-                f"{member}: the manifest names it as {key}, but {INDEX} does not list it; {AGAIN}"
+                f"{_said(member)}: the manifest names it as {key}, but {INDEX} does not list it; "
+                f"{AGAIN}"
             )
             raise ArchiveError(message)
     if index.is_newer:
@@ -108,26 +115,31 @@ def verify(folder: Path, *, full: bool = False, keys: Sequence[Path] = ()) -> Ar
         )
     _check_listed(index)
     _check_members(folder, index, unchecked=() if full else (TABLES, SAMPLES))
+    if alone or REQUIREMENTS not in index.sha256:  # beside which TorchServe installs what it lists
+        _check_alone(folder, index)
     _check_size(folder, index)
     return Archive(folder=folder, package=package, index=index, signer=signer)
 
 
 def _check_signer(folder: Path, index: bytes, keys: Sequence[Path]) -> Path:
-    path = _member(folder, SIGNATURE, "a link")
-    if not path.is_file():
+    if not _member(folder, SIGNATURE, "a link").is_file():
         message = (
             f"{SIGNATURE}: missing from {folder}, and this server trusts keys; sign the archive "
             "with torchrec-archiver sign"
         )
         raise ArchiveError(message)
-    return check_signature(index, path.read_bytes(), keys)
+    return check_signature(index, _read(folder, SIGNATURE), keys)
 
 
-def _read_model(folder: Path) -> Mapping[str, Any]:
-    path = _member(folder, MANIFEST, "a link")
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest's `model`; the members that it names lie in the folder, or nowhere.
+
+    Raises:
+        ArchiveError: it is missing, damaged, too long, or names no package or a member elsewhere.
+    """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = json.loads(_read(folder, MANIFEST).decode())
+    except (OSError, RecursionError, ValueError) as error:
         message = f"{MANIFEST}: cannot be read ({error}); is {folder} a model archive?"
         raise ArchiveError(message) from error
     model = manifest.get("model") if isinstance(manifest, dict) else None
@@ -135,17 +147,44 @@ def _read_model(folder: Path) -> Mapping[str, Any]:
     if not isinstance(model, dict) or not isinstance(name, str) or not name:
         message = f"{MANIFEST}: names no serializedFile; give the package with --serialized-file"
         raise ArchiveError(message)
+    for member in _named(model).values():
+        _member(folder, member, f"named by {MANIFEST}")
     return model
 
 
+def _named(model: Mapping[str, Any]) -> Mapping[str, str]:
+    return {key: str(model[key]) for key in FILE_KEYS if model.get(key)}
+
+
+def _read(folder: Path, name: str) -> bytes:
+    """A member that is read as a whole."""
+    with _member(folder, name, "a link").open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    check_length(name, content)
+    return content
+
+
 def _member(folder: Path, name: str, what: str) -> Path:
-    """The path of a member, which must lie in the folder, links followed."""
+    """The path of a member, which is a file in the folder, links followed, or not there."""
     path = folder / name
-    lies_inside = path.resolve().is_relative_to(folder.resolve())
+    try:
+        lies_inside = path.resolve().is_relative_to(folder.resolve())
+        is_special = path.exists() and not path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        message = f"{_said(name)}: {what}, is no name of a file ({reason}); {AGAIN}"
+        raise ArchiveError(message) from error
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not lies_inside:
-        message = f"{name}: {what}, lies outside of {folder}; {AGAIN}"
+        message = f"{_said(name)}: {what}, lies outside of {folder}; {AGAIN}"
+        raise ArchiveError(message)
+    if is_special:
+        message = f"{_said(name)}: is no file, in {folder}; {AGAIN}"
         raise ArchiveError(message)
     return path
+
+
+def _said(name: str) -> str:
+    return name if len(name) <= MOST_SAID else f"{name[:MOST_SAID]}…"
 
 
 def _check_listed(index: Index) -> None:
@@ -171,7 +210,7 @@ def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> No
     for member, digest in index.sha256.items():
         path = _member(folder, member, f"listed in {INDEX}")
         if not path.is_file():
-            message = f"{member}: listed in {INDEX}, but missing from {folder}"
+            message = f"{_said(member)}: listed in {INDEX}, but missing from {folder}"
             raise ArchiveError(message)
         if member not in unchecked and (found := sha256(path)) != digest:
             message = (
@@ -179,8 +218,9 @@ def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> No
                 "the archive was altered or damaged, build or copy it again"
             )
             raise ArchiveError(message)
-    if REQUIREMENTS in index.sha256:  # TorchServe installs them beside it
-        return
+
+
+def _check_alone(folder: Path, index: Index) -> None:
     listed = {INDEX, SIGNATURE, *index.sha256}
     if unlisted := sorted(name for name in _names(folder) if name not in listed):
         more = f" and {len(unlisted) - MOST_NAMED} more" if len(unlisted) > MOST_NAMED else ""
@@ -193,10 +233,14 @@ def _check_members(folder: Path, index: Index, unchecked: Collection[str]) -> No
 
 def _names(folder: Path) -> Iterator[str]:
     """The paths of all files in a folder, and of links to other folders."""
-    for root, folders, files in os.walk(folder.resolve()):
-        links = [name for name in folders if Path(root, name).is_symlink()]
-        for name in (*files, *links):
-            yield Path(root, name).relative_to(folder.resolve()).as_posix()
+    try:
+        for root, folders, files in os.walk(folder.resolve()):
+            links = [name for name in folders if Path(root, name).is_symlink()]
+            for name in (*files, *links):
+                yield Path(root, name).relative_to(folder.resolve()).as_posix()
+    except RecursionError as error:
+        message = f"{folder}: holds folders in folders that are too deep; {AGAIN}"
+        raise ArchiveError(message) from error
 
 
 def _check_size(folder: Path, index: Index) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from torchrec_handler.archive.format import (
@@ -74,7 +75,11 @@ def load(
     with unchanged_process():
         check_names(options.kernels)
         archive = verify(folder, full=options.verify == "full", keys=keys)
-        return _load(archive, options, device)
+        try:
+            return _load(archive, options, device)
+        except SystemExit as error:  # a program that looks at an archive must not end, even well
+            message = f"{archive.package.name}: its code calls sys.exit, which ends a worker"
+            raise FactoryError(message) from error
 
 
 def _load(archive: Archive, options: Options, device: torch.device) -> Predictor:
@@ -85,7 +90,7 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
     init_process_group()
     index = archive.index
     made = make(open_package(archive.package), options, device)
-    dense = load_file(folder / DENSE) if index and DENSE in index.sha256 else None
+    dense = _read_dense(folder / DENSE) if index and DENSE in index.sha256 else None
     weighted = load_weights(made, dense)
     if index:
         check_metadata(index.signature, made.output)
@@ -113,6 +118,14 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
     else:
         check_model(predictor.signature, made.output, predictor.module, device, samples)
     return replace(predictor, index=index)
+
+
+def _read_dense(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        message = f"{DENSE}: cannot be read ({error}); the archive was altered or damaged"
+        raise ArchiveError(message) from error
 
 
 def _widened(weighted: Weighted, index: Index | None) -> dict[str, str]:

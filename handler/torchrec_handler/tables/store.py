@@ -44,6 +44,8 @@ class TableStore:
         for addresses than in memory of the process. Each first touch reads 2 MiB, which would be
         waste for tables that memory cannot keep.
         """
+        if not path.stat().st_size:  # which cannot be mapped
+            return cls(entries=_by_key(entries), buffer=torch.empty(0, dtype=torch.uint8))
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         if mapped.size() < KEPT_SHARE * _memory_bytes():

@@ -1,6 +1,7 @@
 """Every way to break an archive's folder: each breaks it and says what must be said of it."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,87 @@ def _link(member: str, said: str) -> Break:
     return apply
 
 
+def _pipe(member: str) -> Break:
+    """To open it would be to wait for ever."""
+
+    def apply(folder: Path) -> str:
+        (folder / member).unlink()
+        os.mkfifo(folder / member)
+        return f"{member}: is no file, in {folder}; the archive was altered, build or copy it again"
+
+    return apply
+
+
+def _circle(folder: Path) -> str:
+    (folder / DENSE).unlink()
+    (folder / DENSE).symlink_to(folder / DENSE)
+    return (
+        f"{DENSE}: listed in archive.json, is no name of a file (Symlink loop from "
+        f"'{folder / DENSE}'); the archive was altered, build or copy it again"
+    )
+
+
+def _named(name: str, why: str) -> Break:
+    """A member whose name no file can have."""
+
+    def apply(folder: Path) -> str:
+        _edit(folder / INDEX, lambda index: index["sha256"].update({name: "0" * 64}))
+        shown = name if len(name) <= 200 else f"{name[:200]}…"
+        return (
+            f"{shown}: listed in archive.json, is no name of a file ({why}); "
+            "the archive was altered, build or copy it again"
+        )
+
+    return apply
+
+
+def _too_long(member: str) -> Break:
+    def apply(folder: Path) -> str:
+        os.truncate(folder / member, 2**26 + 1)
+        return (
+            f"{member}: is longer than 67,108,864 bytes, expected less; "
+            "the archive was altered, build or copy it again"
+        )
+
+    return apply
+
+
+def _deep_index(folder: Path) -> str:
+    (folder / INDEX).write_text("[" * 100_000)
+    return (
+        "archive.json: is not JSON (maximum recursion depth exceeded while decoding a JSON array "
+        "from a unicode string); build the archive again"
+    )
+
+
+def _deep_manifest(folder: Path) -> str:
+    (folder / MANIFEST).write_text('{"model":' * 100_000)
+    return (
+        "MAR-INF/MANIFEST.json: cannot be read (maximum recursion depth exceeded while decoding a "
+        f"JSON object from a unicode string); is {folder} a model archive?"
+    )
+
+
+def _of_another_archive(folder: Path) -> str:
+    """Of the same size, and each row as it can be."""
+    path = folder / TABLES
+    before = sha256(path)
+    content = path.read_bytes()
+    row = json.loads((folder / INDEX).read_text())["tables"][0]["row_bytes"]
+    path.write_bytes(content[row : 2 * row] + content[:row] + content[2 * row :])
+    return (
+        f"{TABLES}: its sha256 is {sha256(path)[:16]}…, expected {before[:16]}…; "
+        "the archive was altered or damaged, build or copy it again"
+    )
+
+
+def write_again(folder: Path, member: str, content: bytes) -> None:
+    """Put other content into a member, and its right digest into the index."""
+    (folder / member).write_bytes(content)
+    digest = sha256(folder / member)
+    _edit(folder / INDEX, lambda index: index["sha256"].update({member: digest}))
+
+
 def _manifest_names(key: str, name: str, message: str) -> Break:
     def apply(folder: Path) -> str:
         (folder.parent / "other").touch()
@@ -272,6 +354,14 @@ BROKEN: dict[str, Break] = {
     "a member that is a link": _link(DENSE, "listed in archive.json"),
     "an index that is a link": _link(INDEX, "a link"),
     "a manifest that is a link": _link(MANIFEST, "a link"),
+    **{f"a pipe as {member}": _pipe(member) for member in (INDEX, MANIFEST, DENSE, TABLES)},
+    "links in a circle": _circle,
+    "a name of 5,000 letters": _named("a" * 5000, "File name too long"),
+    "a name with a NUL": _named("a\0b", "embedded null byte"),
+    "an index of 64 MB": _too_long(INDEX),
+    "a manifest of 64 MB": _too_long(MANIFEST),
+    "an index of 100,000 lists": _deep_index,
+    "a manifest of 100,000 objects": _deep_manifest,
     "a package above": _manifest_names(
         "serializedFile",
         "../other",
@@ -300,7 +390,10 @@ BROKEN: dict[str, Break] = {
 """What is broken -> how. The good archive has every member that there can be."""
 
 BROKEN_WHERE_NO_CODE_IS: dict[str, Break] = {
-    f"a byte of {re.sub(r'[.].*', '', member)} flipped": _flipped(member)
-    for member in (TABLES, SAMPLES)
+    "another archive's tables": _of_another_archive,
+    **{
+        f"a byte of {re.sub(r'[.].*', '', member)} flipped": _flipped(member)
+        for member in (TABLES, SAMPLES)
+    },
 }
 """As `BROKEN`, seen by `verify: full` only."""

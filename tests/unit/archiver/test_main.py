@@ -37,7 +37,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def test_the_commands_are_these() -> None:
     assert list(_commands()) == [
         *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
-        *("sign", "swap", "completion"),
+        *("sign", "admit", "swap", "completion"),
     ]
 
 
@@ -88,7 +88,17 @@ def test_the_options_of_the_others_are_these() -> None:
     assert _options(_commands()["verify"]) == {
         "": archive,
         "--no-replay": (None, False, True, None),
+        "--startup-timeout": ("S", False, 600.0, None),
+        "--trusted-keys": ("PATH", False, [], None),
+        "--allow-invalid-rows": ("TABLE", False, [], None),
         "--json": (None, False, False, None),
+    }
+    assert _options(_commands()["admit"]) == {
+        "": archive,
+        "--into": ("FOLDER", True, None, None),
+        "--trusted-keys": ("PATH", False, [], None),
+        "--allow-invalid-rows": ("TABLE", False, [], None),
+        "-f --force": (None, False, False, None),
     }
     assert _options(_commands()["compare"]) == {
         "": ("B", True, None, None),
@@ -112,6 +122,7 @@ def test_the_options_of_the_others_are_these() -> None:
 
 SERVER = {
     "--workers": ("N", False, None, None),
+    "--startup-timeout": ("S", False, 600.0, None),
     "--folder": ("FOLDER", False, None, None),
 }
 
@@ -126,6 +137,7 @@ def test_the_options_of_serve_are_these() -> None:
         "--grpc-management-port": ("PORT", False, None, None),
         "--ts-config": ("FILE", False, None, None),
         **SERVER,
+        "--trusted-keys": ("PATH", False, [], None),
     }
 
 
@@ -332,8 +344,8 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
-                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'sign', 'swap', "
-                "'completion')\nhint: did you mean build? See torchrec-archiver --help"
+                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'sign', 'admit', "
+                "'swap', 'completion')\nhint: did you mean build? See torchrec-archiver --help"
             ),
         ),
         (

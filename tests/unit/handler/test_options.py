@@ -396,3 +396,14 @@ def test_kernels_are_left_out_by_name_or_all() -> None:
     one, every = read("torchrec: {kernels: {off: [once]}}"), read("torchrec: {kernels: {off: all}}")
     assert [one.kernels.allow(name) for name in ("once", "linear")] == [False, True]
     assert [every.kernels.allow(name) for name in ("once", "linear")] == [False, False]
+
+
+def test_aliases_that_multiply_are_said_in_part() -> None:
+    """As in a model-config.yaml of 200 letters that would be a line of 10^9."""
+    value: list[object] = ["x"] * 10
+    for _ in range(8):
+        value = [value] * 10
+    for document in ({"torchrec": value}, {"torchrec": {"device": value}}):
+        with pytest.raises(OptionError) as caught:
+            read_options(document)
+        assert len(str(caught.value)) < 20_000

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.archives import good
 from tests.support.command_line import run
+from tests.support.keys import make_keys
 from torchrec_archiver.signing import sign_archive
 from torchrec_handler.archive.format import DENSE, INDEX, SAMPLES, SIGNATURE, TABLES
 from torchrec_handler.archive.trust import TRUSTED_KEYS, trusted_keys
@@ -24,27 +23,6 @@ from torchrec_handler.load.loader import load
 from torchrec_handler.options import Options
 
 PASSWORD = b"a password of a test"
-
-
-def make_keys(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
-    """A private key's file and its public key's."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(password)
-            if password
-            else serialization.NoEncryption(),
-        )
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return private, public
 
 
 @pytest.fixture(scope="module")

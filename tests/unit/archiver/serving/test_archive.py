@@ -60,7 +60,8 @@ def write(path: Path, **members: str) -> Path:
             "store/old.mar",
             (
                 "archive: {}/store/old.mar: archive.json: received format version 0.9, expected "
-                f"{FORMAT_VERSION}; build the archive again with this version of torchrec-serve"
+                f"{FORMAT_VERSION}\n"
+                "hint: build the archive again with this version of torchrec-serve"
             ),
         ),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_archiver.serving.frontend import LONGEST_TEMP, temporary
+from torchrec_archiver.serving.frontend import LONGEST_TEMP, PREFIX, temporary
 from torchrec_handler.errors import ServeError
 
 
@@ -28,7 +28,7 @@ def test_one_too_long_for_a_socket_is_left_out_or_refused(
         assert len(os.fsencode(made)) <= LONGEST_TEMP
     with pytest.raises(ServeError) as caught, temporary(long):
         pass
-    size = len(os.fsencode(long)) + len("/torchserve-12345678")
+    size = len(os.fsencode(long)) + len("/torchrec-serve-12345678")
     assert str(caught.value).endswith(
         f" is {size} bytes long, and workers' sockets can lie in one of at most 92; "
         "give a shorter one"
@@ -40,3 +40,9 @@ def test_one_too_long_for_a_socket_is_left_out_or_refused(
         f"--folder: {tmp_path}/nowhere cannot hold a folder: No such file or directory; "
         "give another one"
     )
+
+
+def test_what_a_killed_server_left_goes_and_another_s_folder_stays(short_folder: Path) -> None:
+    (short_folder / f"{PREFIX}stale" / "archives").mkdir(parents=True)
+    with temporary(short_folder) as first, temporary(short_folder) as second:
+        assert sorted(short_folder.iterdir()) == sorted([first, second])

@@ -36,6 +36,8 @@ OTHER = START.replace("shop", "toys")
             ],
             "its worker died without a word",
         ),
+        ([f"{START}Listening on port: /t/.ts.sock.{number}" for number in (9000, 9001)], ""),
+        ([f"{START}Listening on port: /t/.ts.sock.9000"] * 2, "its worker died without a word"),
     ],
 )
 def test_a_worker_s_own_error_is_told(lines: list[str], fault: str) -> None:

@@ -116,14 +116,16 @@ def test_verify_says_what_was_checked(archive: Path, capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         "format",
+        "signature",
         "members",
         "listing",
         "tables",
         "model",
     ]
-    assert lines[2:] == [
+    assert lines[1] == "signature: not checked, no key is trusted"
+    assert lines[3:] == [
         "listing: nothing is missing, and nothing is there that is not listed",
-        "tables: 5, of the size that their rows take",
+        "tables: 5, of the size that their rows take, all finite",
         "model: loads, and answers its samples as when it was built: 4 of forward",
     ]
 
@@ -141,6 +143,7 @@ def test_verify_without_replay_runs_nothing_and_gives_json(
     assert found == {
         "archive": str(coarse),
         "format_version": FORMAT_VERSION,
+        "signer": None,
         "tables": 5,
         "loaded": False,
         "replayed": {},
