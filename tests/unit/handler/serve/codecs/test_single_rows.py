@@ -140,7 +140,7 @@ def test_answers_and_counts(
     answers = ask(together, given)
     assert counted.requests == len(given)
     if any(answer.status == 503 for answer in answers):
-        assert len(given) > batch
+        assert batch == 5
         given = [raw for raw, answer in zip(given, answers, strict=True) if answer.status != 503]
         answers = [answer for answer in answers if answer.status != 503]
         del counted.errors["Overloaded"]
