@@ -55,6 +55,9 @@ def combine(
         int32. weighted_sparse: also `name.weights` [N] float32. embedding: `name`, a list of F
         tensors [B, D] float32. B is the sum of the requests' rows.
     """
+    if len(requests) == 1 and requests[0].requests > 1:
+        # A model may write to its inputs, and each of these may be tried again.
+        requests = [_copied(requests[0])]
     inputs: Inputs = {}
     shared: list[SharedInput] = []
     rows = np.array([request.rows for request in requests])
@@ -75,6 +78,17 @@ def combine(
             if masks is not None and target.is_cpu and _pays(saved, rows, masks):
                 shared.append(SharedInput(rows=rows, shared=masks, **tensors))
     return Batch(inputs=inputs, rows=tuple(rows.tolist()), shared=shared)
+
+
+def _copied(request: ValidRequest) -> ValidRequest:
+    inputs: dict[str, Any] = {}
+    for name, value in request.inputs.items():
+        if isinstance(value, Sparse):
+            parts: list[Any] = [None if part is None else part.copy() for part in value]
+            inputs[name] = Sparse(*parts)
+        else:
+            inputs[name] = value.copy()
+    return request._replace(inputs=inputs)
 
 
 def _masks(parts: Sequence[Sparse]) -> Mask | None:
@@ -151,7 +165,7 @@ def cut(requests: Sequence[ValidRequest], most: int) -> Iterator[list[tuple[int,
 
 
 def take_rows(request: ValidRequest, start: int, stop: int) -> ValidRequest:
-    """The rows `start` to `stop` of a request, as a request."""
+    """The rows `start` to `stop` of a request, as a request; of several, as many."""
     inputs: dict[str, Any] = {}
     for name, value in request.inputs.items():
         if not isinstance(value, Sparse):
@@ -163,7 +177,15 @@ def take_rows(request: ValidRequest, start: int, stop: int) -> ValidRequest:
             lists[value.shared, 0] -= start
         taken = _take(lists, value.lengths.reshape(-1), value.values, value.weights)
         inputs[name] = taken._replace(shared=value.shared)
-    return ValidRequest(rows=stop - start, inputs=inputs)
+    requests = stop - start if request.requests > 1 else 1
+    return ValidRequest(rows=stop - start, inputs=inputs, requests=requests)
+
+
+def apart(request: ValidRequest) -> list[ValidRequest]:
+    """Each of the requests that it holds, as such."""
+    if request.requests == 1:
+        return [request]
+    return [take_rows(request, row, row + 1) for row in range(request.rows)]
 
 
 def _take(

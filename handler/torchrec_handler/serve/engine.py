@@ -1,57 +1,27 @@
 """The steps of serving, in order: bytes in, bytes out. Knows nothing of the server around it."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import torch
-
-from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
+from torchrec_handler.errors import RequestError
 from torchrec_handler.kernels.graph.method import GraphMethod
 from torchrec_handler.load.call import no_gradients
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import ONCE, Options
-from torchrec_handler.serve.batch import combine, cut
-from torchrec_handler.serve.budget import Budget, size_of_arguments
-from torchrec_handler.serve.codecs.choose import Codecs, Reply
-from torchrec_handler.serve.codecs.json_document import shortened
-from torchrec_handler.serve.measure import Size
-from torchrec_handler.serve.observe import Observer, Stages
+from torchrec_handler.serve.attempt import attempt
+from torchrec_handler.serve.batch import apart, combine, cut
+from torchrec_handler.serve.codecs.choose import Codecs
+from torchrec_handler.serve.observe import Observer, Stage, Stages
 from torchrec_handler.serve.predict import HostResult, as_host_result, call, predict
-from torchrec_handler.serve.request import Columns, RawRequest, Response, ValidRequest
-from torchrec_handler.serve.route import route
+from torchrec_handler.serve.reading import NO_REPLY, Part, Reading
+from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
 from torchrec_handler.serve.split import Answer, Splitter, answer
 from torchrec_handler.serve.users import combine_users, find_shared
-from torchrec_handler.serve.validate import Validator
 from torchrec_handler.tables.once import look_up_once
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-MOST_SAID = 16_384
-"""Characters of a message: a model's own may hold the whole input."""
-
-READING = "reading the request"
-NO_REPLY: Any = None
-"""Of what is not answered but by an error."""
-
-Arguments = Mapping[str, Any]
-
-
-COMPRESSED_BYTES = 2**40
-"""Behind all bodies that are as they are."""
-
-
-class _Read(NamedTuple):
-    """A request that was read, and no more."""
-
-    content: Columns | Arguments
-    """Or keyword arguments of a method called alone."""
-    size: Size
-    reply: Reply
 
 
 class Engine:
@@ -68,15 +38,15 @@ class Engine:
         self.model_name = model_name
         self._predictor = predictor
         self._options = options
-        self._methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
+        methods = {name: entry.need_preproc for name, entry in predictor.qualnames.items()}
         self._codecs = Codecs(model_name, predictor.signature, options.limits)
-        self._validator = Validator(predictor.signature, options)
         splits = predictor.signature.splits or {}
         self._splitters = {
             qualname: Splitter(of_method, predictor.result_metadata)
             for qualname, of_method in splits.items()
         }
-        self._budget = Budget(options.limits)
+        cut_by_rows = [name for name, splitter in self._splitters.items() if splitter.cuts_rows]
+        self._reading = Reading(self._codecs, predictor.signature, options, methods, cut_by_rows)
         self._limits = options.limits
         self._looks_up_once = options.kernels.allow(ONCE)
 
@@ -84,40 +54,41 @@ class Engine:
         """Answer a batch of requests, each on its own, in order. Raises nothing."""
         stages = self._stages
         stages.begin()
-        reads = self._read(requests)
-        rows = [0 if isinstance(read, RequestError) else read.size.rows for read in reads]
-        stages.done("read", reads, rows)
-        checked = list(self._check(reads))
-        outcomes: list[Any] = [content for content, _ in checked]
-        stages.done("check", outcomes, rows)
-        waiting: dict[str, list[int]] = {}
-        alone: list[int] = []
-        for position, content in enumerate(outcomes):
-            if isinstance(content, ValidRequest):
-                waiting.setdefault(requests[position].qualname, []).append(position)
-            elif not isinstance(content, RequestError):
-                alone.append(position)
-        for position in alone:
-            qualname = requests[position].qualname
-            module, arguments = self._predictor.module, outcomes[position]
-            outcomes[position] = _attempt(qualname, call, module, qualname, arguments)
+        parts = self._reading.read(requests)
+        self._done("read", parts)
+        parts = self._reading.check(parts)
+        self._done("check", parts)
+        answers: list[Any] = [NO_REPLY] * len(requests)
+        waiting: dict[str, list[Part]] = {}
+        alone: list[Part] = []
+        for part in parts:
+            at = part.positions[0]
+            if isinstance(part.content, ValidRequest):
+                waiting.setdefault(requests[at].qualname, []).append(part)
+            elif isinstance(part.content, RequestError):
+                answers[at] = part.content
+            else:
+                alone.append(part)
+        for part in alone:
+            (at,) = part.positions
+            qualname = requests[at].qualname
+            arguments = part.content
+            answers[at] = attempt(qualname, call, self._predictor.module, qualname, arguments)
         if alone:
-            stages.done("predict", [outcomes[at] for at in alone], [rows[at] for at in alone])
-        for qualname, positions in waiting.items():
-            valid = [outcomes[position] for position in positions]
-            answers = _attempt(qualname, self._predict, qualname, valid)
-            if isinstance(answers, RequestError):
-                answers = [answers] * len(positions)
-            for position, outcome in zip(positions, answers, strict=True):
-                outcomes[position] = outcome
-        replies = (reply for _, reply in checked)
-        responses = [self._write(*each) for each in zip(outcomes, replies, strict=True)]
-        stages.done("write", responses, rows)
-        return responses
+            outcomes = [answers[part.positions[0]] for part in alone]
+            stages.done("predict", outcomes, [part.size.rows for part in alone])
+        for qualname, own in waiting.items():
+            positions = [at for part in own for at in part.positions]
+            found = attempt(qualname, self._predict, qualname, [part.content for part in own])
+            if isinstance(found, RequestError):
+                found = [found] * len(positions)
+            for at, outcome in zip(positions, found, strict=True):
+                answers[at] = outcome
+        return self._write(answers, parts)
 
     def out_of_range_ids(self) -> dict[str, int]:
         """How many ids of each feature lay outside of its table, since the engine was made."""
-        return self._validator.out_of_range.counts()
+        return self._reading.out_of_range_ids()
 
     def describe(self) -> dict[str, Any]:
         """What is served: signature, options, tables, plan, versions and digests, as JSON holds it.
@@ -138,102 +109,36 @@ class Engine:
             "sha256": dict(index.sha256) if index else {},
         }
 
-    def _read(self, requests: Sequence[RawRequest]) -> list[_Read | RequestError]:
-        """Read requests, the smallest first, and refuse what is too much for one batch.
-
-        A compressed one is as large as it inflates, which only reading it tells.
-        """
-        outcomes: dict[int, _Read | RequestError] = {}
-        end = time.monotonic() + self._limits.seconds_of_reading
-        costs = [
-            len(raw.body) + (COMPRESSED_BYTES if raw.content_encoding else 0) for raw in requests
-        ]
-        groups = self._codecs.group(requests)
-        for positions in sorted(groups, key=lambda group: costs[group[0]]):
-            if outcomes and time.monotonic() > end:
-                message = (
-                    "not read: smaller requests took more than "
-                    f"{self._limits.seconds_of_reading:g} s (limits.seconds_of_reading); try again"
-                )
-                outcomes.update((position, Overloaded(message)) for position in positions)
-            else:
-                reads = self._decode_group([requests[position] for position in positions])
-                outcomes.update(zip(positions, reads, strict=True))
-        sizes = {at: read.size for at, read in outcomes.items() if isinstance(read, _Read)}
-        if sizes:
-            positions = sorted(sizes)
-            refusals = self._budget.refusals([sizes[position] for position in positions])
-            outcomes.update({positions[at]: refusal for at, refusal in refusals.items()})
-        return [outcomes[position] for position in range(len(requests))]
-
-    def _decode_group(self, requests: Sequence[RawRequest]) -> Sequence[_Read | RequestError]:
-        """Decode requests together or, where one of them is not as it should be, one by one."""
-        if len(requests) > 1 and self._methods.get(requests[0].qualname):
-            decoded = _attempt(READING, self._codecs.decode_together, requests)
-            if not isinstance(decoded, RequestError):
-                return [_attempt(READING, self._measure, *each) for each in decoded]
-        return [_attempt(READING, self._decode, raw) for raw in requests]
-
-    def _decode(self, raw: RawRequest) -> _Read:
-        if not route(raw.qualname, self._methods):
-            arguments, reply = self._codecs.decode_arguments(raw)
-            size = size_of_arguments(arguments, self._predictor.signature)
-            return _Read(content=arguments, size=size, reply=reply)
-        return self._measure(*self._codecs.decode(raw))
-
-    def _measure(self, columns: Columns, reply: Reply) -> _Read:
-        return _Read(content=columns, size=self._validator.measure(columns), reply=reply)
-
-    def _check(
-        self, reads: Sequence[_Read | RequestError]
-    ) -> Iterator[tuple[ValidRequest | Arguments | RequestError, Reply]]:
-        """Check requests, but for arguments of a method called alone.
-
-        Yields:
-            What became of each, and how to answer it.
-        """
-        requests: list[Columns] = []
-        sizes: list[Size] = []
-        for read in reads:
-            if isinstance(read, _Read) and isinstance(read.content, Columns):
-                requests.append(read.content)
-                sizes.append(read.size)
-        checked = iter(self._check_columns(requests, sizes))
-        for read in reads:
-            if isinstance(read, RequestError):
-                yield read, NO_REPLY
-            elif isinstance(read.content, Columns):
-                yield next(checked), read.reply
-            else:
-                yield read.content, read.reply
-
-    def _check_columns(
-        self, requests: Sequence[Columns], sizes: Sequence[Size]
-    ) -> Sequence[ValidRequest | RequestError]:
-        """Check requests together or, where that takes too much memory, one by one."""
-        checked = _attempt(READING, self._validator.check, requests, sizes)
-        if isinstance(checked, RequestError):
-            return [_attempt(READING, self._validator, columns) for columns in requests]
-        return checked
+    def _done(self, stage: Stage, parts: Sequence[Part]) -> None:
+        outcomes: list[Any] = []
+        rows: list[int] = []
+        for part in parts:
+            outcomes += [part.content] * len(part.positions)
+            rows += part.rows
+        self._stages.done(stage, outcomes, rows)
 
     def _predict(
         self, qualname: str, requests: Sequence[ValidRequest]
     ) -> list[Answer | RequestError]:
-        """One outcome a request, from as few forward calls as the limits allow.
+        """One outcome a request, also of those that are one, from as few forward calls as can be.
 
         A result of which nobody knows how to cut it is made for one request at a time.
         """
         splitter = self._splitters.get(qualname)
         if splitter is None:
-            alone = [_attempt(qualname, self._alone, qualname, request) for request in requests]
+            alone = [attempt(qualname, self._alone, qualname, request) for request in requests]
             self._stages.done("split", alone, [request.rows for request in requests])
             return alone
         pieces: list[list[tuple[ValidRequest, HostResult | RequestError]]] = [[] for _ in requests]
         for forward_call in cut(requests, self._limits.rows_per_forward):
-            outcomes = self._forward(qualname, [piece for _, piece in forward_call])
-            for (position, piece), outcome in zip(forward_call, outcomes, strict=True):
+            for position, piece, outcome in self._forward(qualname, forward_call):
                 pieces[position].append((piece, outcome))
-        answers = [_attempt(qualname, self._answer, splitter, parts) for parts in pieces]
+        answers: list[Answer | RequestError] = []
+        for request, parts in zip(requests, pieces, strict=True):
+            if request.requests == 1:
+                answers.append(attempt(qualname, self._answer, splitter, parts))
+            else:
+                answers += [each for part in parts for each in self._answers(splitter, *part)]
         self._stages.called("split")
         return answers
 
@@ -241,22 +146,24 @@ class Engine:
         return answer(self._call(qualname, [request]), self._predictor.result_metadata)
 
     def _forward(
-        self, qualname: str, requests: Sequence[ValidRequest]
-    ) -> list[HostResult | RequestError]:
+        self, qualname: str, forward_call: Sequence[tuple[int, ValidRequest]]
+    ) -> list[tuple[int, ValidRequest, HostResult | RequestError]]:
         """One forward call; where it raises, halves of it, until the request at fault is alone."""
-        results = _attempt(qualname, self._run, qualname, requests)
+        results = attempt(qualname, self._run, qualname, [piece for _, piece in forward_call])
         if not isinstance(results, RequestError):
-            return list(results)
-        if len(requests) == 1:
-            self._stages.done("predict", [results], [requests[0].rows])
-            return [results]
+            return [(*each, own) for each, own in zip(forward_call, results, strict=True)]
+        pieces = [(position, own) for position, piece in forward_call for own in apart(piece)]
+        if len(pieces) == 1:
+            ((position, piece),) = pieces
+            self._stages.done("predict", [results], [piece.rows])
+            return [(position, piece, results)]
         self._stages.called("predict")
-        half = len(requests) // 2
-        return self._forward(qualname, requests[:half]) + self._forward(qualname, requests[half:])
+        half = len(pieces) // 2
+        return self._forward(qualname, pieces[:half]) + self._forward(qualname, pieces[half:])
 
     def _run(self, qualname: str, requests: Sequence[ValidRequest]) -> list[HostResult]:
         results = self._splitters[qualname].split(self._call(qualname, requests), requests)
-        self._stages.called("split", len(requests), sum([each.rows for each in requests]))
+        self._stages.called("split", _count(requests), sum([each.rows for each in requests]))
         return results
 
     def _call(self, qualname: str, requests: Sequence[ValidRequest]) -> HostResult:
@@ -267,10 +174,10 @@ class Engine:
                 return result
         batch = combine(requests, predictor.batching, predictor.device)
         rows = sum(batch.rows)
-        self._stages.called("batch", len(requests), rows)
+        self._stages.called("batch", _count(requests), rows)
         with look_up_once(batch.shared if self._looks_up_once else ()):
             result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
-        self._stages.called("predict", len(requests), rows)
+        self._stages.called("predict", _count(requests), rows)
         return result
 
     def _call_once(self, graph: GraphMethod, requests: Sequence[ValidRequest]) -> HostResult | None:
@@ -282,7 +189,7 @@ class Engine:
         predictor = self._predictor
         batch = combine_users(requests, predictor.batching, predictor.device, shared)
         rows = sum(batch.rows)
-        self._stages.called("batch", len(requests), rows)
+        self._stages.called("batch", _count(requests), rows)
         try:
             with no_gradients(predictor.module):
                 found = compute(batch.items, batch.users, batch.index)
@@ -290,8 +197,17 @@ class Engine:
             logger.debug("%s: computed row by row", graph.qualname, exc_info=True)
             return None
         result = as_host_result(found, graph.qualname, predictor.result_metadata)
-        self._stages.called("predict", len(requests), rows)
+        self._stages.called("predict", _count(requests), rows)
         return result
+
+    def _answers(
+        self, splitter: Splitter, piece: ValidRequest, outcome: HostResult | RequestError
+    ) -> list[Answer | RequestError]:
+        """Of each request of a piece."""
+        if isinstance(outcome, RequestError):
+            return [outcome] * piece.requests
+        own = splitter.rows(outcome, piece.rows) if piece.requests > 1 else [outcome]
+        return [answer(result, self._predictor.result_metadata) for result in own]
 
     def _answer(
         self, splitter: Splitter, parts: Sequence[tuple[ValidRequest, HostResult | RequestError]]
@@ -304,38 +220,20 @@ class Engine:
         joined = splitter.join(results, [piece for piece, _ in parts])
         return answer(joined, self._predictor.result_metadata)
 
-    def _write(self, outcome: Any, reply: Reply) -> Response | RequestError:
-        if isinstance(outcome, RequestError):
-            return outcome
-        return _attempt("writing the answer", self._codecs.encode, outcome, reply)
+    def _write(
+        self, answers: Sequence[Any], parts: Sequence[Part]
+    ) -> list[Response | RequestError]:
+        responses: list[Any] = list(answers)
+        rows = [0] * len(answers)
+        for part in parts:
+            for at, rows[at] in zip(part.positions, part.rows, strict=True):
+                if not isinstance(answers[at], RequestError):
+                    responses[at] = attempt(
+                        "writing the answer", self._codecs.encode, answers[at], part.reply
+                    )
+        self._stages.done("write", responses, rows)
+        return responses
 
 
-def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestError:
-    """Run a step; whatever it raises is given back as an error of the request.
-
-    Without its traceback and causes, whose frames would keep a failed call's tensors alive.
-    """
-    try:
-        return step(*arguments)
-    except RequestError as error:
-        error.__cause__ = error.__context__ = None
-        return error.with_traceback(None)
-    except Exception as error:
-        logger.warning("%s raised", where, exc_info=True)
-        if _is_out_of_memory(error):
-            return OutOfMemory(f"{where}: out of memory; send fewer rows")
-        return PredictError(f"{where} raised {type(error).__name__}: {said(error)}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch has no type of its own for host memory.
-    is_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in said(error)
-    return is_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
-def said(error: Exception) -> str:
-    """An error's message as text that can be sent, whatever a model put into it."""
-    try:
-        return shortened(str(error), MOST_SAID).encode("utf-8", "replace").decode()
-    except Exception:  # noqa: BLE001  an exception's own __str__ may raise
-        return "(a message that cannot be shown)"
+def _count(requests: Sequence[ValidRequest]) -> int:
+    return sum([request.requests for request in requests])

@@ -23,14 +23,20 @@ class OutOfRange:
         names = (name for features in self._features.values() for name in features)
         self._counts = dict.fromkeys(names, 0)
         self._waiting: list[tuple[str, int]] = []
+        self._is_last = True
 
     def counts(self) -> dict[str, int]:
         """Feature -> ids; of an input whose features have no names, the input."""
         return dict(self._counts)
 
-    def begin(self) -> None:
-        """Requests are checked, perhaps once more since one of them was refused."""
+    def begin(self, *, is_last: bool = True) -> None:
+        """Requests are checked, perhaps once more since one of them was refused.
+
+        Args:
+            is_last: whether one that is refused now is not checked again.
+        """
         self._waiting.clear()
+        self._is_last = is_last
 
     def add(self, name: str, bad: Mask, counts: npt.NDArray[np.int64], *, is_refused: bool) -> None:
         """Count those of an input.
@@ -39,7 +45,7 @@ class OutOfRange:
             name: of the input.
             bad: [N] which ids are outside.
             counts: [R, F] ids of each request's features, one request behind another.
-            is_refused: whether these requests are not checked again; else `keep` adds them.
+            is_refused: whether these requests are refused; else `keep` adds them.
         """
         features = np.tile(np.arange(counts.shape[1]), len(counts)).repeat(counts.reshape(-1))
         found = np.bincount(features[bad], minlength=counts.shape[1]).tolist()
@@ -48,7 +54,7 @@ class OutOfRange:
             zip(names, found, strict=True) if len(names) == len(found) else [(name, sum(found))]
         )
         self._waiting += [(feature, count) for feature, count in by_name if count]
-        if is_refused:
+        if is_refused and self._is_last:
             self.keep()
 
     def keep(self) -> None:

@@ -65,6 +65,8 @@ class ValidRequest(NamedTuple):
     """B"""
     inputs: Mapping[str, Floats | Sparse]
     """Dense inputs are [B, F], embedding inputs [B, F, D]."""
+    requests: int = 1
+    """How many it holds: one, or as many as rows, put together by `single_rows`."""
 
 
 class Response(NamedTuple):

@@ -16,6 +16,7 @@ from torchrec_handler.archive.format import Count, OutputSplit
 from torchrec_handler.errors import PredictError
 from torchrec_handler.serve.predict import HostArray, HostResult
 from torchrec_handler.serve.request import Sparse, ValidRequest
+from torchrec_handler.serve.transposed import transposed
 
 Answer = dict[str, Any]
 """Output name -> what the answer's format writes: arrays, lists of arrays, or values and mask."""
@@ -35,6 +36,11 @@ class Splitter:
         """Take the signature's splits of the method, and one of TorchRec's result types."""
         self._splits = splits
         self._is_masked = result_metadata == "dict_with_mask_tensor"
+        counts = [part.counts for parts in splits.values() for part in parts]
+        self.cuts_rows = not self._is_masked and all(
+            count.input is None and not others for count, *others in counts
+        )
+        """Whether all that the method gives are values of rows, and none goes to requests whole."""
         self._inputs = {
             count.input
             for parts in splits.values()
@@ -42,6 +48,15 @@ class Splitter:
             for count in part.counts
             if count.input is not None
         }
+
+    def rows(self, result: HostResult, rows: int) -> list[HostResult]:
+        """Cut the result of requests of a row each, where it `cuts_rows`."""
+        names = tuple(result)
+        outputs = [
+            zip(*[_rows(tensor, rows) for tensor in tensors], strict=True)
+            for tensors in result.values()
+        ]
+        return [dict(zip(names, own, strict=True)) for own in zip(*outputs, strict=True)]
 
     def split(self, result: HostResult, requests: Sequence[ValidRequest]) -> list[HostResult]:
         """Cut a result.
@@ -118,7 +133,7 @@ class _Measured:
     """How many rows and ids each request has; what its rows share counts in each of them."""
 
     def __init__(self, requests: Sequence[ValidRequest], inputs: Collection[str]) -> None:
-        self.requests = len(requests)
+        self.requests = sum(request.requests for request in requests)
         self.ends = list(accumulate(request.rows for request in requests))
         """Of each request's rows."""
         self._requests = requests
@@ -143,6 +158,10 @@ def _ids(request: ValidRequest, name: str) -> Sizes:
     return sizes if sparse.shared is None else sizes * np.where(sparse.shared, request.rows, 1)
 
 
+def _rows(tensor: HostArray, rows: int) -> list[HostArray]:
+    return list(tensor.reshape(rows, len(tensor) // rows, *tensor.shape[1:]))
+
+
 def _cut(where: str, tensor: HostArray, known: OutputSplit, measured: _Measured) -> list[HostArray]:
     count, *others = known.counts
     rows = measured.ends[-1]
@@ -158,7 +177,7 @@ def _cut(where: str, tensor: HostArray, known: OutputSplit, measured: _Measured)
         expected = f"({', '.join(['…', *map(str, known.shape)])})"
         raise PredictError(where=where, received=f"shape {tensor.shape}", expected=expected)
     if sizes.shape[1] > 1:
-        tensor = _transpose(tensor, sizes.T)
+        tensor = tensor[transposed(sizes.T)]
     ends = np.cumsum(sizes.sum(axis=1)).tolist()
     return [tensor[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -172,7 +191,7 @@ def _join(
         raise PredictError(where=where, received=received)
     tensor = np.concatenate(pieces)
     sizes = _fitting(where, tensor, known, measured)
-    return _transpose(tensor, sizes) if sizes.shape[1] > 1 else tensor
+    return tensor[transposed(sizes)] if sizes.shape[1] > 1 else tensor
 
 
 def _fitting(where: str, tensor: HostArray, known: OutputSplit, measured: _Measured) -> Sizes:
@@ -198,18 +217,3 @@ def _shown(count: Count, sizes: Sizes) -> str:
     if count.features:
         what += f", features {', '.join(map(str, count.features))}"
     return f"{count.factor} x {total // count.factor} {what}"
-
-
-def _transpose(tensor: HostArray, sizes: Sizes) -> HostArray:
-    """Blocks that lie row by row of `sizes`, column by column instead.
-
-    Args:
-        tensor: [N, …]
-        sizes: how long each block is; their sum is N.
-    """
-    flat = sizes.reshape(-1)
-    starts = (np.cumsum(flat) - flat).reshape(sizes.shape).T.reshape(-1)
-    taken = sizes.T.reshape(-1)
-    places = np.repeat(starts - (np.cumsum(taken) - taken), taken) + np.arange(taken.sum())
-    moved: HostArray = tensor[places]
-    return moved

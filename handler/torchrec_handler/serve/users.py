@@ -126,7 +126,7 @@ def _without(request: ValidRequest, shared: Shared, whole: set[str]) -> ValidReq
             inputs[name] = _emptied(value, mask)
         else:
             inputs[name] = value
-    return ValidRequest(rows=request.rows, inputs=inputs)
+    return request._replace(inputs=inputs)
 
 
 def _emptied(sparse: Sparse, mask: Mask) -> Sparse:

@@ -63,6 +63,19 @@ class Validator:
             raise checked
         return checked
 
+    def check_rows(self, columns: Columns, size: Size) -> ValidRequest:
+        """Check requests of a row each that are put together as one.
+
+        Raises:
+            RequestError: one of them breaks a rule, and each is to be checked by itself. Until then
+                none of their ids is counted as out of range.
+        """
+        try:
+            (valid,) = self._check([columns], size.rows, is_last=False)
+        except _RefusedError as refused:
+            raise refused.errors[0] from None
+        return valid._replace(requests=size.rows)
+
     def check(
         self, requests: Sequence[Columns], sizes: Sequence[Size]
     ) -> list[ValidRequest | RequestError]:
@@ -86,8 +99,10 @@ class Validator:
                     break
         return [outcomes[at] for at in range(len(requests))]
 
-    def _check(self, requests: Sequence[Columns], rows: int) -> list[ValidRequest]:
-        self.out_of_range.begin()
+    def _check(
+        self, requests: Sequence[Columns], rows: int, *, is_last: bool = True
+    ) -> list[ValidRequest]:
+        self.out_of_range.begin(is_last=is_last)
         parts = [rules(requests, rows) for rules in self._rules]
         self.out_of_range.keep()
         return [

@@ -15,7 +15,7 @@ from torchrec_handler.errors import (
     UnknownQualname,
     UnsupportedMediaType,
 )
-from torchrec_handler.serve.engine import said
+from torchrec_handler.serve.attempt import said
 from torchrec_handler.serve.request import Response
 
 STATUSES: Mapping[type[RequestError], tuple[int, str]] = {

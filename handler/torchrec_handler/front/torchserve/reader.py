@@ -57,6 +57,10 @@ class SocketReader:
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._known: set[bytes] = set()
+        """What stood before values of requests, of which the next one is likely to be."""
+        self._usual = 0
+        """How long the last one was."""
 
     def read(self, connection: socket.socket, size: int) -> bytearray:
         """Exactly `size` bytes, none for a size below 0, as TorchServe has it.
@@ -96,13 +100,24 @@ class SocketReader:
     def _read_names(self, connection: socket.socket, *, in_headers: bool) -> tuple[bytes, bool]:
         """All that stands before a parameter's value or the end of a request, and which it is."""
         start = self._start
+        if in_headers and start + self._usual <= self._end:
+            names = bytes(self._view[start : start + self._usual])
+            if names in self._known:
+                self._start += self._usual
+                return names, True
         while (
             found := _end_of_names(self._buffer, start, self._end, in_headers=in_headers)
         ) is None:
             self._fill(connection, self._end - start + 1)
             start = self._start
         self._start, has_value = found
-        return bytes(self._view[start : found[0]]), has_value
+        names = bytes(self._view[start : found[0]])
+        if in_headers and has_value and len(names) <= LONGEST_REMEMBERED:
+            if len(self._known) == REMEMBERED:
+                self._known.clear()
+            self._known.add(names)
+            self._usual = len(names)
+        return names, has_value
 
     def _read_item(self, connection: socket.socket) -> bytearray | None:
         """A length and as many bytes; None at the end of a list."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from torchrec_handler.archive.format import Signature
+from torchrec_handler.archive.format import InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, UnsupportedMediaType
 from torchrec_handler.options import Limits
 from torchrec_handler.serve.codecs import content_encoding, json_values
@@ -44,6 +44,28 @@ class Reply(NamedTuple):
     asked: Asked = NOTHING
 
 
+class Group(NamedTuple):
+    """What bodies hold that were read together."""
+
+    read: Columns
+    reply: Reply
+    """To each of them."""
+    together: Together | RowsTogether
+    inputs: Sequence[InputSignature]
+
+    def each(self) -> list[Columns]:
+        """By body."""
+        return self.together.cut(self.read)
+
+    def rows(self) -> Columns:
+        """As one request's, of a row of each body.
+
+        Raises:
+            InvalidRequest: a body has more, or something else that it has alone.
+        """
+        return self.together.rows(self.read, self.inputs)
+
+
 class Codecs:
     """Reads requests for one model, writes its answers."""
 
@@ -51,6 +73,7 @@ class Codecs:
         known = columns(signature, limits)
         model = Model(name=model_name, signature=signature, limits=limits, columns=known)
         codecs = [make(model) for make in CODECS]
+        self._inputs = signature.inputs
         self._most_names = len(known) + MOST_NAMES
         self._plain_names = plain_names(known)
         self._has_instances = INSTANCES in known
@@ -95,7 +118,7 @@ class Codecs:
             groups += [own[start : start + MOST] for start in range(0, len(own), MOST)]
         return groups
 
-    def decode_together(self, requests: Sequence[RawRequest]) -> list[tuple[Columns, Reply]]:
+    def decode_together(self, requests: Sequence[RawRequest]) -> Group:
         """Read the input tensors of a group at once.
 
         Raises:
@@ -109,7 +132,7 @@ class Codecs:
         if isinstance(reply.asked, Instances):
             rows = reply.asked.rows // len(requests)
             reply = reply._replace(asked=replace(reply.asked, rows=rows))
-        return [(own, reply) for own in together.cut(read)]
+        return Group(read, reply, together, self._inputs)
 
     def decode_arguments(self, raw: RawRequest) -> tuple[Arguments, Reply]:
         """Read the keyword arguments of a method without `need_preproc`.

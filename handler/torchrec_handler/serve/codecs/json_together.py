@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.serve.codecs.single_rows import single_rows
 from torchrec_handler.serve.request import Columns
 
 LONGEST = 4_096
@@ -80,8 +82,24 @@ class Together:
     def cut(self, read: Columns) -> list[Columns]:
         """Each body's own part of what was read of all."""
         names = tuple(read.arrays)
-        parts = map(_cut, read.arrays.values(), self._insides)
+        parts = map(_cut, read.arrays.values(), self._sizes(read).values())
         return [Columns(dict(zip(names, own, strict=True))) for own in zip(*parts, strict=True)]
+
+    def rows(self, read: Columns, inputs: Sequence[InputSignature]) -> Columns:
+        """What was read of all as one request's, of a row of each body.
+
+        Raises:
+            InvalidRequest: a body has more, or something else that it has alone.
+        """
+        return single_rows(read.arrays, self._sizes(read), inputs)
+
+    def _sizes(self, read: Columns) -> dict[str, list[int]]:
+        """How much of the first axis of each array is each body's."""
+        arrays = read.arrays.items()
+        return {
+            name: _sizes(array, insides)
+            for (name, array), insides in zip(arrays, self._insides, strict=True)
+        }
 
 
 def _insides(texts: Sequence[bytes], close: bytes) -> list[bytes]:
@@ -95,15 +113,17 @@ def _insides(texts: Sequence[bytes], close: bytes) -> list[bytes]:
     return list(map(itemgetter(slice(start, stop)), texts))
 
 
-def _cut(array: npt.NDArray[Any], insides: Sequence[bytes]) -> list[npt.NDArray[Any]]:
-    """An array of all bodies by its first axis: lists, as many in each body, or numbers."""
-    count = len(insides)
+def _sizes(array: npt.NDArray[Any], insides: Sequence[bytes]) -> list[int]:
+    """Of an array of all bodies what each has: lists, as many in each body, or numbers."""
     if b"[" in insides[0]:
-        sizes = [len(array) // count] * count
-    else:
-        sizes = [inside.count(b",") + 1 if inside else 0 for inside in insides]
-    if sizes.count(sizes[0]) == count:
-        return list(array.reshape(count, sizes[0], *array.shape[1:]))
+        return [len(array) // len(insides)] * len(insides)
+    return [inside.count(b",") + 1 if inside else 0 for inside in insides]
+
+
+def _cut(array: npt.NDArray[Any], sizes: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """An array of all bodies by its first axis."""
+    if sizes.count(sizes[0]) == len(sizes):
+        return list(array.reshape(len(sizes), sizes[0], *array.shape[1:]))
     return [array[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 

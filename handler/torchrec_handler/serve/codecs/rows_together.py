@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from torchrec_handler.archive.format import InputSignature
 from torchrec_handler.serve.codecs.json_together import SPACES, unlike
+from torchrec_handler.serve.codecs.single_rows import not_single
 from torchrec_handler.serve.request import Columns
+from torchrec_handler.serve.transposed import transposed
 
 OPENING = b'{"instances"'
 
@@ -42,6 +44,17 @@ class RowsTogether:
             raise unlike()
         self.body = b'{"instances":[%b]}' % b",".join([inside for inside, _, _ in closed])
 
+    def rows(self, read: Columns, inputs: Sequence[InputSignature]) -> Columns:  # noqa: ARG002
+        """What was read of all as one request's, of a row of each body.
+
+        Raises:
+            InvalidRequest: a body has more.
+        """
+        if read.batch_size != self._bodies:
+            raise not_single()
+        # What no row gives is empty in all of them.
+        return read._replace(shared={})
+
     def cut(self, read: Columns) -> list[Columns]:
         """Each body's own rows of what was read of all."""
         rows = (read.batch_size or 0) // self._bodies
@@ -49,7 +62,7 @@ class RowsTogether:
         for name in read.shared:
             lengths = read.arrays[f"{name}.lengths"].reshape(-1, self._bodies, rows)
             counts = lengths.sum(axis=2)
-            order = _transposed(counts)
+            order = transposed(counts)
             ends = list(accumulate(counts.sum(axis=0).tolist()))
             parts[f"{name}.lengths"] = list(lengths.swapaxes(0, 1).reshape(self._bodies, -1))
             for kind in ("weights", "values"):
@@ -69,12 +82,3 @@ class RowsTogether:
         return [
             Columns(dict(zip(read.arrays, own, strict=True)), read.shared, rows) for own in by_body
         ]
-
-
-def _transposed(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where ids that lie feature by feature [F, R] are body by body, [N]."""
-    flat, taken = counts.reshape(-1), counts.T.reshape(-1)
-    starts = (flat.cumsum() - flat).reshape(counts.shape).T.reshape(-1)
-    order: npt.NDArray[np.int64] = np.repeat(starts - (taken.cumsum() - taken), taken)
-    order += np.arange(order.size)
-    return order

@@ -308,7 +308,7 @@ class TestModelRaises:
                     raise
 
         # pytest itself keeps what is logged.
-        monkeypatch.setattr(logging.getLogger("torchrec_handler.serve.engine"), "disabled", True)
+        monkeypatch.setattr(logging.getLogger("torchrec_handler.serve.attempt"), "disabled", True)
         requests = [dense([1, 0, 0]), dense([-1, 0, 0]), dense([-1, 0, 0]), dense([2, 0, 0])]
         responses = ask(engine(Watched()), requests)
         status = 400 if is_own_choice else 500

@@ -304,7 +304,7 @@ def test_small_requests_are_read_together_as_alone(
     requests = [raw(json.dumps(document(number)).encode()) for number in range(5)]
     assert known.group(requests) == [[0, 1, 2, 3, 4]]
     together = known.decode_together(requests)
-    for request, (columns, _) in zip(requests, together, strict=True):
+    for request, columns in zip(requests, together.each(), strict=True):
         alone, _ = known.decode(request)
         assert columns.arrays.keys() == alone.arrays.keys()
         for name, array in columns.arrays.items():

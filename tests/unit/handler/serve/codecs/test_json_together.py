@@ -73,7 +73,7 @@ def together(read: Codecs, given: Sequence[bytes]) -> list[tuple[list[int], list
         except RequestError:
             found.append((positions, None))
         else:
-            found.append((positions, [own for own, _ in decoded]))
+            found.append((positions, decoded.each()))
     return found
 
 

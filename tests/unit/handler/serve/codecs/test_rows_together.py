@@ -93,7 +93,7 @@ def together(given: Sequence[bytes]) -> list[tuple[list[int], list[Any] | None]]
             except RequestError:
                 found.append((positions, None))
             else:
-                found.append((positions, [shown(*each) for each in decoded]))
+                found.append((positions, [shown(own, decoded.reply) for own in decoded.each()]))
     return found
 
 
