@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from torchrec_archiver.near import near_path
+from torchrec_archiver.near import check_there
 from torchrec_archiver.unpack import unpack
 from torchrec_handler.archive.format import MANIFEST, MODEL_CONFIG
 from torchrec_handler.errors import ArchiveError, OptionError
@@ -45,9 +45,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     if archive.is_dir():
         yield archive
         return
-    if not archive.exists():
-        message = f"archive: {archive} does not exist"
-        raise ArchiveError(message, hint=near_path(archive))
+    check_there(archive)
     with tempfile.TemporaryDirectory(prefix="torchrec-archive-") as folder:
         yield unpack(archive, Path(folder))
 
