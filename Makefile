@@ -26,6 +26,8 @@ help:  ## this list
 install: $(VENV)/installed  ## .venv with pinned packages, Java included; REQUIREMENTS=cuda, cpu-2.14, cuda-2.14
 
 $(VENV)/installed: requirements/base.txt requirements/$(REQUIREMENTS).txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and \
+	  "ERROR: Python is %d.%d, expected 3.11 or newer; name one: make PYTHON=python3.11 ..." % v)'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps -r requirements/$(REQUIREMENTS).txt
 	# On Linux PyPI's own torch is the CUDA build, which is not imported without CUDA's libraries.

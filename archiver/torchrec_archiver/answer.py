@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from torchrec_archiver.locked import locked_folder
-from torchrec_archiver.near import near_path
+from torchrec_archiver.near import check_there
 from torchrec_archiver.unpack import unpack
 from torchrec_handler.archive.verify import read_manifest
 from torchrec_handler.errors import ArchiveError, OptionError
@@ -47,9 +47,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     if archive.is_dir():
         yield archive
         return
-    if not archive.exists():
-        message = f"archive: {archive} does not exist"
-        raise ArchiveError(message, hint=near_path(archive))
+    check_there(archive)
     with locked_folder(Path(tempfile.gettempdir()), PREFIX) as folder:
         yield unpack(archive, folder)
 

@@ -51,11 +51,12 @@ class Parser(argparse.ArgumentParser):
 
     def _near_option(self) -> str:
         """An option that one of those given, which is none, looks like."""
-        known = [name for name in self._option_string_actions if name.startswith("--")]
+        known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         for given in self._given:
-            name = given.partition("=")[0]
-            if name.startswith("--") and name != "--" and name not in known:
-                return next(iter(get_close_matches(name, known, n=1)), "")
+            # Without the dashes, which make short names look like any other.
+            name = given.partition("=")[0].removeprefix("--")
+            if given.startswith("--") and name and name not in known:
+                return next((f"--{near}" for near in get_close_matches(name, known, n=1)), "")
         return ""
 
 

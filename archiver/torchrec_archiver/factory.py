@@ -23,7 +23,7 @@ def find_factory(factory: str | type[PredictFactory]) -> type[PredictFactory]:
     found = _find("factory", factory) if isinstance(factory, str) else factory
     if not (isinstance(found, type) and issubclass(found, PredictFactory)):
         message = f"factory: {factory} is not a torchrec.inference.modules.PredictFactory"
-        raise BuildError(message)
+        raise BuildError(message, hint=_near_factory(factory))
     if found.__module__ == "__main__":
         message = (
             f"factory: {found.__name__} is defined in the script that runs, which would be packed "
@@ -105,6 +105,15 @@ def _near_module(wanted: str, missing: str | None) -> str | None:
     if close:
         return f"did you mean {'.'.join([*outer.split('.'), close[0]]).lstrip('.')}?"
     return "run it in the folder that Python imports the module from, or name that in PYTHONPATH"
+
+
+def _near_factory(wanted: str | type) -> str | None:
+    """A factory of the module that was named."""
+    if not isinstance(wanted, str):
+        return None
+    module, name = import_module("factory", wanted)
+    own = [one for one in _classes(module) if issubclass(getattr(module, one), PredictFactory)]
+    return near_name(name, own, "factories") or "torchrec-archiver init writes one"
 
 
 def _classes(module: ModuleType) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from torchrec_handler.errors import ArchiveError
+
 MOST = 5
 """Names in a hint."""
 
@@ -27,6 +29,17 @@ def near_path(path: Path) -> str | None:
         return f"{where} is empty"
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return f"{where} holds {', '.join(names[:MOST])}{more}"
+
+
+def check_there(archive: Path) -> None:
+    """See that a path leads somewhere.
+
+    Raises:
+        ArchiveError: it does not; with what may have been meant.
+    """
+    if not archive.exists():
+        message = f"archive: {archive} does not exist"
+        raise ArchiveError(message, hint=near_path(archive))
 
 
 def near_name(name: str, known: Iterable[str], what: str) -> str | None:

@@ -176,6 +176,10 @@ class _Server:
             body = error.read().decode("utf-8", "replace")
             if error.code == 404 and missing:
                 return missing["missing"]
+            if error.code == 405:
+                message = f"{self._address}: this TorchServe takes no new models while it runs"
+                hint = "start it with enable_model_api=true in its config.properties (--ts-config)"
+                raise BuildError(message, hint=hint) from error
             raise BuildError(_message(body) or f"answered {error.code}") from error
         except OSError as error:
             reason = getattr(error, "reason", error)

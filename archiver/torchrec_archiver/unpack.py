@@ -125,7 +125,7 @@ def _check(archive: Path, folder: Path, members: Sequence[Member]) -> None:
             f"archive: {archive} takes {needed / 1e9:,.1f} GB unpacked, {folder.parent} has "
             f"{free / 1e9:,.1f} GB"
         )
-        raise ArchiveError(message, hint="TMPDIR says where temporary folders are made")
+        raise ArchiveError(message, hint="TMPDIR, or --folder of serve, names another one")
 
 
 def _refuse(archive: Path, why: str) -> None:

@@ -96,7 +96,10 @@ def ported(folder: Path, module: str, code: str, name: str, request: object) -> 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("name", ["AsInstalled", "Trained"])
 def test_torchrec_s_own_example_is_served(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     _, installed, trained = blocks("porting.md")
@@ -109,6 +112,7 @@ def test_torchrec_s_own_example_is_served(
     answer = ported(tmp_path, f"from_torchrec_{name.lower()}", code, name, request)
     assert isinstance(answer, dict)
     assert 0 <= answer["default"][0] <= 1
+    assert "raised" not in caplog.text
 
 
 def test_torchserve_s_dlrm_example_is_served(

@@ -157,9 +157,12 @@ def load_saved(path: Path) -> Any:
         except Exception as error:
             if names := _refused(path, error):
                 raise BuildError(_refusal(path, names)) from error
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            message = f"weights: {path} cannot be read as a torch.save checkpoint: {reason}"
-            raise BuildError(message) from error
+            # Of what is no pickle, pickle says nothing, and torch to unpickle it after all.
+            is_told = isinstance(error, OSError | RuntimeError)
+            told = str(error).partition("\n")[0] if is_told else "it is none, or damaged"
+            message = f"weights: {path} cannot be read as a torch.save checkpoint: {told}"
+            hint = None if is_told else "give the file or folder that training saved"
+            raise BuildError(message, hint=hint) from error
 
 
 def pieces_of(name: str, tensor: Wrapper, file: Path) -> list[Piece]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from torchrec_archiver.command_line import seconds
 from torchrec_archiver.commands.serve import add_server, number, stoppable
+from torchrec_archiver.near import near_path
 from torchrec_archiver.serving import JSON, PROTOBUF
 from torchrec_handler.errors import ServeError
 
@@ -84,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
     """
     from torchrec_archiver.serving.load import load  # noqa: PLC0415  it imports numpy
 
+    if options.picture:
+        _check_folder(Path(options.picture))
     figures: list[Figures] = []
     with stoppable(), _served(options) as target:
         sizes = _requests(options, target)
@@ -174,6 +178,14 @@ def _show(title: str, figures: Sequence["Figures"]) -> None:
     console.print(table)
     for said in dict.fromkeys(one.first_error for one in figures if one.errors):
         console.print(f"Of the errors: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_folder(picture: Path) -> None:
+    """Say before the load, which takes minutes, that its picture has no place."""
+    folder = picture.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        message = f"--picture: {picture} cannot be written: {folder} is no folder to write into"
+        raise ServeError(message, hint=near_path(folder))
 
 
 def _draw(path: Path, title: str, how: str, figures: Sequence["Figures"]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from torchrec_archiver.near import check_there
 from torchrec_archiver.report.terminal import show
 from torchrec_handler.archive.read import read_description, read_index
 
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         BuildError: the page cannot be written.
     """
     archive = Path(options.archive)
+    check_there(archive)
     if options.json:
         print(read_index(archive).dumps())
         return 0

@@ -4,6 +4,8 @@ import argparse
 import getpass
 from pathlib import Path
 
+from torchrec_archiver.near import check_there
+
 HELP = "sign an archive with a private key"
 EXAMPLES = """\
 openssl ecparam -name prime256v1 -genkey -noout -out release.pem
@@ -31,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from torchrec_archiver.signing import sign_archive  # noqa: PLC0415
 
+    check_there(Path(options.archive))
     password = getpass.getpass("Password of the private key: ") if options.ask_password else None
     sign_archive(Path(options.archive), Path(options.private_key), password)
     print(f"{options.archive}: signed")

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from torchrec_archiver.near import check_there
+
 HELP = "let a new version answer on a running server, under load"
 EXAMPLES = """\
 torchrec-archiver swap model_store/shop-2.0.mar
@@ -38,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from torchrec_archiver.swapping import swap  # noqa: PLC0415
 
+    check_there(Path(options.archive))
     done = swap(Path(options.archive), options.management_address, options.timeout, print)
     print(f"done in {done.seconds:.1f} s")
     return 0

@@ -78,8 +78,8 @@ def ask_model(model: torch.nn.Module, name: str, make: str, import_line: str) ->
         for one, given in zip(taken, inputs, strict=True)
     )
     guesses = [
-        f"{given.name}: that {len(given.features)} numbers a row fit was found by trying, their "
-        "names are made up"
+        f"{given.name}: {len(given.features)} numbers a row fit, as trying showed; their names are "
+        "made up: give them yours, here and in the request"
         for given in inputs
         if given.type == "dense"
     ]

@@ -121,20 +121,33 @@ def check_free(settings: Mapping[str, str]) -> None:
     """See that every port can be opened.
 
     Raises:
-        ServeError: one cannot; names the option that gives another.
+        ServeError: some cannot; names all of them, and options that give others.
     """
-    for one in PORTS:
-        host, number = place(settings, one)
-        try:
-            socket.create_server((host, number)).close()
-        except (OSError, OverflowError) as error:
-            number_of = getattr(error, "errno", None) or 0
-            why = os.strerror(number_of) if number_of > 0 else str(error)
-            message = (
-                f"port {number} ({one.opens}, {one.setting}): {why}; "
-                f"stop what listens there, or give another one with {one.option}"
-            )
-            raise ServeError(message) from error
+    refused = {one: why for one in PORTS if (why := _why_not(place(settings, one)))}
+    if not refused:
+        return
+    first, why = next(iter(refused.items()))
+    if len(refused) == 1:
+        message = (
+            f"port {place(settings, first).port} ({first.opens}, {first.setting}): {why}; "
+            f"stop what listens there, or give another one with {first.option}"
+        )
+        raise ServeError(message)
+    named = ", ".join(f"{place(settings, one).port} ({one.opens})" for one in refused)
+    free = free_ports()
+    others = " ".join(f"{one.option} {free[one.option]}" for one in refused)
+    message = f"ports {named}: {why}; stop what listens there, or give others"
+    raise ServeError(message, hint=f"these are free: {others}")
+
+
+def _why_not(wanted: Place) -> str:
+    """Why a port cannot be opened; empty where it can."""
+    try:
+        socket.create_server(wanted).close()
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", None) or 0
+        return os.strerror(number) if number > 0 else str(error)
+    return ""
 
 
 def free_ports() -> dict[str, int]:

@@ -23,7 +23,7 @@ TRUSTED_KEYS = "TORCHREC_TRUSTED_KEYS"
 An archive's own model-config.yaml has no say in whom its server trusts."""
 
 KEY_SUFFIXES = frozenset({".pem", ".pub"})
-INSTALL = "install torchrec-serve[signing]"
+INSTALL = "pip install --no-deps -r requirements/signing.txt, of torchrec-serve"
 
 
 def trusted_keys() -> list[Path]:

@@ -1,6 +1,7 @@
 """Third step of loading, first half: from the TorchRec package to its factory."""
 
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ NOT_HELD: Mapping[str, str] = {
 }
 """What a factory asked for in vain, by its folder in the package."""
 NO_RECORD = re.compile(rf"failed locating file ({'|'.join(NOT_HELD)})/(.+?): file not found")
+CONFIG_READERS = ("load_pickle_config", "load_config_text")
+"""TorchRec's functions that read a config of the package by its name."""
 FACTORY_METHODS = sorted(name for name in vars(PredictFactory) if not name.startswith("_"))
 """Looked for by name: a package that interns torchrec has a PredictFactory of its own."""
 
@@ -86,7 +89,7 @@ def describe(error: Exception) -> str:
     """What an exception of a factory's code says, as a verb and the rest of a sentence."""
     if isinstance(error, ModuleNotFoundError):
         if str(error.name) in NOT_HELD:
-            return f"asks for {NOT_HELD[str(error.name)]}"
+            return f"asks for {_asked_for(error)}{NOT_HELD[str(error.name)]}"
         if NOT_IN_PACKAGE in str(error):
             return f"needs module {error.name!r}, which the packager neither interned nor externed"
         return (
@@ -99,6 +102,14 @@ def describe(error: Exception) -> str:
     if isinstance(error, NameError) and error.name == "torch_package_importer":
         said += "; the packager must intern torchrec.inference.model_packager"
     return said
+
+
+def _asked_for(error: Exception) -> str:
+    """The file that TorchRec's `load_pickle_config` or `load_config_text` was called for."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name in CONFIG_READERS and "name" in frame.f_locals:
+            return f"{frame.f_locals['name']!r}, "
+    return ""
 
 
 def _first_line(error: Exception) -> str:

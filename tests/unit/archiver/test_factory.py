@@ -128,7 +128,8 @@ def test_a_class_that_is_not_there_is_named(name: str, hint: str) -> None:
 def test_a_class_of_another_kind_is_refused() -> None:
     name = f"{RANKING}:RankingPredictModule"
     assert error_of(lambda: find_factory(name)) == (
-        f"factory: {name} is not a torchrec.inference.modules.PredictFactory"
+        f"factory: {name} is not a torchrec.inference.modules.PredictFactory; "
+        "did you mean RankingPredictFactory?"
     )
     assert error_of(lambda: find_packager(name)) == (
         f"packager: {name} is not a torchrec.inference.model_packager.PredictFactoryPackager"

@@ -183,7 +183,8 @@ def test_the_options_of_bench_are_these() -> None:
             ("--factory", "tests.support.factories.ranking:RankingPredictModule"),
             (
                 "factory: tests.support.factories.ranking:RankingPredictModule is not a "
-                "torchrec.inference.modules.PredictFactory"
+                "torchrec.inference.modules.PredictFactory\n"
+                "hint: did you mean RankingPredictFactory?"
             ),
         ),
         (

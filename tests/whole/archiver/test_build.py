@@ -342,8 +342,8 @@ WRONG = [
         name="no config",
         arguments={"factory": MetaRankingPredictFactory},
         message=(
-            "MetaRankingPredictFactory.create_predict_module asks for a config that the package "
-            "does not hold; give it with --config"
+            "MetaRankingPredictFactory.create_predict_module asks for 'name.txt', a config that "
+            "the package does not hold; give it with --config"
         ),
     ),
     Wrong(

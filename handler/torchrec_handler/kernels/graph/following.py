@@ -6,6 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def open_lengths(module: torch.nn.Module) -> Iterator[None]:
     """
     own = vars(builtins)
     of_parts = [
-        getattr(type(part).forward, "__globals__", {}).get("__builtins__")
+        # Static, as a scripted module's forward is there for objects alone.
+        getattr(getattr_static(type(part), "forward"), "__globals__", {}).get("__builtins__")
         for part in module.modules()
     ]
     # Everybody's `len` is slower while that lasts, so it is left alone where it can be.

@@ -51,9 +51,10 @@ def observe_signature(
     for message in first.unread_weights():
         logger.warning("signature: %s", message)
     if failure is not None:
-        logger.warning(
-            "signature: a sample of one row raised %s: %s", type(failure).__name__, failure
-        )
+        said = str(failure)
+        if isinstance(failure, torch.jit.Error):  # a stack of TorchScript's, and then what it is
+            said = said.strip().rpartition("\n")[2]
+        logger.warning("signature: a sample of one row raised %s: %s", type(failure).__name__, said)
         for facts in known.values():
             if facts.is_guess:
                 facts.num_features = None

@@ -72,7 +72,14 @@ def test_every_format_gives_the_same_tensors(
             b"12345678",
             "weights: bad.safetensors cannot be read as safetensors: ",
         ),
-        ("bad.pt", b"hello", "weights: bad.pt cannot be read as a torch.save checkpoint: "),
+        (
+            "bad.pt",
+            b"hello",
+            (
+                "weights: bad.pt cannot be read as a torch.save checkpoint: it is none, or "
+                "damaged; give the file or folder that training saved"
+            ),
+        ),
         (
             "bad.safetensors.index.json",
             b"{}",

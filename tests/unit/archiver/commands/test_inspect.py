@@ -35,4 +35,25 @@ def test_the_command_line_ends_with_one_error_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(tmp_path / "model.mar")]) == 1
-    assert capsys.readouterr().err == f"ERROR: archive: {tmp_path}/model.mar does not exist\n"
+    assert capsys.readouterr().err == (
+        f"ERROR: archive: {tmp_path}/model.mar does not exist\nhint: {tmp_path} is empty\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inspect",),
+        ("sign", "--private-key", "release.pem"),
+        ("swap",),
+    ],
+)
+def test_an_archive_that_is_not_there_is_told_with_the_one_that_is(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.mar").touch()
+    assert main([*command, str(tmp_path / "modle.mar")]) == 1
+    assert capsys.readouterr().err == (
+        f"ERROR: archive: {tmp_path}/modle.mar does not exist\n"
+        f"hint: did you mean {tmp_path}/model.mar?\n"
+    )

@@ -84,6 +84,25 @@ def test_a_port_in_use_is_named_with_its_option() -> None:
     )
 
 
+def test_all_ports_in_use_are_named_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = settings.free_ports()
+    given = settings.with_ports({}, taken)
+    inference, management = taken["--port"], taken["--management-port"]
+    free = {one.option: 9000 + number for number, one in enumerate(settings.PORTS)}
+    monkeypatch.setattr(settings, "free_ports", lambda: free)
+    with (
+        socket.create_server(("127.0.0.1", inference)),
+        socket.create_server(("127.0.0.1", management)),
+        pytest.raises(ServeError) as caught,
+    ):
+        settings.check_free(given)
+    assert caught.value.sentence == (
+        f"ports {inference} (inference), {management} (management): Address already in use; "
+        "stop what listens there, or give others"
+    )
+    assert caught.value.hint == "these are free: --port 9000 --management-port 9001"
+
+
 def test_java_is_the_wheels_else_what_java_home_says_else_the_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -332,7 +332,10 @@ def test_configs_and_extra_files_reach_the_factory_of_a_built_archive(tmp_path: 
         (
             {},
             EXTRA_FILES,
-            "asks for a config that the package does not hold; give it with --config",
+            (
+                "asks for 'scale.pkl', a config that the package does not hold; "
+                "give it with --config"
+            ),
         ),
         (
             CONFIGS,
