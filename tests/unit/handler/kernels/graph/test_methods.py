@@ -204,10 +204,17 @@ DIFFERENT = [
     (torch.ones(2), torch.ones(2).double(), "gives (2,) torch.float64 with 9 rows, the module "),
     (torch.ones(2), torch.ones(2) + 1e-4, "is 0.0001 off the module with 9 rows, at most 1e-05 is"),
     (torch.ones(2).int(), torch.zeros(2).int(), "gives other torch.int32 than the module with 9"),
-    (
-        torch.tensor([1.0, torch.inf]),
-        torch.tensor([1.0, 2.0]),
-        "is not finite where the module is, with 9 rows",
+    *(
+        (
+            torch.tensor(wanted),
+            torch.tensor(given),
+            "is not finite where the module is, with 9 rows",
+        )
+        for wanted, given in (
+            ([1.0, torch.inf], [1.0, 2.0]),
+            ([torch.inf], [-torch.inf]),
+            ([torch.nan], [torch.inf]),
+        )
     ),
 ]
 
@@ -217,6 +224,11 @@ def test_what_differs_is_told(expected: torch.Tensor, received: torch.Tensor, wh
     found = differs([expected], [received], 9, 1e-5)
     assert found is not None
     assert found.startswith(why)
+    assert differs([expected], [expected.clone()], 9, 1e-5) is None
+
+
+def test_what_is_never_a_number_is_the_same() -> None:
+    expected = torch.tensor([torch.nan, torch.inf, -torch.inf])
     assert differs([expected], [expected.clone()], 9, 1e-5) is None
 
 
