@@ -31,6 +31,7 @@ from torchrec_handler.kernels.graph.parts import PartForward, capture_parts
 from torchrec_handler.kernels.graph.trials import Trial
 
 ROWS = (1, 5, 7, 300)
+check: Any = torch._check
 
 
 class Part(nn.Module):
@@ -174,17 +175,18 @@ def test_what_is_followed_keeps_its_attributes() -> None:
         return {"y": m.layer(b["x"]) + m.places}
 
     module = Small(cached, layer=nn.Linear(DENSE, 1), bags=bags())
-    module.list = []  # type: ignore[assignment]
+    seen: list[torch.Tensor] = []
+    module.list = seen  # type: ignore[assignment]
     with torch.inference_mode():
         expected = module(draw(5, ids=2))
         assert as_graph(module) == "it does something else where not Eq(rows, 5)"
-        assert all(type(one) is torch.Tensor for one in (module.places, *module.list))
+        assert all(type(one) is torch.Tensor for one in (module.places, *seen))
         assert_close(module(draw(5, ids=2)), expected)
 
 
 def test_a_check_of_a_number_is_kept() -> None:
     def checked(m: Any, b: Batch) -> dict[str, Any]:
-        torch._check(b["s.lengths"].max().item() <= 3, lambda: "too long")
+        check(b["s.lengths"].max().item() <= 3, lambda: "too long")
         return {"y": m.layer(b["x"])}
 
     method = assert_graph(Small(checked, layer=nn.Linear(DENSE, 1)))
@@ -194,7 +196,7 @@ def test_a_check_of_a_number_is_kept() -> None:
 
 def test_what_a_graph_does_not_check_is_checked_by_the_module() -> None:
     def checked(m: Any, b: Batch) -> dict[str, Any]:
-        torch._check(b["x"].max().item() <= 8, lambda: "too large")
+        check(b["x"].max().item() <= 8, lambda: "too large")
         return {"y": m.layer(b["x"])}
 
     why = as_graph(Small(checked, layer=nn.Linear(DENSE, 1)))
