@@ -248,7 +248,9 @@ def _without_writing(run: Callable[..., Any]) -> Callable[..., Any]:
     def functional(*given: torch.Tensor) -> Any:
         key = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)  # noqa: SLF001
         with torch._C._ExcludeDispatchKeyGuard(key), mode:  # noqa: SLF001
-            own: Any = [FunctionalTensor.to_functional(one) for one in given]
+            # A parameter of two modules is one.
+            each = {id(one): FunctionalTensor.to_functional(one) for one in given}
+            own: Any = [each[id(one)] for one in given]
             found = run(*own)
             if any(torch._functionalize_has_data_mutation(one.elem) for one in own):  # type: ignore[attr-defined]  # noqa: SLF001
                 raise CannotCapture(WRITES)

@@ -184,6 +184,17 @@ def test_what_is_followed_keeps_its_attributes() -> None:
         assert_close(module(draw(5, ids=2)), expected)
 
 
+def test_a_parameter_of_two_layers_is_followed_past_what_is_written() -> None:
+    def written(m: Any, b: Batch) -> dict[str, Any]:
+        y = m.first(b["x"]).clone()
+        y[:, 0] = 0
+        return {"y": y + m.second(b["x"])}
+
+    first, second = nn.Linear(DENSE, WIDTH), nn.Linear(DENSE, WIDTH)
+    second.weight = first.weight
+    assert_graph(Small(written, first=first, second=second))
+
+
 def test_a_check_of_a_number_is_kept() -> None:
     def checked(m: Any, b: Batch) -> dict[str, Any]:
         check(b["s.lengths"].max().item() <= 3, lambda: "too long")
