@@ -65,7 +65,7 @@ class Changes:
             recorded: its calls with single requests.
 
         Raises:
-            BuildError: no method answers any request.
+            BuildError: no method answers any request, or none with an output that can be off.
         """
         self._module, self._metadata = module, output.result_metadata
         pool = _single(recorded.requests)
@@ -81,6 +81,12 @@ class Changes:
             message = (
                 "dense.dtype: 'auto' is decided on samples, and there are none; give requests "
                 "that the model takes with --samples, or name a type"
+            )
+            raise BuildError(message)
+        if not any(map(_is_measure, self._calls)):
+            message = (
+                "dense.dtype: 'auto' is decided by how far outputs are off, and no output of the "
+                "samples is a finite floating point number; name a type"
             )
             raise BuildError(message)
 
@@ -108,6 +114,12 @@ class Changes:
 
     def _again(self, sample: Sample) -> Mapping[str, tuple[torch.Tensor, ...]]:
         return call_recorded(self._module, sample.qualname, sample.inputs, self._metadata, CPU)
+
+
+def _is_measure(sample: Sample) -> bool:
+    """Whether a call gives anything that can be off by so much."""
+    found = (one for parts in sample.outputs.values() for one in parts)
+    return any(one.is_floating_point() and bool(one.isfinite().any()) for one in found)
 
 
 def _single(requests: Sequence[ValidRequest]) -> list[ValidRequest]:

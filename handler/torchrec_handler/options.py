@@ -225,8 +225,8 @@ class Options(_Section):
     `full`: those too, which reads them all."""
     out_of_range_ids: Literal["reject", "zero", "modulo", "drop"] = "reject"
     """`reject`: answer 400; `zero`: look up row 0; `modulo`: the remainder by the table's rows;
-    `drop`: leave the id out of its list, and its weight too. A factory may say it of a feature,
-    which then goes before this."""
+    `drop`: leave the id out of its list, and its weight too: an output with a value for each id has
+    none for it. A factory may say it of a feature, which then goes before this."""
 
     @model_validator(mode="after")
     def _auto_decides(self) -> Self:

@@ -4,6 +4,7 @@ A file holds one JSON body a line, and is of one worker and one method: JSON for
 they came, any other as JSON columns.
 """
 
+import contextlib
 import logging
 import os
 import random
@@ -92,13 +93,19 @@ class Recorder:
                 break
             self._left -= len(line)
             content += line
+        before: int | None = None
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(path, "ab", opener=_for_its_owner) as file:
+                before = file.tell()
                 file.write(content)
         except OSError as error:
             logger.error("%s cannot be recorded to: %s; no more", path, error.strerror)  # noqa: TRY400
             self._left = 0
+            if before is not None:
+                # Half of a line would be no JSON.
+                with contextlib.suppress(OSError):
+                    os.truncate(path, before)
 
     def _line(self, raw: RawRequest) -> bytes:
         raw = content_encoding.decode(raw) if raw.content_encoding else raw

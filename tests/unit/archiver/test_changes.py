@@ -1,6 +1,6 @@
 """What is called to see how far outputs are off, and what is said of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -62,6 +62,21 @@ def test_outputs_are_off_by_what_a_bias_moved(output: FactoryOutput, batches: li
 def test_calls_have_each_number_of_rows_that_a_type_is_for(output: FactoryOutput) -> None:
     found = changes(output, [2, 1])
     assert [sample.rows for sample in found._calls] == [1000, 128, 63, 63, 63, 63, 11, 1, 2]
+
+
+@pytest.mark.parametrize("give", [torch.Tensor.long, lambda score: score * torch.nan])
+def test_nothing_is_decided_by_what_cannot_be_off(
+    monkeypatch: pytest.MonkeyPatch, output: FactoryOutput, give: Callable[..., torch.Tensor]
+) -> None:
+    monkeypatch.setattr(
+        Sums, "forward", lambda _, model, batch: {"best": give(model(batch["x"]).reshape(-1))}
+    )
+    with pytest.raises(BuildError) as caught:
+        changes(output, [2, 1])
+    assert str(caught.value) == (
+        "dense.dtype: 'auto' is decided by how far outputs are off, and no output of the samples "
+        "is a finite floating point number; name a type"
+    )
 
 
 def test_nothing_is_decided_without_a_call(output: FactoryOutput) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torchrec.inference.modules import PredictModule
 
+from torchrec_handler.kernels.graph.asked import Asked
 from torchrec_handler.kernels.graph.following import masks_as_they_are, open_lengths, quiet
 from torchrec_handler.kernels.graph.program import Program, Site
 from torchrec_handler.kernels.graph.sites import Boundary, CannotCapture, Recorder, boundaries
@@ -52,8 +53,10 @@ def capture(
     """
     names, tensors = flatten(batch)
     sites: list[Site] = []
-    with boundaries(module, lambda inner: Recorder(inner, sites)):
+    asked = Asked()
+    with boundaries(module, lambda inner: Recorder(inner, sites)), asked.listening():
         _call(module, qualname, batch)
+    asked.check()
     method = _Method(module, qualname, names)
     # Where something is written to in place it is followed twice.
     calls = itertools.cycle(range(len(sites)))

@@ -28,6 +28,8 @@ MOST_FOLDED = 2**22
 
 ASSERT = aten._assert_scalar.default  # noqa: SLF001  it has no other name
 ASSERTS = (aten._assert_async.default, aten._assert_async.msg)  # noqa: SLF001
+NUMBERS = (aten.item.default, aten._local_scalar_dense.default)  # noqa: SLF001
+LIMITS = (operator.le, operator.lt, operator.ge, operator.gt, operator.ne)
 RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial", "poisson", "exponential")
 
 
@@ -67,10 +69,22 @@ def _drop(program: Program) -> None:
 
 
 def _may_fail(node: Node) -> bool:
-    """Whether a node is an assert of a tensor, or of two lengths that a request decides."""
-    if is_call(node, ASSERT):
-        return is_call(node.args[0], operator.eq)
-    return is_call(node, *ASSERTS)
+    """Whether a node is an assert of a tensor, of two lengths that a request decides, or a number.
+
+    Of a number and 0, or a length, it is torch's or TorchRec's own, which is known to hold.
+    """
+    if not is_call(node, ASSERT):
+        return is_call(node, *ASSERTS)
+    said = node.args[0]
+    is_limit = is_call(said, *LIMITS) and any(isinstance(one, int) and one for one in said.args)
+    return is_call(said, operator.eq) or (is_limit and _is_of_number(said))
+
+
+def _is_of_number(node: Node) -> bool:
+    """Whether what a tensor holds is asked for behind some operators on numbers."""
+    return is_call(node, *NUMBERS) or (
+        not is_tensor(node) and any(map(_is_of_number, node.all_input_nodes))
+    )
 
 
 def is_random(node: Node) -> bool:

@@ -125,8 +125,16 @@ class GraphMethod:
 
     def compute(self, batch: Batch) -> Any:
         """What the graph gives."""
-        tensors = [batch[key] for key in self._keys] if self._is_flat else flatten(batch)[1]
-        return self._unflatten(self._run(*tensors))
+        return self._unflatten(self._run(*self._tensors(batch)))
+
+    def _tensors(self, batch: Any) -> list[torch.Tensor]:
+        """In the order in which the method was followed, whatever that of the batch is."""
+        if self._is_flat:
+            return [batch[key] for key in self._keys]
+        return [
+            batch[name] if position is None else batch[name][position]
+            for name, position in self._names
+        ]
 
     def tried(self, batch: Batch, rows: int) -> list[torch.Tensor]:
         """What the graph gives; of some rows in blocks, to see that none reaches another."""
@@ -186,7 +194,7 @@ class GraphMethod:
         run = self._finish(program)
 
         def compute(items: Batch, of_users: Batch, index: torch.Tensor) -> Any:
-            given, own = flatten(items)[1], flatten(of_users)
+            given, own = self._tensors(items), flatten(of_users)
             tensors = dict(zip(own[0], own[1], strict=True))
             chosen = [tensors[self._names[position]] for position in users]
             for name, few in self._untried.items():

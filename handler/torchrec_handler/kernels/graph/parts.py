@@ -15,11 +15,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchrec_handler.archive.format import Declined
+from torchrec_handler.kernels.graph.asked import Asked
 from torchrec_handler.kernels.graph.capture import Batch, Captured, flatten, follow
 from torchrec_handler.kernels.graph.method import Graph, GraphMethod
 from torchrec_handler.kernels.graph.methods import reduce
+from torchrec_handler.kernels.graph.program import Program, aten
 from torchrec_handler.kernels.graph.sites import CannotCapture
-from torchrec_handler.kernels.graph.traced import LEAST, ROWS, Axis
+from torchrec_handler.kernels.graph.state import State, state_of
+from torchrec_handler.kernels.graph.traced import LEAST, ROWS, Axis, is_new
 from torchrec_handler.kernels.graph.trials import Trial
 from torchrec_handler.kernels.kernel import touched
 from torchrec_handler.kernels.linear import layers_of
@@ -35,6 +38,7 @@ MOST_CALLS = 4
 """Of a part in one call of the method, that are recorded."""
 
 BRANCHES = "it branches on numbers that it computes"
+CHANGES = "its attributes change from call to call"
 
 RESULT = ""
 """What a part gives, in the dict that a graph gives."""
@@ -217,6 +221,7 @@ def capture_parts(
         elif is_called and tries < MOST:
             tries += 1
             try:
+                recorded.asked.check(one)
                 parts.append(_captured(path, one, recorded.calls[one]))
             except CannotCapture as error:
                 declined.append(Declined(path=path, kernel=GRAPH, why=str(error)))
@@ -241,7 +246,7 @@ def _record(
 ) -> tuple[dict[str, torch.nn.Module], "_Recorded"]:
     """Modules that may be parts, by path, and what they are called with."""
     candidates = {path: one for path, one in module.named_modules() if path and _is_of_parts(one)}
-    with _recorded(candidates.values()) as recorded:
+    with _recorded(candidates.values()) as recorded, recorded.asked.listening():
         for qualname, trial in batches:
             recorded.is_timed = trial.is_timed
             recorded.left = dict.fromkeys(candidates.values(), MOST_CALLS)
@@ -267,17 +272,28 @@ class _Recorded:
         """Arguments, by position and by name; whether to time that; and what speaks against it."""
         self.left: dict[torch.nn.Module, int] = {}
         self.is_timed = True
+        self.asked = Asked()
+        self._states: dict[torch.nn.Module, State] = {}
+        """Attributes before the first call."""
 
     def before(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         if self.left.get(module, 0):
             given = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-            self.calls.setdefault(module, []).append((*given, self.is_timed, None))
+            why = self._changed(module)
+            self.calls.setdefault(module, []).append((*given, self.is_timed, why))
 
     def behind(self, module: torch.nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if self.left.get(module, 0):
             self.left[module] -= 1
-            why = _why_not(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(result))
-            self.calls[module][-1] = (*self.calls[module][-1][:3], why)
+            *call, why = self.calls[module][-1]
+            why = why or self._changed(module)
+            why = why or _why_not(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(result))
+            self.calls[module][-1] = (*call, why)
+
+    def _changed(self, module: torch.nn.Module) -> str | None:
+        """Who calls a part may write what that reads, and read what it writes."""
+        state = state_of(module)
+        return None if self._states.setdefault(module, state) == state else CHANGES
 
 
 def _why_not(given: Sequence[Any], found: Sequence[Any]) -> str | None:
@@ -285,8 +301,11 @@ def _why_not(given: Sequence[Any], found: Sequence[Any]) -> str | None:
     if others or not found:
         return f"gives a {[*others, 'NoneType'][0]}, which is no tensor"
     own = {one.untyped_storage().data_ptr() for one in given if isinstance(one, torch.Tensor)}
-    if any(one.untyped_storage().data_ptr() in own for one in found if one.numel()):
+    memory = [one.untyped_storage().data_ptr() for one in found if one.numel()]
+    if not own.isdisjoint(memory):
         return "gives what it is given, which who calls it may write to"
+    if len(memory) > len({*memory}):
+        return "gives the same memory twice, which who calls it may write to"
     return None
 
 
@@ -340,8 +359,21 @@ def _captured(path: str, module: torch.nn.Module, calls: Sequence[Any]) -> Part:
         program=traced.program, sites=[], rows=traced.rows, names=names, spec=traced.spec
     )
     reduce(captured)
+    _own_results(captured.program)
     graph = Graph(qualname=path, captured=captured, method=call.compute)
     return Part(module=module, call=call, graph=graph, trials=trials)
+
+
+def _own_results(program: Program) -> None:
+    """Who calls a part may write to what it gives, and ask for another view of it."""
+    output = program.output
+    found: list[Any] = []
+    with program.before(output):
+        for one in output.args[0]:
+            is_own = is_new(one) and one not in found
+            whole = {"memory_format": torch.contiguous_format}
+            found.append(one if is_own else program.emit(aten.clone.default, one, **whole))
+    output.args = (tuple(found),)
 
 
 def _largest(given: Any) -> int:

@@ -28,10 +28,12 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.fx.passes.runtime_assert import insert_deferred_runtime_asserts
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from torchrec_handler.kernels.graph.following import as_if_exporting
 from torchrec_handler.kernels.graph.program import Program, aten
 from torchrec_handler.kernels.graph.sites import CannotCapture
+from torchrec_handler.kernels.graph.state import as_it_was
 
 ROWS = "rows"
 """What an axis counts that has B places."""
@@ -138,7 +140,8 @@ def trace(module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequen
             cannot follow it.
     """
     for is_functional in (False, True):
-        traced = _trace(module, tensors, axes, is_functional=is_functional)
+        with as_it_was(module):
+            traced = _trace(module, tensors, axes, is_functional=is_functional)
         if traced:
             return traced
     raise CannotCapture(WRITES)
@@ -165,6 +168,7 @@ def _trace(
         **dict(module.named_buffers(remove_duplicate=False)),
     }
     sizes = _open(mode, tensors, axes)
+    symbols = {size.node.expr: counted for counted, size in sizes.items()}
     with mode:
         stand_ins = {one: _like(mode, one) for one in known.values()}
         inputs = [
@@ -194,8 +198,9 @@ def _trace(
             cannot.stuck = lengths.stuck(error)
             raise cannot from error
         if any(lengths.deferred_runtime_asserts.values()):
+            _check_numbers(lengths)
             insert_deferred_runtime_asserts(followed, lengths, "graph", export=True)
-    _check_open(lengths, sizes)
+    _check_open(lengths, symbols)
     _drop_modes(followed.graph)
     if _writes(followed.graph):
         return None
@@ -243,7 +248,9 @@ def _without_writing(run: Callable[..., Any]) -> Callable[..., Any]:
     def functional(*given: torch.Tensor) -> Any:
         key = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)  # noqa: SLF001
         with torch._C._ExcludeDispatchKeyGuard(key), mode:  # noqa: SLF001
-            own: Any = [FunctionalTensor.to_functional(one) for one in given]
+            # A parameter of two modules is one.
+            each = {id(one): FunctionalTensor.to_functional(one) for one in given}
+            own: Any = [each[id(one)] for one in given]
             found = run(*own)
             if any(torch._functionalize_has_data_mutation(one.elem) for one in own):  # type: ignore[attr-defined]  # noqa: SLF001
                 raise CannotCapture(WRITES)
@@ -260,12 +267,21 @@ def _plain(given: Any) -> Any:
     return torch._from_functional_tensor(given.elem)  # noqa: SLF001
 
 
-def _check_open(lengths: ShapeEnv, sizes: Mapping[str, Any]) -> None:
+def _check_open(lengths: ShapeEnv, symbols: Mapping[Any, str]) -> None:
     """See that no branch was taken by the number of rows or ids."""
-    names = {size.node.expr: size.node.expr.func(counted) for counted, size in sizes.items()}
+    names = {symbol: symbol.func(counted) for symbol, counted in symbols.items()}
     for guard in lengths.guards:
         if guard.expr.free_symbols & set(names):
             message = f"it does something else where not {guard.expr.xreplace(names)}"
+            raise CannotCapture(message)
+
+
+def _check_numbers(lengths: ShapeEnv) -> None:
+    """See that nothing is checked of a number which torch puts no assert into a graph for."""
+    asserts = [one for found in lengths.deferred_runtime_asserts.values() for one in found]
+    for one in asserts:
+        if any(symbol_is_type(number, SymT.UNBACKED_FLOAT) for number in one.expr.free_symbols):
+            message = f"it checks that {one.expr}, of a number that is no integer"
             raise CannotCapture(message)
 
 
@@ -298,13 +314,13 @@ def _writes(graph: Any) -> bool:
         if schema is None or not schema.is_mutable:
             continue
         beside = IN_PLACE.get(node.target)
-        if beside and all(map(_is_new, (node.args[0], *users[node.args[0]]))):
+        if beside and all(map(is_new, (node.args[0], *users[node.args[0]]))):
             node.target = beside
         left = left or node.target is not beside
     return left
 
 
-def _is_new(node: Any) -> bool:
+def is_new(node: Any) -> bool:
     """Whether what a node gives shares no memory with what it takes."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import resource
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,6 +103,26 @@ def test_no_more_than_max_bytes_are_written(
             logging.WARNING,
             f"{to.path('forward')}: torchrec.record.max_bytes are written; no more",
         )
+    ]
+
+
+def test_of_a_disk_that_is_full_whole_lines_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit of this process stands for it: a part of what is written is, and then nothing."""
+    to = recorder(tmp_path, max_bytes=100_000)
+    record(to, raw(b"{}"))
+    line = b"{" + b" " * 20_000 + b"}"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        record(to, raw(line))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    record(to, raw(b"{}"))
+    assert to.path("forward").read_bytes() == b"{}\n"
+    assert caplog.messages == [
+        f"{to.path('forward')} cannot be recorded to: File too large; no more"
     ]
 
 

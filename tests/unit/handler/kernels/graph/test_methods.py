@@ -204,10 +204,17 @@ DIFFERENT = [
     (torch.ones(2), torch.ones(2).double(), "gives (2,) torch.float64 with 9 rows, the module "),
     (torch.ones(2), torch.ones(2) + 1e-4, "is 0.0001 off the module with 9 rows, at most 1e-05 is"),
     (torch.ones(2).int(), torch.zeros(2).int(), "gives other torch.int32 than the module with 9"),
-    (
-        torch.tensor([1.0, torch.inf]),
-        torch.tensor([1.0, 2.0]),
-        "is not finite where the module is, with 9 rows",
+    *(
+        (
+            torch.tensor(wanted),
+            torch.tensor(given),
+            "is not finite where the module is, with 9 rows",
+        )
+        for wanted, given in (
+            ([1.0, torch.inf], [1.0, 2.0]),
+            ([torch.inf], [-torch.inf]),
+            ([torch.nan], [torch.inf]),
+        )
     ),
 ]
 
@@ -217,6 +224,25 @@ def test_what_differs_is_told(expected: torch.Tensor, received: torch.Tensor, wh
     found = differs([expected], [received], 9, 1e-5)
     assert found is not None
     assert found.startswith(why)
+    assert differs([expected], [expected.clone()], 9, 1e-5) is None
+
+
+def test_a_batch_may_hold_its_inputs_in_any_order() -> None:
+    """As the samples of an archive do, beside lists of tensors."""
+    module = Small(lambda m, b: {"x": m.layer(b["x"]) - b["e"][0] + 2 * b["e"][1]}, layer=layer())
+    batch: Any = {**draw(5, ids=2), "e": [torch.randn(5, WIDTH), torch.randn(5, WIDTH)]}
+    (graph,), _, _ = capture_methods(
+        module, ["forward"], lambda _: Trial(5, batch), {"s": 2}, FLOAT32
+    )
+    method = GraphMethod(graph, FLOAT32)
+    turned = dict(reversed(batch.items()))
+    with torch.inference_mode():
+        found = method.compute(turned)["x"]
+        torch.testing.assert_close(found, module(batch)["x"], atol=1e-5, rtol=0)
+
+
+def test_what_is_never_a_number_is_the_same() -> None:
+    expected = torch.tensor([torch.nan, torch.inf, -torch.inf])
     assert differs([expected], [expected.clone()], 9, 1e-5) is None
 
 

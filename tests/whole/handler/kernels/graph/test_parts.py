@@ -221,7 +221,7 @@ def counts(m: Any, x: torch.Tensor) -> torch.Tensor:
 ALIKE = "is given as many rows whatever the batch"
 DECLINED: Mapping[str, tuple[Small, str]] = {
     "hooks": (hooked(of(lambda m, x: m.tower(x), lambda m, b: m(b["x"]))), "Tower has hooks"),
-    "buffers": (of(counts, lambda m, b: m(b["x"])), "it changes its buffers or inputs"),
+    "buffers": (of(counts, lambda m, b: m(b["x"])), "its attributes change from call to call"),
     "random": (
         of(lambda m, x: m.tower(x) + 1e-9 * torch.rand(WIDTH), lambda m, b: m(b["x"])),
         "draws random numbers",
