@@ -8,7 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from torchrec_handler.errors import OutOfMemory, Overloaded, PredictError, RequestError
+from torchrec_handler.errors import (
+    OutOfMemory,
+    Overloaded,
+    PredictError,
+    RequestError,
+    Unusable,
+)
 from torchrec_handler.kernels.graph.method import GraphMethod
 from torchrec_handler.load.call import no_gradients
 from torchrec_handler.load.states import Predictor
@@ -17,6 +23,7 @@ from torchrec_handler.serve.batch import combine, cut
 from torchrec_handler.serve.budget import Budget, size_of_arguments
 from torchrec_handler.serve.codecs.choose import Codecs, Reply
 from torchrec_handler.serve.codecs.json_document import shortened
+from torchrec_handler.serve.fatal import is_fatal
 from torchrec_handler.serve.measure import Size
 from torchrec_handler.serve.observe import Observer, Stages
 from torchrec_handler.serve.predict import HostResult, as_host_result, call, predict
@@ -79,9 +86,17 @@ class Engine:
         self._budget = Budget(options.limits)
         self._limits = options.limits
         self._looks_up_once = options.kernels.allow(ONCE)
+        on_host = predictor.tables is not None and predictor.device.type == "cpu"
+        self._file = predictor.tables.file if on_host and predictor.tables else None
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response | RequestError]:
-        """Answer a batch of requests, each on its own, in order. Raises nothing."""
+        """Answer a batch of requests, each on its own, in order.
+
+        Raises:
+            Unusable: and nothing else: no later batch would be answered, or answered right.
+        """
+        if self._file is not None:
+            self._file.check()
         stages = self._stages
         stages.begin()
         reads = self._read(requests)
@@ -286,7 +301,9 @@ class Engine:
         try:
             with no_gradients(predictor.module):
                 found = compute(batch.items, batch.users, batch.index)
-        except Exception:
+        except Exception as error:
+            if is_fatal(error):
+                raise
             logger.debug("%s: computed row by row", graph.qualname, exc_info=True)
             return None
         result = as_host_result(found, graph.qualname, predictor.result_metadata)
@@ -314,14 +331,22 @@ def _attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | Request
     """Run a step; whatever it raises is given back as an error of the request.
 
     Without its traceback and causes, whose frames would keep a failed call's tensors alive.
+
+    Raises:
+        Unusable: it is an error of the process.
     """
     try:
         return step(*arguments)
+    except Unusable:
+        raise
     except RequestError as error:
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
     except Exception as error:
         logger.warning("%s raised", where, exc_info=True)
+        if is_fatal(error):
+            message = f"{where} raised {type(error).__name__}: {said(error)}"
+            raise Unusable(message) from error
         if _is_out_of_memory(error):
             return OutOfMemory(f"{where}: out of memory; send fewer rows")
         return PredictError(f"{where} raised {type(error).__name__}: {said(error)}")
