@@ -23,7 +23,7 @@ START_SECONDS = 60.0
 def workers(folder: Path, *, times: int = 20) -> Row:
     """Kill the only worker under load, again and again."""
     archive = asking.archive(folder)
-    imports = _import_seconds()
+    imports = [_import_seconds()]
     back: list[float] = []
     with TorchServe(folder / "server") as server:
         server.register(archive).raise_for_status()
@@ -35,7 +35,10 @@ def workers(folder: Path, *, times: int = 20) -> Row:
                 back.append(answers.wait_right_after(time.monotonic()))
     failed, wrong = answers.failed(), answers.wrong()
     unanswered = sum(answer.status == asking.UNANSWERED for answer in failed)
-    most = max(back) - imports
+    # Other programs may have the machine now and then, and then imports too take longer.
+    imports.append(_import_seconds())
+    importing = sum(imports) / len(imports)
+    most = max(back) - importing
     return Row(
         what=f"worker killed {times} times under load",
         promise=(
@@ -44,7 +47,7 @@ def workers(folder: Path, *, times: int = 20) -> Row:
         ),
         measured=(
             f"right again in {min(back):.1f} to {max(back):.1f} s, of which importing torchrec "
-            f"takes {imports:.1f}; of {len(answers.all)} requests {len(failed)} got an error "
+            f"takes {importing:.1f}; of {len(answers.all)} requests {len(failed)} got an error "
             f"({_said(answers)}), {unanswered} no answer, {wrong} a wrong one"
         ),
         held=most < BEYOND_IMPORT_SECONDS

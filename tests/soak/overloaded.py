@@ -21,8 +21,10 @@ NORMAL_SECONDS = 2.0
 USUAL_SECONDS = 0.3
 """What a request takes where there is no overload: two batches."""
 MOST_CONNECTIONS = 6_000
-SLOW = 0.0002
-"""Seconds a row; one request has five."""
+SLOW = 0.001
+"""Seconds a row; one request has five, so that some 200 are answered a second."""
+QUEUE = 250
+"""As many as are answered while a client may wait: a second and a bit."""
 
 
 @dataclass
@@ -104,13 +106,11 @@ def offer(url: str, request: Request, rate: float, seconds: float) -> Offered:
     return seen
 
 
-def server(folder: Path, *, seconds: float = 60.0, config: str | None = None) -> Row:
+def server(folder: Path, *, seconds: float = 60.0) -> Row:
     """Offer several times of what the worker answers at best."""
-    if config is not None:
-        (folder / "model-config.yaml").write_text(config, encoding="utf-8")
-    archive = asking.archive(
-        folder, config_file=None if config is None else folder / "model-config.yaml"
-    )
+    config = folder / "model-config.yaml"
+    config.write_text(f"jobQueueSize: {QUEUE}\n", encoding="utf-8")
+    archive = asking.archive(folder, config_file=config)
     with TorchServe(folder / "server", environment={SECONDS_A_ROW: str(SLOW)}) as running:
         running.register(archive).raise_for_status()
         url = str(running.inference.base_url).rstrip("/")
@@ -134,8 +134,9 @@ def server(folder: Path, *, seconds: float = 60.0, config: str | None = None) ->
             f"normal within {NORMAL_SECONDS:g} s"
         ),
         measured=(
-            f"{rate:.0f} requests a second of {best:.0f} at best, {rate / best:.0%}, of "
-            f"{(seen.sent + seen.dropped) / seconds:.0f} offered ({seen.dropped} not sent); "
+            f"`jobQueueSize: {QUEUE}`: {rate:.0f} requests a second of {best:.0f} at best, "
+            f"{rate / best:.0%}, of {(seen.sent + seen.dropped) / seconds:.0f} offered "
+            f"({seen.dropped} not sent); "
             f"answered in {answered[0]:.2f} s (p99 {answered[1]:.2f}), refused in "
             f"{refused[0]:.3f} s (p99 {refused[1]:.3f}); usual again after {normal:.1f} s"
         ),

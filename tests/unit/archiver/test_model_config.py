@@ -20,8 +20,8 @@ def read(folder: Path, content: str | bytes) -> str:
 
 def test_without_a_file_every_default_is_written() -> None:
     assert read_model_config(None)[0].decode() == (
-        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 64\nmaxBatchDelay: 1\njobQueueSize: 1000\n"
-        "clientTimeoutInMills: 0\nresponseTimeout: 10\nstartupTimeout: 600\n"
+        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 64\nmaxBatchDelay: 1\njobQueueSize: 4000\n"
+        "clientTimeoutInMills: 0\nresponseTimeout: 8\nstartupTimeout: 600\n"
     )
 
 
@@ -29,8 +29,8 @@ def test_what_is_not_said_is_added_behind_the_user_s_own_text(tmp_path: Path) ->
     text = "# Ours.\ntorchrec:\n  threads: 1  # one core\nbatchSize: 8"
     assert read(tmp_path, text) == (
         f"{text}\n{ADDED}"
-        "minWorkers: 1\nmaxWorkers: 1\nmaxBatchDelay: 1\njobQueueSize: 1000\n"
-        "clientTimeoutInMills: 0\nresponseTimeout: 10\nstartupTimeout: 600\n"
+        "minWorkers: 1\nmaxWorkers: 1\nmaxBatchDelay: 1\njobQueueSize: 4000\n"
+        "clientTimeoutInMills: 0\nresponseTimeout: 8\nstartupTimeout: 600\n"
     )
     assert read_model_config(tmp_path / "my.yaml")[1].threads == 1
 
@@ -119,7 +119,7 @@ def test_a_file_that_says_nothing_leaves_all_to_the_defaults(content: str, tmp_p
     [
         ("batchsize: 8", "batchsize", "batchSize"),
         ("maxWorker: 2", "maxWorker", "maxWorkers"),
-        ("job_queue_size: 100", "job_queue_size", "jobQueueSize"),
+        ("jobqueueSize: 100", "jobqueueSize", "jobQueueSize"),
         ("clientTimeoutInMillis: 100", "clientTimeoutInMillis", "clientTimeoutInMills"),
         ("torchserve: 1\ntorch_rec: {}", "torch_rec", "torchrec"),
     ],
