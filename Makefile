@@ -116,7 +116,8 @@ test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with th
 	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest --durations=10 $(VERSIONED)
 
 .PHONY: soak
-soak: $(VENV)/dev  ## what takes minutes: fuzzing of decoders for ten, of a server with 200,000 requests
+soak: $(VENV)/dev  ## what takes minutes: servers killed, hung, overloaded (build/soak.json), then fuzzing
+	$(BIN)/python -W ignore -m tests.soak
 	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(PYTEST) tests/fuzz
 
 .PHONY: bench

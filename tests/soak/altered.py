@@ -50,15 +50,16 @@ def tables(folder: Path) -> Row:
             other.write_bytes(kept)
             other.replace(path)
             server.register(stored).raise_for_status()
-            with asking.clients(asking.address(server), 2, pause=0.01) as answers:
+            # Requests that wait for a worker which cannot load are never answered.
+            place = asking.address(server)
+            with asking.clients(place, 2, pause=0.01, seconds=WATCHED_SECONDS) as answers:
                 answers.wait_right_after(time.monotonic())
                 began = time.monotonic()
                 change(path)
                 time.sleep(WATCHED_SECONDS)
                 ended = answers.failed()
                 wrong = [a for a in answers.all if a.status == 200 and not a.is_right]
-                # A queue in which nobody waits can be taken away.
-                server.unregister(asking.NAME)
+            server.unregister(asking.NAME)
             last = max((a.sent + a.seconds - began for a in wrong), default=0.0)
             goes_on = not ended
             measured.append(

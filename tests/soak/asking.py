@@ -119,14 +119,16 @@ class Answers:
 
 
 @contextmanager
-def clients(place: str, count: int = CLIENTS, pause: float = 0.0) -> Iterator[Answers]:
-    """Ask all the time, `count` requests at once."""
+def clients(
+    place: str, count: int = CLIENTS, pause: float = 0.0, seconds: float = LONGEST_SECONDS
+) -> Iterator[Answers]:
+    """Ask all the time, `count` requests at once, each for so many seconds at most."""
     answers = Answers()
     stop = threading.Event()
 
     def client() -> None:
         while not stop.is_set():
-            answers.all.append(found := ask(place))
+            answers.all.append(found := ask(place, seconds=seconds))
             # As any client does that is refused.
             stop.wait(pause if found.status == 200 else max(pause, 0.05))
 

@@ -111,9 +111,7 @@ def _build(store: Path) -> subprocess.CompletedProcess[bytes]:
 
 def _register(server: TorchServe, built: Path, full: Path) -> str:
     """What TorchServe says where there is no room to unpack an archive."""
-    models = server.temp / "models"
-    models.rmdir()
-    models.symlink_to(full)
+    (server.temp / "models").symlink_to(full)
     answer = server.register(built)
     return f"{answer.status_code} {re.sub(chr(10), ' ', answer.text)[:200]}"
 
