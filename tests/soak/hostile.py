@@ -3,6 +3,7 @@
 import resource
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.soak import asking
@@ -77,7 +78,7 @@ def _beside_slow(place: str, seconds: float) -> tuple[asking.Answers, int]:
     return answers, len(gone)
 
 
-def _beside_many(place: str) -> tuple[asking.Mapping[int | str, int], float]:
+def _beside_many(place: str) -> tuple[Mapping[int | str, int], float]:
     host, _, port = place.partition(":")
     opened = [socket.create_connection((host, int(port)), 5) for _ in range(CONNECTIONS)]
     time.sleep(1)

@@ -20,7 +20,8 @@ def versions(folder: Path, *, times: int = 20) -> Row:
         for version in ("1.0", "2.0"):
             (folder / version).mkdir()
             built = asking.archive(folder / version, version=version)
-            archives.append(shutil.copy(built, server.model_store / f"{asking.NAME}-{version}.mar"))
+            stored = server.model_store / f"{asking.NAME}-{version}.mar"
+            archives.append(Path(shutil.copy(built, stored)))
         management = str(server.management.base_url)
         swap(archives[0], management, LONGEST_SECONDS, lambda _: None)
         with asking.clients(asking.address(server)) as answers:

@@ -729,7 +729,7 @@ class TestWhatEndsTheProcess:
                 return self.scores(batch)
 
         served = engine(Lost((DENSE,), "dict_of_tensor"), methods={"forward": need_preproc})
-        document = {DENSE.name: [[1, 0, 0]]} if need_preproc else {"batch": {}}
+        document: Any = {DENSE.name: [[1, 0, 0]]} if need_preproc else {"batch": {}}
         with pytest.raises(Unusable) as caught:
             served.predict([raw(document), raw(document)])
         assert str(caught.value) == (
