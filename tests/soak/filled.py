@@ -88,6 +88,7 @@ def builds(folder: Path, *, times: int = 20) -> Row:
                 continue
             try:
                 unpacked = folder / f"unpacked-{number}"
+                unpacked.mkdir()
                 unpack(path, unpacked)
                 verify(unpacked, full=True)
                 wholes += 1
