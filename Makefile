@@ -103,7 +103,7 @@ quick: $(VENV)/dev  ## `check` and `unit` side by side, in a minute
 # A property holds for ten times as many examples as in `unit`, the same ones on every run.
 .PHONY: test
 test: quick  ## `quick`, then all other tests, a real TorchServe included
-	$(PYTEST) tests/whole
+	$(PYTEST) --numprocesses=2 tests/whole
 	$(PYTEST) tests/served $(if $(shell command -v wrk),,-m "not wrk")
 	$(PYTEST) tests/fuzz
 	EXAMPLES=1000 $(PYTEST) --numprocesses=2 -m hypothesis tests/unit
@@ -115,10 +115,11 @@ VERSIONED := $(wildcard $(addprefix tests/*/,archiver handler/kernels handler/lo
 .PHONY: test-versions
 test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with the other list of versions
 	$(MAKE) VENV=.venv-2.14 REQUIREMENTS=cpu-2.14 .venv-2.14/dev
-	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest --durations=10 $(VERSIONED)
+	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest --durations=10 --numprocesses=2 $(VERSIONED)
 
 .PHONY: soak
-soak: $(VENV)/dev  ## what takes minutes: fuzzing of decoders for ten, of a server with 200,000 requests
+soak: $(VENV)/dev  ## what takes minutes: servers killed, hung, overloaded (build/soak.json), then fuzzing
+	$(BIN)/python -W ignore -m tests.soak
 	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(PYTEST) tests/fuzz
 
 .PHONY: bench

@@ -17,18 +17,22 @@ DEFAULT_MODEL_CONFIG: Mapping[str, int] = {
     "maxWorkers": 1,
     "batchSize": 64,
     "maxBatchDelay": 1,
-    "responseTimeout": 60,
+    "jobQueueSize": 4000,
+    "clientTimeoutInMills": 0,
+    "responseTimeout": 8,
     "startupTimeout": 600,
 }
 """TorchServe's settings of an archive whose --config-file does not say otherwise.
 
-TorchServe's own are a worker a core, each batch one request, and 120 seconds for both timeouts,
-after which it kills the worker. The largest batch that the limits allow takes seconds, so a worker
-that has not answered in a minute hangs. One that loads may be reading 100 GB (`verify: full`, or a
-checkpoint that the factory brings), which takes 500 s at 200 MB/s; killed, it would start over.
+TorchServe's own are a worker a core, each batch one request, a queue of 100, no client timeout, and
+120 seconds for both timeouts, after which it kills the worker. docs/reliability.md tells how the
+queue's length was found, and that TorchServe never answers what a client timeout drops. The largest
+batch that the limits allow takes half a second, so a worker that has not answered in eight hangs.
+One that loads may be reading 100 GB (`verify: full`, or a checkpoint that the factory brings),
+which takes 500 s at 200 MB/s; killed, it would start over.
 """
 
-LEAST = {"minWorkers": 0, "maxWorkers": 0, "maxBatchDelay": 0}
+LEAST = {"minWorkers": 0, "maxWorkers": 0, "maxBatchDelay": 0, "clientTimeoutInMills": 0}
 """1 of all others."""
 
 ADDED = "# What is not said above, by torchrec-archiver."

@@ -74,6 +74,10 @@ class SelfTestError(LoadError):
     """A recorded sample gives another output than it gave when the archive was built."""
 
 
+class Unusable(TorchRecServeError):
+    """This process can answer nothing more, or nothing right; another one may."""
+
+
 class AnswerError(TorchRecServeError):
     """What `torchrec_handler.client` got instead of an answer."""
 

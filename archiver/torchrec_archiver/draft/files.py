@@ -20,7 +20,7 @@ minWorkers: 1
 maxWorkers: 1           # a worker a core ranks most; all of them share one copy of the tables
 batchSize: 64           # requests that share a forward call
 maxBatchDelay: 1        # milliseconds to wait for them
-responseTimeout: 60     # seconds
+responseTimeout: 8      # seconds for a batch, after which the worker is started again
 startupTimeout: 600
 
 # torchrec-serve's own, each with its default; docs/options.md tells all of them.

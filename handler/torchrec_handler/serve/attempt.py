@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from torchrec_handler.errors import OutOfMemory, PredictError, RequestError
+from torchrec_handler.errors import OutOfMemory, PredictError, RequestError, Unusable
 from torchrec_handler.serve.codecs.json_document import shortened
+from torchrec_handler.serve.fatal import is_fatal
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +24,22 @@ def attempt(where: str, step: Callable[..., T], *arguments: Any) -> T | RequestE
     """Run a step; whatever it raises is given back as an error of the request.
 
     Without its traceback and causes, whose frames would keep a failed call's tensors alive.
+
+    Raises:
+        Unusable: it is an error of the process.
     """
     try:
         return step(*arguments)
+    except Unusable:
+        raise
     except RequestError as error:
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
     except Exception as error:
         logger.warning("%s raised", where, exc_info=True)
+        if is_fatal(error):
+            message = f"{where} raised {type(error).__name__}: {said(error)}"
+            raise Unusable(message) from error
         if _is_out_of_memory(error):
             return OutOfMemory(f"{where}: out of memory; send fewer rows")
         return PredictError(f"{where} raised {type(error).__name__}: {said(error)}")

@@ -13,6 +13,7 @@ from torchrec_handler.options import ONCE, Options
 from torchrec_handler.serve.attempt import attempt
 from torchrec_handler.serve.batch import apart, combine, cut
 from torchrec_handler.serve.codecs.choose import Codecs
+from torchrec_handler.serve.fatal import is_fatal
 from torchrec_handler.serve.observe import Observer, Stage, Stages
 from torchrec_handler.serve.predict import HostResult, as_host_result, call, predict
 from torchrec_handler.serve.reading import NO_REPLY, Part, Reading
@@ -49,9 +50,17 @@ class Engine:
         self._reading = Reading(self._codecs, predictor.signature, options, methods, cut_by_rows)
         self._limits = options.limits
         self._looks_up_once = options.kernels.allow(ONCE)
+        on_host = predictor.tables is not None and predictor.device.type == "cpu"
+        self._file = predictor.tables.file if on_host and predictor.tables else None
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response | RequestError]:
-        """Answer a batch of requests, each on its own, in order. Raises nothing."""
+        """Answer a batch of requests, each on its own, in order.
+
+        Raises:
+            Unusable: and nothing else: no later batch would be answered, or answered right.
+        """
+        if self._file is not None:
+            self._file.check()
         stages = self._stages
         stages.begin()
         parts = self._reading.read(requests)
@@ -193,7 +202,9 @@ class Engine:
         try:
             with no_gradients(predictor.module):
                 found = compute(batch.items, batch.users, batch.index)
-        except Exception:
+        except Exception as error:
+            if is_fatal(error):
+                raise
             logger.debug("%s: computed row by row", graph.qualname, exc_info=True)
             return None
         result = as_host_result(found, graph.qualname, predictor.result_metadata)

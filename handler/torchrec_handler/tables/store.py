@@ -22,6 +22,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
 from torchrec_handler.archive.format import TableEntry, TableKey, align
 from torchrec_handler.errors import WeightsError
 from torchrec_handler.tables.collection import Collections
+from torchrec_handler.tables.mapped import MappedFile
 from torchrec_handler.tables.rows import NAMES, check_kind, encode_rows, find_invalid
 
 KEPT_SHARE = 0.75
@@ -35,6 +36,8 @@ class TableStore:
     entries: Mapping[TableKey, TableEntry]
     buffer: torch.Tensor
     """[bytes] uint8, on the CPU."""
+    file: MappedFile | None = None
+    """What it is mapped from; None in memory of this process."""
 
     @classmethod
     def map(cls, path: Path, entries: Sequence[TableEntry]) -> "TableStore":
@@ -47,6 +50,7 @@ class TableStore:
         if not path.stat().st_size:  # which cannot be mapped
             return cls(entries=_by_key(entries), buffer=torch.empty(0, dtype=torch.uint8))
         with path.open("rb") as file:
+            watched = MappedFile(path, file.fileno())
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         if mapped.size() < KEPT_SHARE * _memory_bytes():
             with suppress(OSError):  # a kernel without huge pages
@@ -55,7 +59,7 @@ class TableStore:
             # Nobody writes to it; `torch.from_file` would, and asks for a file that lets it.
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             buffer = torch.frombuffer(mapped, dtype=torch.uint8)
-        return cls(entries=_by_key(entries), buffer=buffer)
+        return cls(entries=_by_key(entries), buffer=buffer, file=watched)
 
     @classmethod
     def encode(

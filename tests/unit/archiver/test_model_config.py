@@ -20,8 +20,8 @@ def read(folder: Path, content: str | bytes) -> str:
 
 def test_without_a_file_every_default_is_written() -> None:
     assert read_model_config(None)[0].decode() == (
-        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 64\nmaxBatchDelay: 1\nresponseTimeout: 60\n"
-        "startupTimeout: 600\n"
+        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 64\nmaxBatchDelay: 1\njobQueueSize: 4000\n"
+        "clientTimeoutInMills: 0\nresponseTimeout: 8\nstartupTimeout: 600\n"
     )
 
 
@@ -29,7 +29,8 @@ def test_what_is_not_said_is_added_behind_the_user_s_own_text(tmp_path: Path) ->
     text = "# Ours.\ntorchrec:\n  threads: 1  # one core\nbatchSize: 8"
     assert read(tmp_path, text) == (
         f"{text}\n{ADDED}"
-        "minWorkers: 1\nmaxWorkers: 1\nmaxBatchDelay: 1\nresponseTimeout: 60\nstartupTimeout: 600\n"
+        "minWorkers: 1\nmaxWorkers: 1\nmaxBatchDelay: 1\njobQueueSize: 4000\n"
+        "clientTimeoutInMills: 0\nresponseTimeout: 8\nstartupTimeout: 600\n"
     )
     assert read_model_config(tmp_path / "my.yaml")[1].threads == 1
 
@@ -79,6 +80,11 @@ def test_any_form_of_yaml_keeps_its_meaning(tmp_path: Path, content: str | bytes
     [
         ("batchSize: '8'", "batchSize: received '8', expected a whole number from 1 on"),
         ("batchSize: 0", "batchSize: received 0, expected a whole number from 1 on"),
+        ("jobQueueSize: 0", "jobQueueSize: received 0, expected a whole number from 1 on"),
+        (
+            "clientTimeoutInMills: -1",
+            "clientTimeoutInMills: received -1, expected a whole number from 0 on",
+        ),
         ("minWorkers:", "minWorkers: received None, expected a whole number from 0 on"),
         ("maxBatchDelay: 0.5", "maxBatchDelay: received 0.5, expected a whole number from 0 on"),
         (
@@ -113,6 +119,8 @@ def test_a_file_that_says_nothing_leaves_all_to_the_defaults(content: str, tmp_p
     [
         ("batchsize: 8", "batchsize", "batchSize"),
         ("maxWorker: 2", "maxWorker", "maxWorkers"),
+        ("jobqueueSize: 100", "jobqueueSize", "jobQueueSize"),
+        ("clientTimeoutInMillis: 100", "clientTimeoutInMillis", "clientTimeoutInMills"),
         ("torchserve: 1\ntorch_rec: {}", "torch_rec", "torchrec"),
     ],
 )

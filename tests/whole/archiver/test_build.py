@@ -397,7 +397,10 @@ WRONG = [
         name="unknown option",
         arguments={"config_file": "{folder}/my.yaml"},
         files={"my.yaml": b"torchrec: {dense: {type: int8}}\n"},
-        message="torchrec.dense.type: unknown option (did you mean dtype?), expected one of dtype",
+        message=(
+            "torchrec.dense.type: unknown option (did you mean dtype?), "
+            "expected one of dtype, max_error"
+        ),
     ),
     Wrong(
         name="option for a table that is not there",

@@ -56,7 +56,7 @@ class Books:
         if set(map(type, outcomes)) != {Response}:
             for at, outcome in enumerate(outcomes):
                 if isinstance(outcome, RequestError):
-                    self._refusals.tell(requests[at].qualname, ids[at], outcome)
+                    self._refusals.tell(requests[at].qualname, ids.get(at, "unknown"), outcome)
         if self._recorder is not None:
             self._recorder.take(requests, outcomes)
 

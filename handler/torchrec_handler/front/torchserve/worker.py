@@ -10,7 +10,7 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from ts.torch_handler.base_handler import BaseHandler
@@ -18,7 +18,7 @@ from ts.torch_handler.request_envelope.base import BaseEnvelope
 
 from torchrec_handler import options as torchrec_options
 from torchrec_handler.archive.trust import trusted_keys
-from torchrec_handler.errors import LoadError, OptionError
+from torchrec_handler.errors import LoadError, OptionError, Unusable
 from torchrec_handler.front.torchserve import model_infer, protocol
 from torchrec_handler.front.torchserve.answers import http_answer
 from torchrec_handler.front.torchserve.books import Books
@@ -88,8 +88,11 @@ class TorchRecHandler(BaseHandler):
         if len(data) == 1 and _is_describe(data[0], heads[0]):
             return [{**self.engine.describe(), "served": self.books.served()}]
         requests = list(map(_raw, data, heads))
-        outcomes = self.engine.predict(requests)
-        self.books.enter(requests, outcomes, context.request_ids)
+        try:
+            outcomes = self.engine.predict(requests)
+        except Unusable as error:
+            _end(error)
+        self.books.enter(requests, outcomes, context.request_ids or {})
         bodies: list[Any] = []
         for processor, head, outcome in zip(processors, heads, outcomes, strict=True):
             if head.is_call:
@@ -125,6 +128,18 @@ class TorchRecHandler(BaseHandler):
         gc.freeze()
         # Nor is a batch that is being answered looked at: it is gone before so many are left over.
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+
+
+def _end(error: Unusable) -> NoReturn:
+    """End the worker, so that TorchServe starts another.
+
+    In the middle of a batch, whose requests are then answered 500: TorchServe drops without an
+    answer what it is about to hand to a worker that ends between two.
+    """
+    logger.error("%s. This worker ends, and TorchServe starts another", error)
+    _wait_until_read(STDOUT, LONGEST_READ_SECONDS)
+    # What Python does at an end may wait for a device, or for ranks, that do not answer.
+    os._exit(1)
 
 
 def _wait_until_read(output: int, longest: float) -> None:

@@ -5,11 +5,13 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ from tests.support.exact import (
     predictor,
 )
 from torchrec_handler.archive.format import Count, InputSignature, OutputSplit
-from torchrec_handler.errors import InvalidRequest
+from torchrec_handler.errors import InvalidRequest, Unusable
 from torchrec_handler.front.torchserve.answers import HttpAnswer
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, SparseFeatures
 from torchrec_handler.options import Limits, Options
@@ -36,6 +38,8 @@ from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.measure import Size
 from torchrec_handler.serve.request import Columns, RawRequest, ValidRequest
 from torchrec_handler.serve.validate import Validator
+from torchrec_handler.tables import mapped
+from torchrec_handler.tables.store import TableStore
 
 JSON = "application/json"
 
@@ -711,3 +715,37 @@ def test_describes_what_it_serves() -> None:
         "versions": {},
         "sha256": {},
     }
+
+
+class TestWhatEndsTheProcess:
+    @pytest.mark.parametrize("need_preproc", [True, False])
+    def test_an_error_of_the_process_is_no_answer(self, *, need_preproc: bool) -> None:
+        class Lost(Exact):
+            def scores(self, _: Mapping[str, Any]) -> torch.Tensor:
+                message = "NCCL error: remote process exited"
+                raise dist.DistBackendError(message)
+
+            def forward(self, batch: Mapping[str, Any]) -> Any:
+                return self.scores(batch)
+
+        served = engine(Lost((DENSE,), "dict_of_tensor"), methods={"forward": need_preproc})
+        document: Any = {DENSE.name: [[1, 0, 0]]} if need_preproc else {"batch": {}}
+        with pytest.raises(Unusable) as caught:
+            served.predict([raw(document), raw(document)])
+        assert str(caught.value) == (
+            "forward raised DistBackendError: NCCL error: remote process exited"
+        )
+
+    def test_no_batch_is_answered_from_tables_that_were_written_to(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mapped, "SECONDS", 0.0)
+        path = tmp_path / "tables.bin"
+        path.write_bytes(bytes(64))
+        found = replace(predictor(Marked(), DENSE), tables=TableStore.map(path, []))
+        served = Engine("ranking", found, Options())
+        (answered,) = ask(served, [dense([1, 0, 0])])
+        assert opened(answered)[0] == 200
+        path.write_bytes(bytes(63))
+        with pytest.raises(Unusable, match=r"tables\.bin: received 63 bytes, expected 64;"):
+            served.predict([dense([1, 0, 0])])
