@@ -9,6 +9,7 @@ TorchRecServeError
 │   ├── FactoryError             the package or its PredictFactory failed
 │   ├── WeightsError             weights and module do not fit
 │   └── SelfTestError            the model does not answer as it did when it was built
+├── Unusable                     a worker's process can answer nothing more, and ends
 ├── AnswerError                  what a client got instead of an answer
 └── RequestError                 one request failed
     ├── InvalidRequest       not decodable, wrong shape, type or value
