@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.support.archives import good
 from tests.support.factories.soaked import HANGS, SoakedPredictFactory
 from torchrec_archiver.server import TorchServe
 from torchrec_handler.archive.format import TABLES
+from torchrec_handler.tables import mapped
 
 NAME = "ending"
 
@@ -58,6 +60,7 @@ def test_a_worker_that_hangs_or_has_other_tables_ends(server: TorchServe, tables
 
     with kept.open("r+b") as file:
         file.write(b"\x01")
+    time.sleep(2 * mapped.SECONDS)
     answer = server.predict(NAME, good.request())
     assert (answer.status_code, json.loads(answer.text)["message"]) == (500, "Worker died.")
     assert server.logs_soon(f"/{TABLES}: written to ")
