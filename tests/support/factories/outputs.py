@@ -156,6 +156,26 @@ class WrongInputFactory(RaisingFactory):
         return WrongInputPredictModule(torch.nn.Linear(3, 1), "cpu")
 
 
+class UnwrittenPredictModule(PredictModule):
+    """Raises what torch, too, raises of an operator that it has not for a device."""
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        message = "to be written"
+        raise NotImplementedError(message)
+
+
+class UnwrittenFactory(RaisingFactory):
+    """Its forward is left to be written, as where `init` drew it up from a checkpoint alone."""
+
+    methods = ("forward",)
+
+    def create_predict_module(self) -> Any:
+        return UnwrittenPredictModule(torch.nn.Linear(3, 1), "cpu")
+
+    def model_inputs_data(self) -> dict[str, Any]:
+        return {"float_features": {"num_features": 3}}
+
+
 class ToldWrongInputFactory(WrongInputFactory):
     """Tells how many features its input has, so that samples can be drawn."""
 

@@ -162,6 +162,17 @@ def test_a_model_that_raises_on_every_sample_fails_the_build(
     assert f"{message}; these calls are not recorded" in warnings(caplog)
 
 
+def test_what_is_left_to_be_written_is_said_without_advice_on_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = "samples: forward raised NotImplementedError: to be written"
+    assert error_of(tmp_path, outputs.UnwrittenFactory) == message
+    caplog.clear()
+    assert build(tmp_path, outputs.UnwrittenFactory, allow_failing_samples=True).exists()
+    allowed = f"{message}, with 1, 4, 16 and 64 rows; these calls are not recorded"
+    assert allowed in warnings(caplog)
+
+
 def test_so_does_one_that_raises_where_nothing_can_be_drawn(tmp_path: Path) -> None:
     assert error_of(tmp_path, outputs.WrongInputFactory) == (
         "samples: forward raised KeyError: 'dense_features', with one row; let "
