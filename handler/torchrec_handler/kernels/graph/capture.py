@@ -96,6 +96,17 @@ def _axis(name: str, features: Mapping[str, int]) -> Axis:
     return Axis(ROWS, features[owner]) if suffix == "lengths" else Axis(f"ids of {owner}")
 
 
+def as_batch(names: Sequence[tuple[str, int | None]], tensors: Sequence[torch.Tensor]) -> Batch:
+    """What `flatten` took apart: tensors by name, those with a position as lists."""
+    batch: dict[str, Any] = {}
+    for (name, position), tensor in zip(names, tensors, strict=True):
+        if position is None:
+            batch[name] = tensor
+        else:
+            batch.setdefault(name, []).append(tensor)
+    return batch
+
+
 class _Method(torch.nn.Module):
     """A method of a predict module, called with tensors."""
 
@@ -108,13 +119,7 @@ class _Method(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """What the method gives, as a plain dict."""
-        batch: dict[str, Any] = {}
-        for (name, position), tensor in zip(self._names, tensors, strict=True):
-            if position is None:
-                batch[name] = tensor
-            else:
-                batch.setdefault(name, []).append(tensor)
-        result = _call(self.module, self._qualname, batch)
+        result = _call(self.module, self._qualname, as_batch(self._names, tensors))
         if not isinstance(result, Mapping):
             message = "it does not give a dict"
             raise CannotCapture(message)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from torchrec_handler.archive.format import Declined
 from torchrec_handler.kernels.graph.asked import Asked
-from torchrec_handler.kernels.graph.capture import Batch, Captured, flatten, follow
+from torchrec_handler.kernels.graph.capture import Batch, Captured, as_batch, flatten, follow
 from torchrec_handler.kernels.graph.method import Graph, GraphMethod
 from torchrec_handler.kernels.graph.methods import reduce
 from torchrec_handler.kernels.graph.program import Program, aten
@@ -173,13 +173,7 @@ class _Called(torch.nn.Module):
         self._call, self._names = call, names
 
     def forward(self, *tensors: torch.Tensor) -> dict[str, Any]:
-        batch: dict[str, Any] = {}
-        for (name, position), tensor in zip(self._names, tensors, strict=True):
-            if position is None:
-                batch[name] = tensor
-            else:
-                batch.setdefault(name, []).append(tensor)
-        return self._call.compute(batch)
+        return self._call.compute(as_batch(self._names, tensors))
 
 
 def capture_parts(
