@@ -120,7 +120,7 @@ test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with th
 .PHONY: soak
 soak: $(VENV)/dev  ## what takes minutes: servers killed, hung, overloaded (build/soak.json), then fuzzing
 	$(BIN)/python -W ignore -m tests.soak
-	FUZZ_SECONDS=600 FUZZ_REQUESTS=200000 FUZZ_DEBUGGED_REQUESTS=20000 $(PYTEST) tests/fuzz
+	FUZZ_SECONDS=600 FUZZ_REQUESTS=300000 FUZZ_DEBUGGED_REQUESTS=20000 $(PYTEST) tests/fuzz
 
 .PHONY: bench
 bench: $(VENV)/dev  ## all servers on one model, then in process; 45 minutes; needs wrk (apt-get install wrk)

@@ -21,6 +21,7 @@ from torchrec_handler.message.predictor_pb2 import PredictionRequest
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
+QUALNAME = "X-TorchRec-Qualname"
 DENSE_NAMES = ("age", "price", "hour")
 LONGEST = 4
 """Ids of a feature in a row are fewer."""
@@ -32,7 +33,7 @@ SIZES = (1,) * 12 + (2, 3, 5, 8, 20) * 2 + (100, 300, 1_000)
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One HTTP request."""
+    """One request over HTTP, or over gRPC."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -43,6 +44,18 @@ class Call:
     rows: int = 0
     may_wait: bool = field(default=False)
     """Whether 503 may come first: as large as a batch is allowed to be."""
+    over_grpc: bool = False
+
+    @property
+    def fits_grpc(self) -> bool:
+        """Whether it can be said without headers, by its body and its method's name."""
+        told = {name.lower() for name in self.headers} <= {"content-type", QUALNAME.lower()}
+        return told and self.headers.get("Content-Type") in {JSON, PROTOBUF}
+
+    @property
+    def qualname(self) -> str:
+        """The method, by the header or the path."""
+        return self.headers.get(QUALNAME) or self.path.rpartition("/")[2] or "forward"
 
 
 class Inputs:
@@ -192,7 +205,7 @@ def _dressed(
     path = ""
     if method != "forward":
         if dice.random() < 0.5:
-            headers["X-TorchRec-Qualname"] = method
+            headers[QUALNAME] = method
         else:
             path = f"/1.0/{method}"
     wrapping = dice.random()
@@ -240,7 +253,7 @@ def bad_call(good: Call, dice: random.Random) -> Call:
     if dice.random() < 0.05:
         headers["Content-Encoding"] = dice.choice(ENCODINGS)
     if dice.random() < 0.05:
-        headers["X-TorchRec-Qualname"] = dice.choice(QUALNAMES)
+        headers[QUALNAME] = dice.choice(QUALNAMES)
     if dice.random() < 0.02:
         headers[dice.choice(("describe", "explain"))] = "True"
     return Call(body=body, headers=headers, path=good.path)

@@ -1,10 +1,10 @@
 """Fuzzes a real TorchServe: good requests get their answers, whatever arrives beside them.
 
-    python -m tests.fuzz.served --requests 200000
+    python -m tests.fuzz.served --requests 300000
 
-In all formats, up to the largest size. It ends with a non-zero status when a good request is
-failed or answered wrongly, when a bad one gets anything but an error of its own, when the worker
-is another process afterwards, or when its memory has grown by more than 5 %.
+In all formats, over HTTP and gRPC, up to the largest size. It ends with a non-zero status when a
+good request is failed or answered wrongly, when a bad one gets anything but an error of its own,
+when the worker is another process afterwards, or when its memory has grown by more than 5 %.
 """
 
 import argparse
@@ -18,15 +18,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 
 from tests.fuzz.requests import PROTOBUF, Call, bad_call, good_calls, hostile_calls
 from tests.support.factories.fuzzed import FuzzedPredictFactory
+from tests.support.grpc_client import GrpcClient
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
 from torchrec_handler.message.predictor_pb2 import PredictionResponse
@@ -38,6 +40,8 @@ CLIENTS = 16
 GOOD = 0.5
 """The share of good requests."""
 HOSTILE = 0.0005
+GRPC = 0.25
+"""The share of those that gRPC can carry which go over it."""
 MOST_GROWTH = 0.05
 WARM_SHARE = 0.25
 """Of the requests, those before the worker's memory is looked at first."""
@@ -83,13 +87,15 @@ def fuzz(
         address = str(server.inference.base_url).removeprefix("http://").rstrip("/")
         memory = []
         tally = Tally()
+        channel = GrpcClient(server.grpc_address, folder)
         # All that a worker may ever have to hold comes first.
-        _send(address, iter([*hostile, *good]), tally)
+        _send(address, channel, iter([*hostile, *good]), tally)
         for number, share in enumerate((WARM_SHARE, 1 - WARM_SHARE)):
             dice = random.Random(f"{seed} {number}")  # noqa: S311  no secret
             drawn = (_draw(good, hostile, dice) for _ in range(int(requests * share)))
-            _send(address, drawn, tally)
+            _send(address, channel, drawn, tally)
             memory.append(int(process.memory_full_info().uss))
+        channel.close()
         after = [worker["pid"] for worker in server.workers(NAME)]
     return tally, [int(pids[0]), int(after[0])], memory
 
@@ -100,7 +106,7 @@ def _config(folder: Path) -> Path:
     return path
 
 
-def _send(address: str, calls: Iterator[Call], tally: Tally) -> None:
+def _send(address: str, channel: GrpcClient, calls: Iterator[Call], tally: Tally) -> None:
     """Send from some threads at once."""
     lock = threading.Lock()
 
@@ -112,10 +118,14 @@ def _send(address: str, calls: Iterator[Call], tally: Tally) -> None:
             if call is None:
                 connection.close()
                 return
-            status, fault, connection = _ask(connection, address, call)
+            if call.over_grpc:
+                status, fault = _call(channel, call)
+            else:
+                status, fault, connection = _ask(connection, address, call)
+            kind = "good" if call.expected is not None else "bad"
             with lock:
                 tally.done += 1
-                tally.statuses["good" if call.expected is not None else "bad", status] += 1
+                tally.statuses[f"{kind} over gRPC" if call.over_grpc else kind, status] += 1
                 if fault and len(tally.faults) < MOST_FAULTS:
                     tally.faults.append(fault)
 
@@ -127,6 +137,11 @@ def _send(address: str, calls: Iterator[Call], tally: Tally) -> None:
 
 
 def _draw(good: list[Call], hostile: list[Call], dice: random.Random) -> Call:
+    call = _drawn(good, hostile, dice)
+    return replace(call, over_grpc=call.fits_grpc and dice.random() < GRPC)
+
+
+def _drawn(good: list[Call], hostile: list[Call], dice: random.Random) -> Call:
     chance = dice.random()
     if chance < HOSTILE:
         return dice.choice(hostile)
@@ -161,6 +176,21 @@ def _ask(
         time.sleep(0.1)
     fault = _judge(call, status, content_type, content)
     return status, fault, connection
+
+
+def _call(channel: GrpcClient, call: Call) -> tuple[int, str | None]:
+    """The status, which TorchServe's gRPC leaves to the body, and what is wrong with the answer."""
+    for _ in range(MOST_TRIES):
+        try:
+            content = channel.predict(NAME, data=call.body, qualname=call.qualname.encode())
+        except grpc.RpcError as error:
+            return 0, f"no answer ({error!r}) to {_shown(call)}"
+        said = json.loads(content) if content.startswith(b"{") else {}
+        status = int(said.get("code", 200))
+        if status != 503 or not call.may_wait:
+            break
+        time.sleep(0.1)
+    return status, _judge(call, status, call.headers["Content-Type"], content)
 
 
 def _judge(call: Call, status: int, content_type: str, content: bytes) -> str | None:
@@ -199,7 +229,7 @@ def _shown(call: Call) -> str:
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=200_000)
+    parser.add_argument("--requests", type=int, default=300_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)

@@ -14,7 +14,7 @@ DEBUGGED = int(os.environ.get("FUZZ_DEBUGGED_REQUESTS", "500"))
 @pytest.mark.skipif(not REQUESTS, reason="left out by FUZZ_REQUESTS=0")
 @pytest.mark.timeout(300 + REQUESTS // 50)
 def test_a_worker_answers_good_requests_right_beside_any_others(tmp_path: Path) -> None:
-    """200,000 of them in `make soak`, where memory is looked at too."""
+    """300,000 of them in `make soak`, where memory is looked at too."""
     tally, pids, memory = fuzz(tmp_path, requests=REQUESTS)
     assert tally.faults == []
     assert pids[0] == pids[1]

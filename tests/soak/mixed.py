@@ -12,6 +12,7 @@ from tests.fuzz import served
 from tests.fuzz.requests import Call, good_calls
 from tests.soak.row import Row
 from tests.support.factories.fuzzed import FuzzedPredictFactory
+from tests.support.grpc_client import GrpcClient
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
 
@@ -34,9 +35,10 @@ def load(folder: Path, *, minutes: float) -> Row:
     with TorchServe(folder / "server") as server:
         server.register(archive).raise_for_status()
         place = str(server.inference.base_url).removeprefix("http://").rstrip("/")
+        channel = GrpcClient(server.grpc_address, folder)
         tally = served.Tally()
         end = time.monotonic() + 60 * minutes
-        sender = threading.Thread(target=lambda: _send(place, good, tally, end))
+        sender = threading.Thread(target=lambda: _send(place, channel, good, tally, end))
         sender.start()
         workers = [psutil.Process(int(each["pid"])) for each in server.workers(served.NAME)]
         java = [one for one in server.processes() if one.name() == "java"]
@@ -46,6 +48,7 @@ def load(folder: Path, *, minutes: float) -> Row:
                 memory = process.memory_full_info().uss
                 seen[name].append((memory, process.num_fds(), process.num_threads()))
             sender.join(EVERY_SECONDS)
+        channel.close()
     measured, held = [], not tally.faults
     for name, samples in seen.items():
         warm = samples[int(WARM_SHARE * len(samples)) : int(2 * WARM_SHARE * len(samples))]
@@ -69,11 +72,13 @@ def load(folder: Path, *, minutes: float) -> Row:
     )
 
 
-def _send(place: str, good: list[Call], tally: served.Tally, end: float) -> None:
+def _send(
+    place: str, channel: GrpcClient, good: list[Call], tally: served.Tally, end: float
+) -> None:
     dice = random.Random(7)  # noqa: S311  no secret
 
     def drawn() -> Iterator[Call]:
         while time.monotonic() < end:
             yield served._draw(good, good, dice)
 
-    served._send(place, drawn(), tally)
+    served._send(place, channel, drawn(), tally)
