@@ -13,10 +13,10 @@ from torchrec_handler.kernels.graph.clean import axis_of
 from torchrec_handler.kernels.graph.layers import (
     ACTIVATION,
     Weights,
-    added,
     emit_layer,
     weights_of,
 )
+from torchrec_handler.kernels.graph.packing import added
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,

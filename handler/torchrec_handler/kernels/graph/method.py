@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from torchrec_handler.kernels.graph.blocks import Runner
 from torchrec_handler.kernels.graph.capture import Batch, Captured, flatten
-from torchrec_handler.kernels.graph.layers import pack
 from torchrec_handler.kernels.graph.lookups import as_torch, place_lookups
+from torchrec_handler.kernels.graph.packing import pack
 from torchrec_handler.kernels.graph.program import Program, aten
 from torchrec_handler.kernels.graph.sites import CannotCapture
 from torchrec_handler.kernels.graph.trials import Trial, differs, share

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from torchrec_handler.kernels.graph.clean import part_of
-from torchrec_handler.kernels.graph.layers import ACTIVATION, kind_of, side_by_side, weights_of
+from torchrec_handler.kernels.graph.layers import ACTIVATION, kind_of, weights_of
+from torchrec_handler.kernels.graph.packing import side_by_side
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,

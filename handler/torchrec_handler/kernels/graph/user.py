@@ -19,7 +19,8 @@ from torchrec_handler.kernels.graph.blocks import USER
 from torchrec_handler.kernels.graph.capture import Captured
 from torchrec_handler.kernels.graph.cats import columns_of, pieces_of
 from torchrec_handler.kernels.graph.clean import clean
-from torchrec_handler.kernels.graph.layers import ACTIVATION, emit_layer, join, weights_of
+from torchrec_handler.kernels.graph.layers import ACTIVATION, emit_layer, weights_of
+from torchrec_handler.kernels.graph.packing import join
 from torchrec_handler.kernels.graph.program import (
     Node,
     Program,

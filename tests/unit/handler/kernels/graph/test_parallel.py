@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from tests.support.graphs import Forward, Small, assert_graph, calls, captured, layer
-from torchrec_handler.kernels.graph.layers import linear, side_by_side
+from torchrec_handler.kernels.graph.layers import linear
 from torchrec_handler.kernels.graph.methods import reduce
+from torchrec_handler.kernels.graph.packing import side_by_side
 from torchrec_handler.kernels.graph.program import aten
 
 EXPERTS, TASKS, WIDE = 3, 2, 5
