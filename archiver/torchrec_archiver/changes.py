@@ -15,7 +15,8 @@ from torchrec_archiver.samples import DrawnIds, draw_requests
 from torchrec_handler.archive.format import Signature
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import BuildError
-from torchrec_handler.kernels.packed import FEW_ROWS, INT8_ROWS
+from torchrec_handler.kernels.packed import FEW_ROWS
+from torchrec_handler.kernels.products import INT8_ROWS
 from torchrec_handler.load.call import call_recorded
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.self_test import largest_change

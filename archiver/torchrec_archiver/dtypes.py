@@ -16,7 +16,7 @@ from torchrec_archiver.moves import Move, find_moves, find_units
 from torchrec_handler.archive.format import DenseDtypes
 from torchrec_handler.kernels.choice import Choice
 from torchrec_handler.kernels.graph.method import EVERY
-from torchrec_handler.kernels.packed import INSTRUCTIONS
+from torchrec_handler.kernels.products import INSTRUCTIONS
 from torchrec_handler.load.placing import Placed, Placing
 from torchrec_handler.options import KernelDtype
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from torchrec_handler.kernels.choice import Choice
-from torchrec_handler.kernels.packed import INT8_WEIGHTS, PACKED_WEIGHTS, Layer, Layers, is_fast
+from torchrec_handler.kernels.packed import Layers
+from torchrec_handler.kernels.products import INT8_WEIGHTS, PACKED_WEIGHTS, Layer, is_fast
 from torchrec_handler.options import KERNEL_DTYPES, KernelDtype
 
 TIMED_ROWS = (128, 1000)

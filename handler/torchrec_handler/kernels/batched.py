@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from torchrec_handler.kernels.choice import Choice
-from torchrec_handler.kernels.packed import (
+from torchrec_handler.kernels.packed import Layers
+from torchrec_handler.kernels.products import (
     INT8_WEIGHTS,
     WORK,
     Activation,
     Compute,
     Layer,
-    Layers,
     half_precision,
     is_fast,
 )

@@ -17,7 +17,7 @@ class Chosen(Protocol):
     """What computes in the types of a choice: `packed.Layers`."""
 
     layers: Sequence[Any]
-    """Of `packed.Layer`."""
+    """Of `products.Layer`."""
 
     def choose(self) -> None:
         """Look at the choice again."""

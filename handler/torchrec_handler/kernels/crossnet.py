@@ -7,7 +7,8 @@ import torch
 
 from torchrec_handler.kernels.kernel import Forward, Target, not_for, typename
 from torchrec_handler.kernels.linear import layer, why_not_plain
-from torchrec_handler.kernels.packed import Layer, Layers
+from torchrec_handler.kernels.packed import Layers
+from torchrec_handler.kernels.products import Layer
 from torchrec_handler.options import PRECISIONS
 
 

@@ -13,7 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_handler.kernels.direct import lookup, parts, why_not
 from torchrec_handler.kernels.kernel import Forward, Target, not_for, touched, typename
 from torchrec_handler.kernels.linear import chain
-from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, Layer, Layers, half_precision
+from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, Layers
+from torchrec_handler.kernels.products import Layer, half_precision
 from torchrec_handler.options import PRECISIONS
 from torchrec_handler.tables.once import find_shared
 from torchrec_handler.tables.variable_batch import is_variable

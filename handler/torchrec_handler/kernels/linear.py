@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from torchrec_handler.kernels.kernel import Forward, Target, not_for, touched, typename
-from torchrec_handler.kernels.packed import RELU, Layer, Layers
+from torchrec_handler.kernels.packed import Layers
+from torchrec_handler.kernels.products import RELU, Layer
 
 RELUS = (torch.relu, torch.nn.functional.relu)
 

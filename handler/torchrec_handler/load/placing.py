@@ -15,7 +15,7 @@ from torchrec_handler.kernels.choice import Choice
 from torchrec_handler.kernels.graph.method import GraphMethod
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.linear import LinearKernel
-from torchrec_handler.kernels.packed import INSTRUCTIONS, is_fast
+from torchrec_handler.kernels.products import INSTRUCTIONS, is_fast
 from torchrec_handler.kernels.registry import replace_forwards
 from torchrec_handler.load.graphs import Graphs
 from torchrec_handler.load.weights import checkpoint_root

@@ -14,7 +14,7 @@ from torchrec_handler.archive.format import INDEX, SAMPLES, Declined, DenseDtype
 from torchrec_handler.archive.read import read_index
 from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import OptionError
-from torchrec_handler.kernels.packed import is_fast
+from torchrec_handler.kernels.products import is_fast
 from torchrec_handler.load import placing
 from torchrec_handler.load.call import call_recorded
 from torchrec_handler.load.loader import load

@@ -25,7 +25,7 @@ from torchrec_handler.kernels.graph.program import (
     is_call,
     is_tensor,
 )
-from torchrec_handler.kernels.packed import Activation
+from torchrec_handler.kernels.products import Activation
 
 Term = tuple[Node, torch.Tensor]
 """What a layer reads [..., K], and its columns of the weight [N, K]."""

@@ -21,7 +21,7 @@ from torchrec_handler.kernels.graph.program import (
     sources_of,
     value_of,
 )
-from torchrec_handler.kernels.packed import RELU, Activation
+from torchrec_handler.kernels.products import RELU, Activation
 
 linear = aten.linear.default
 

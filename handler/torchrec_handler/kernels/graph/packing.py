@@ -12,7 +12,8 @@ from torchrec_handler.kernels.batched import Batched
 from torchrec_handler.kernels.graph.layers import ACTIVATION, weights_of
 from torchrec_handler.kernels.graph.program import Node, Program, is_call, sources_of
 from torchrec_handler.kernels.kernel import Target
-from torchrec_handler.kernels.packed import Activation, Layer, Layers
+from torchrec_handler.kernels.packed import Layers
+from torchrec_handler.kernels.products import Activation, Layer
 from torchrec_handler.options import PRECISIONS, DenseDtype
 
 

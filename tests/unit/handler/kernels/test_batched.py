@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from torchrec_handler.kernels import batched, packed
+from torchrec_handler.kernels import batched, products
 from torchrec_handler.kernels.batched import Batched
-from torchrec_handler.kernels.packed import RELU, Layer
+from torchrec_handler.kernels.products import RELU, Layer
 from torchrec_handler.options import KernelDtype
 
 BOUNDS: dict[KernelDtype, float] = {"float32": 1e-6, "bfloat16": 1e-2, "int8": 3e-2}
@@ -20,9 +20,9 @@ def test_each_layer_has_its_own_inputs(
 ) -> None:
     if is_worth_it:
         monkeypatch.setattr(batched, "INT8_WEIGHTS", 0)
-        monkeypatch.setattr(packed, "INT8_WEIGHTS", 0)
+        monkeypatch.setattr(products, "INT8_WEIGHTS", 0)
         for name in ("bfloat16", "int8"):
-            monkeypatch.setitem(packed.WORK, name, 0)
+            monkeypatch.setitem(products.WORK, name, 0)
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(LAYERS, OUTPUTS, INPUTS, generator=random) * INPUTS**-0.5
     bias = torch.randn(LAYERS, OUTPUTS, generator=random)

@@ -12,7 +12,8 @@ from torchrec_handler.kernels.choice import Choice
 from torchrec_handler.kernels.graph.layers import weights_of
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.linear import chain
-from torchrec_handler.kernels.packed import Layers, is_fast
+from torchrec_handler.kernels.packed import Layers
+from torchrec_handler.kernels.products import is_fast
 from torchrec_handler.kernels.registry import replace_forwards
 from torchrec_handler.options import PRECISIONS, KernelDtype, Kernels
 

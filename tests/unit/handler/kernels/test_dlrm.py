@@ -14,7 +14,8 @@ from tests.support.factories.kinds_ranking import DlrmFactory
 from tests.support.kinds import prepare, random_batch
 from torchrec_handler.kernels.dlrm import Dlrm
 from torchrec_handler.kernels.kernel import Report, Target
-from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, INT8_ROWS
+from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS
+from torchrec_handler.kernels.products import INT8_ROWS
 from torchrec_handler.kernels.registry import replace_forwards
 from torchrec_handler.options import KernelDtype, Kernels
 from torchrec_handler.tables.once import SharedInput, look_up_once

@@ -13,7 +13,7 @@ from torchrec.modules.mlp import MLP, Perceptron
 from tests.support.factories.kinds_base import KindFactory, seeded
 from tests.support.factories.kinds_ranking import DENSE, DeepFmFactory, DlrmDcnFactory, DlrmFactory
 from tests.support.kinds import CPU, KINDS, prepare, random_batch
-from torchrec_handler.kernels import packed as layers
+from torchrec_handler.kernels import products
 from torchrec_handler.kernels.crossnet import CrossNet as FusedCrossNet
 from torchrec_handler.kernels.direct import why_not
 from torchrec_handler.kernels.kernel import Report, Target
@@ -30,10 +30,10 @@ TOLERANCES: dict[KernelDtype, float] = {"float32": 1e-5, "bfloat16": 5e-2, "int8
 @pytest.fixture
 def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kinds are so small that no layer of theirs would be packed."""
-    monkeypatch.setattr(layers, "PACKED_WEIGHTS", 0)
-    monkeypatch.setattr(layers, "INT8_WEIGHTS", 0)
+    monkeypatch.setattr(products, "PACKED_WEIGHTS", 0)
+    monkeypatch.setattr(products, "INT8_WEIGHTS", 0)
     for name in ("bfloat16", "int8"):
-        monkeypatch.setitem(layers.WORK, name, 0)
+        monkeypatch.setitem(products.WORK, name, 0)
 
 
 def fuse(module: torch.nn.Module, dtype: KernelDtype) -> Report:

@@ -10,17 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_handler.kernels import packed as module
-from torchrec_handler.kernels.packed import (
-    BLOCK_ROWS,
-    FEW_ROWS,
-    INT8_ROWS,
-    RELU,
-    Layer,
-    Layers,
-    half_precision,
-    is_fast,
-)
+from torchrec_handler.kernels import products
+from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, Layers
+from torchrec_handler.kernels.products import INT8_ROWS, RELU, Layer, half_precision, is_fast
 from torchrec_handler.options import KernelDtype
 
 DTYPES: tuple[KernelDtype, ...] = ("float32", "bfloat16", "int8")
@@ -70,10 +62,10 @@ def error(received: torch.Tensor, expected: torch.Tensor) -> float:
 def nothing_is_small() -> Iterator[None]:
     """So that layers of any size are packed; which ones pay is for the last tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PACKED_WEIGHTS", 0)
-        patch.setattr(module, "INT8_WEIGHTS", 0)
+        patch.setattr(products, "PACKED_WEIGHTS", 0)
+        patch.setattr(products, "INT8_WEIGHTS", 0)
         for name in ("bfloat16", "int8"):
-            patch.setitem(module.WORK, name, 0)
+            patch.setitem(products.WORK, name, 0)
         yield
 
 
@@ -189,7 +181,7 @@ def test_without_the_instructions_layers_compute_more_precisely(
 ) -> None:
     as_if_elsewhere.clear()
     layers = random_layers()
-    float16 = module.PACKED["float16"](layers)
+    float16 = products.PACKED["float16"](layers)
     for rows in ROWS:
         x = random_rows(rows, WIDTHS[0])
         assert torch.equal(
@@ -206,13 +198,13 @@ def test_without_the_kernel_layers_are_torchs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As in a build of torch without oneDNN or FBGEMM."""
-    as_if_elsewhere |= {names[0]: True for names in module.INSTRUCTIONS.values()}
+    as_if_elsewhere |= {names[0]: True for names in products.INSTRUCTIONS.values()}
 
     def lacking(_: Any) -> Any:
         message = "no such kernel"
         raise NotImplementedError(message)
 
-    monkeypatch.setattr(module, "PACKED", dict.fromkeys(module.PACKED, lacking))
+    monkeypatch.setattr(products, "PACKED", dict.fromkeys(products.PACKED, lacking))
     layers = random_layers()
     caplog.set_level(logging.WARNING)
     for rows in ROWS:
@@ -226,27 +218,6 @@ def test_without_the_kernel_layers_are_torchs(
     assert [record.message for record in caplog.records] == [
         f"dense layers: no kernel for {name} here: no such kernel" for name in tried
     ]
-
-
-@pytest.mark.usefixtures("as_if_elsewhere")
-def test_a_kernel_that_computes_something_else_is_not_used(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As int8 products that saturate do, on a processor without the instructions for them."""
-
-    def wrong(layers: Sequence[Layer]) -> Any:
-        return lambda x: torch.zeros(x.shape[0], len(layers[-1].weight))
-
-    monkeypatch.setattr(module, "PACKED", {**module.PACKED, "float32": wrong})
-    assert not is_fast("float32")
-    assert is_fast("float16")
-
-
-def test_this_processors_instructions_are_used() -> None:
-    """Where it has them; elsewhere more precise layers are right, and slower."""
-    capabilities = torch.cpu.get_capabilities()
-    for dtype, names in module.INSTRUCTIONS.items():
-        assert is_fast(dtype) == any(capabilities.get(name) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -266,9 +237,9 @@ def test_layers_that_are_too_small_compute_more_precisely(
     x = random_rows(INT8_ROWS, inputs)
     computed = "bfloat16" if (dtype, computed) == ("bfloat16", "int8") else computed
     is_computed = is_fast("bfloat16") and is_fast("int8")
-    expected = module.PACKED[computed](layers)(x).double() if is_computed else plain(layers, x)
-    monkeypatch.setattr(module, "PACKED_WEIGHTS", 64 * 64)
-    monkeypatch.setattr(module, "INT8_WEIGHTS", 256 * 128)
+    expected = products.PACKED[computed](layers)(x).double() if is_computed else plain(layers, x)
+    monkeypatch.setattr(products, "PACKED_WEIGHTS", 64 * 64)
+    monkeypatch.setattr(products, "INT8_WEIGHTS", 256 * 128)
     # A processor without one of them computes all layers more precisely.
     bound = BOUNDS["float32" if is_computed else "int8"]
     assert error(Layers(layers, dtype)(x), expected) < bound
@@ -284,7 +255,7 @@ def test_few_rows_of_a_small_layer_are_computed_more_precisely(
 ) -> None:
     layers = random_layers((256, 128))
     x = random_rows(rows, 256)
-    expected = module.PACKED[computed](layers)(x).double()
+    expected = products.PACKED[computed](layers)(x).double()
     for name, least in {"bfloat16": 20, "int8": 80}.items():
-        monkeypatch.setitem(module.WORK, name, 256 * 128 * least)
+        monkeypatch.setitem(products.WORK, name, 256 * 128 * least)
     assert error(Layers(layers, "int8")(x), expected) < BOUNDS["float32"]

@@ -10,7 +10,7 @@ import torch
 from examples.movielens.auc import auc
 from examples.movielens.data import load as load_movielens
 from tests.support.kinds import CPU
-from torchrec_handler.kernels import packed
+from torchrec_handler.kernels import products
 from torchrec_handler.kernels.dlrm import Dlrm
 from torchrec_handler.load.loader import load
 from torchrec_handler.options import PRECISIONS, DenseDtype, Options
@@ -26,10 +26,10 @@ def test_the_trained_models_auc_stays(
 ) -> None:
     """On the test rows of MovieLens, to 0.0005 of float32, int8 tables included."""
     # All but the first layer, which takes the dense features, and the last one.
-    monkeypatch.setattr(packed, "PACKED_WEIGHTS", 0)
-    monkeypatch.setattr(packed, "INT8_WEIGHTS", 1_000)
+    monkeypatch.setattr(products, "PACKED_WEIGHTS", 0)
+    monkeypatch.setattr(products, "INT8_WEIGHTS", 1_000)
     for name in ("bfloat16", "int8"):
-        monkeypatch.setitem(packed.WORK, name, 0)
+        monkeypatch.setitem(products.WORK, name, 0)
     with zipfile.ZipFile(movielens_archive) as archive:
         archive.extractall(tmp_path)
     options = Options.model_validate({"dense": {"dtype": dtype}, "self_test": False})

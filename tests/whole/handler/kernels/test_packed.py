@@ -8,7 +8,8 @@ def test_no_data_type_warns_or_needs_torchscript() -> None:
     """In a process of its own, since torch warns once."""
     code = (
         "import warnings, fbgemm_gpu, torch; torch.jit.script = torch.jit.trace = None\n"
-        "from torchrec_handler.kernels.packed import RELU, Layer, Layers\n"
+        "from torchrec_handler.kernels.packed import Layers\n"
+        "from torchrec_handler.kernels.products import RELU, Layer\n"
         "warnings.simplefilter('error')\n"
         "layer = Layer(weight=torch.eye(64), bias=torch.zeros(64), activation=RELU)\n"
         "for dtype in ('float32', 'bfloat16', 'int8'):\n"
