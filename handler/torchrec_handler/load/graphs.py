@@ -27,7 +27,8 @@ from torchrec_handler.kernels.graph.methods import (
     capture_methods,
     choose,
 )
-from torchrec_handler.kernels.graph.parts import Part, PartForward, capture_parts
+from torchrec_handler.kernels.graph.part import Part, PartForward
+from torchrec_handler.kernels.graph.parts import capture_parts
 from torchrec_handler.kernels.graph.trials import Trial
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.load.call import call_observed, no_gradients

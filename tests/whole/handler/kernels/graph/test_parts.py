@@ -29,7 +29,8 @@ from torchrec_handler.archive.format import Declined
 from torchrec_handler.kernels.graph import methods
 from torchrec_handler.kernels.graph.method import EVERY, GraphMethod
 from torchrec_handler.kernels.graph.methods import capture_methods
-from torchrec_handler.kernels.graph.parts import Part, PartForward, capture_parts
+from torchrec_handler.kernels.graph.part import Part, PartForward
+from torchrec_handler.kernels.graph.parts import capture_parts
 from torchrec_handler.kernels.graph.program import aten
 from torchrec_handler.kernels.graph.trials import Trial
 

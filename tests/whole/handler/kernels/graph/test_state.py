@@ -27,7 +27,8 @@ from tests.support.graphs import (
 )
 from torchrec_handler.kernels.graph import methods
 from torchrec_handler.kernels.graph.method import EVERY, GraphMethod
-from torchrec_handler.kernels.graph.parts import PartForward, capture_parts
+from torchrec_handler.kernels.graph.part import PartForward
+from torchrec_handler.kernels.graph.parts import capture_parts
 from torchrec_handler.kernels.graph.trials import Trial
 
 ROWS = (1, 5, 7, 300)
