@@ -9,8 +9,8 @@ those that keep a lookup inside its table. Those of shapes are `measure`'s.
 Letters in shapes: R requests, L lists that a request gives of a feature, B or 1.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, starmap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from torchrec_handler.archive.format import OUT_OF_RANGE, InputSignature, Signature
 from torchrec_handler.errors import InvalidRequest, RequestError, RequestTooLarge
 from torchrec_handler.options import Options
+from torchrec_handler.serve.arrays import Array, as_floats, cut, firsts, join, unsigned
 from torchrec_handler.serve.measure import SPARSE, Form, Measure, Size, count_features
 from torchrec_handler.serve.out_of_range import OutOfRange
 from torchrec_handler.serve.raw import defaults, filled, hashing, of_each, shortened
@@ -32,8 +33,6 @@ INT64_IDS = 2**63
 
 SHORT = 4_096
 """Rows and ids of requests that are put together: to copy more takes longer than it saves."""
-
-Array = npt.NDArray[Any]
 
 
 class Validator:
@@ -132,7 +131,7 @@ class _FloatRules:
         given = [columns.arrays[self._name] for columns in requests]
         shape = given[0].shape
         block = (1, *shape) if len(shape) == 1 else shape
-        floats = _as_floats(given).reshape(len(given), *block)
+        floats = as_floats(given).reshape(len(given), *block)
         if self._defaults is not None:
             floats = filled(floats, self._defaults)
         if not np.isfinite(floats).all():
@@ -168,7 +167,7 @@ class _SparseRules:
         arrays = [columns.arrays for columns in requests]
         given = [own[self._lengths] for own in arrays]
         features = self._entry.num_features or count_features(given[0].shape, rows)
-        lengths = _join(given).reshape(len(given), features, -1)
+        lengths = join(given).reshape(len(given), features, -1)
         self._check_lengths(lengths)
         ids = [own[self._values] for own in arrays]
         sizes = [own.size for own in ids]
@@ -177,24 +176,24 @@ class _SparseRules:
         weights: Sequence[Floats | None] = [None] * len(requests)
         if self._weights:
             given = [own[self._weights] for own in arrays]
-            floats = _as_floats(given)
-            weights = _cut(floats, sizes)
+            floats = as_floats(given)
+            weights = cut(floats, sizes)
             if not np.isfinite(floats).all():
                 raise _not_finite(self._weights, given, weights)
         if not self._drops:
             self._check_longest(lengths)
-        values = _join(ids) if self._hash is None else self._hash(_join(ids), counts)
+        values = join(ids) if self._hash is None else self._hash(join(ids), counts)
         values, dropped = self._in_range(values, counts, sizes)
         if dropped is not None:
             kept = ~dropped
             values, lengths = values[kept], shortened(lengths, dropped)
             sizes = lengths.sum(axis=(1, 2)).tolist()
             if self._weights:
-                weights = _cut(floats[kept], sizes)
+                weights = cut(floats[kept], sizes)
         if self._drops:
             self._check_longest(lengths)
         values = values.astype(self._dtype)
-        parts = zip(lengths.astype(np.int32), _cut(values, sizes), weights, strict=True)
+        parts = zip(lengths.astype(np.int32), cut(values, sizes), weights, strict=True)
         if rows == 1:
             return list(starmap(Sparse, parts))
         masks = [columns.shared.get(self._entry.name) for columns in requests]
@@ -205,10 +204,10 @@ class _SparseRules:
 
     def _check_lengths(self, lengths: Array) -> None:
         """See that no length is negative, nor so large that a sum of them may overflow."""
-        if _unsigned(lengths).max() <= self._most_ids:
+        if unsigned(lengths).max() <= self._most_ids:
             return
         if lengths.min() < 0:
-            least = [(at, int(lengths[at].argmin())) for at, _ in _firsts(lengths < 0)]
+            least = [(at, int(lengths[at].argmin())) for at, _ in firsts(lengths < 0)]
             raise _RefusedError(
                 {
                     at: InvalidRequest(
@@ -220,7 +219,7 @@ class _SparseRules:
                 }
             )
         bad = lengths > self._most_ids
-        most = [(at, int(lengths[at].argmax())) for at, _ in _firsts(bad)]
+        most = [(at, int(lengths[at].argmax())) for at, _ in firsts(bad)]
         raise _RefusedError(
             {
                 at: RequestTooLarge(
@@ -255,7 +254,7 @@ class _SparseRules:
         bad = lengths > longest[:, None]
         if bad.any():
             errors: dict[int, RequestError] = {}
-            for at, position in _firsts(bad):
+            for at, position in firsts(bad):
                 feature, row = divmod(position, lengths.shape[2])
                 errors[at] = InvalidRequest(
                     where=self._lengths,
@@ -278,7 +277,7 @@ class _SparseRules:
             The ids, and which of them to drop, [N]; None where there is nothing to drop.
         """
         last = of_each(self._last_ids, counts, values.size)
-        bad = _unsigned(values) > _unsigned(last)
+        bad = unsigned(values) > unsigned(last)
         if not bad.any():
             return values, None
         policies = of_each(self._policies, counts, values.size)
@@ -294,8 +293,8 @@ class _SparseRules:
         of_refused = np.isin(requests, requests[refused])
         self._out_of_range.add(self._entry.name, bad & of_refused, counts, is_refused=True)
         errors: dict[int, RequestError] = {}
-        own, own_last = _cut(values, sizes), _cut(last, sizes)
-        for at, position in _firsts(_cut(refused, sizes)):
+        own, own_last = cut(values, sizes), cut(last, sizes)
+        for at, position in firsts(cut(refused, sizes)):
             feature = int(np.searchsorted(np.cumsum(counts[at]), position, side="right"))
             errors[at] = InvalidRequest(
                 where=f"{self._values}[{position}]",
@@ -330,37 +329,6 @@ def _groups(sizes: Sequence[Size]) -> Iterable[list[int]]:
     for at, (rows, ids, form) in enumerate(sizes):
         groups.setdefault(form if rows + ids <= SHORT else at, []).append(at)
     return groups.values()
-
-
-def _join(arrays: Sequence[Array]) -> Array:
-    """Along the first axis; a single one as it is."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _unsigned(array: Array) -> npt.NDArray[np.uint64]:
-    """Numbers below 0 are larger than any others then; an array of int64 is not copied."""
-    return array.astype(np.int64, copy=False).view(np.uint64)
-
-
-def _as_floats(arrays: Sequence[Array]) -> Floats:
-    """As float32 along the first axis; what is too large becomes infinite."""
-    with np.errstate(over="ignore"):
-        return _join(arrays).astype(np.float32)
-
-
-def _cut(array: Array, sizes: Sequence[int]) -> list[Array]:
-    """Each request's own part of a first axis."""
-    size = sizes[0]
-    if sizes.count(size) == len(sizes):
-        return list(array.reshape(len(sizes), size))
-    return [array[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
-
-
-def _firsts(bad: Iterable[Mask]) -> Iterator[tuple[int, int]]:
-    """Which requests have something bad, each with the first flat position of it."""
-    for at, own in enumerate(bad):
-        if own.any():
-            yield at, int(own.argmax())
 
 
 def _not_finite(where: str, given: Sequence[Array], floats: Iterable[Floats]) -> _RefusedError:
