@@ -18,7 +18,8 @@ from torchrec_handler.load.signature.draw import STYLES, Style, draw_lengths, op
 from torchrec_handler.options import Options
 from torchrec_handler.serve.codecs.choose import Codecs
 from torchrec_handler.serve.request import Floats, Ids, RawRequest, Sparse, ValidRequest
-from torchrec_handler.serve.validate import Validator, last_ids
+from torchrec_handler.serve.rules import last_ids
+from torchrec_handler.serve.validate import Validator
 
 BATCHES = (1, 4, 16, 64)
 """Rows of the recorded calls, growing, so that replaying them warms a worker up."""
