@@ -16,9 +16,10 @@ from torchrec.inference.modules import PredictModule
 
 from torchrec_handler.kernels.graph.asked import Asked
 from torchrec_handler.kernels.graph.following import masks_as_they_are, open_lengths, quiet
+from torchrec_handler.kernels.graph.lengths import ROWS, Axis
 from torchrec_handler.kernels.graph.program import Program, Site
 from torchrec_handler.kernels.graph.sites import Boundary, CannotCapture, Recorder, boundaries
-from torchrec_handler.kernels.graph.traced import ROWS, Axis, Traced, trace
+from torchrec_handler.kernels.graph.traced import Traced, trace
 
 Batch = Mapping[str, torch.Tensor | list[torch.Tensor]]
 

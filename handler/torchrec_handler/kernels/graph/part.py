@@ -12,11 +12,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchrec_handler.kernels.graph.capture import Batch, Captured, as_batch, flatten, follow
+from torchrec_handler.kernels.graph.lengths import LEAST, ROWS, Axis
+from torchrec_handler.kernels.graph.memory import is_new
 from torchrec_handler.kernels.graph.method import Graph, GraphMethod
 from torchrec_handler.kernels.graph.methods import reduce
 from torchrec_handler.kernels.graph.program import Program, aten
 from torchrec_handler.kernels.graph.sites import CannotCapture
-from torchrec_handler.kernels.graph.traced import LEAST, ROWS, Axis, is_new
 from torchrec_handler.kernels.graph.trials import Trial
 from torchrec_handler.kernels.kernel import touched
 

@@ -5,73 +5,35 @@ half of the time that torch.export spends on what nobody reads here.
 Shapes: B rows, N ids.
 """
 
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._export.non_strict_utils import _NonStrictTorchFunctionHandler, _override_builtin_ops
-from torch._guards import SLoc
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch._utils import _functionalize_sync
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    GuardOnDataDependentSymNode,
-    ShapeEnv,
-    StatelessSymbolicContext,
-)
 from torch.fx.passes.runtime_assert import insert_deferred_runtime_asserts
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from torchrec_handler.kernels.graph.following import as_if_exporting
-from torchrec_handler.kernels.graph.program import Program, aten
+from torchrec_handler.kernels.graph.lengths import (
+    ROWS,
+    Axis,
+    Lengths,
+    check_numbers,
+    check_open,
+    open_axes,
+)
+from torchrec_handler.kernels.graph.memory import writes
+from torchrec_handler.kernels.graph.program import Program
 from torchrec_handler.kernels.graph.sites import CannotCapture
 from torchrec_handler.kernels.graph.state import as_it_was
 
-ROWS = "rows"
-"""What an axis counts that has B places."""
-
-LEAST = 2
-"""Of a length that is open: to torch, 0 and 1 are other things."""
-
-IN_PLACE: Mapping[Any, Any] = {
-    aten.relu_.default: aten.relu.default,
-    aten.relu6_.default: aten.relu6.default,
-    aten.leaky_relu_.default: aten.leaky_relu.default,
-    aten.elu_.default: aten.elu.default,
-    aten.selu_.default: aten.selu.default,
-    aten.silu_.default: aten.silu.default,
-    aten.mish_.default: aten.mish.default,
-    aten.hardtanh_.default: aten.hardtanh.default,
-    aten.hardswish_.default: aten.hardswish.default,
-    aten.hardsigmoid_.default: aten.hardsigmoid.default,
-    aten.sigmoid_.default: aten.sigmoid.default,
-    aten.tanh_.default: aten.tanh.default,
-    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
-    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
-}
-"""Activations and masks, which give their input's type whatever that is."""
-
-NEW = (aten.linear.default, aten.batch_norm.default, aten.layer_norm.default)
-"""What is made of other operators, and never gives its input."""
-
 WRITES = "it changes its buffers or inputs"
-
-
-class Axis(NamedTuple):
-    """The first axis of an input."""
-
-    counted: str
-    """What it counts; axes that count the same are as long."""
-    times: int = 1
-    """Places of each."""
 
 
 class Traced(NamedTuple):
@@ -82,49 +44,6 @@ class Traced(NamedTuple):
     """How what it gives is put together."""
     rows: Any
     """The expression that is B in shapes."""
-
-
-class _Lengths(ShapeEnv):
-    """Remembers of no length which line of whose code asked for it, but of numbers which modules.
-
-    A number is what a tensor holds, asked for by `item`, `tolist` and `if`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: dict[Any, frozenset[torch.nn.Module]] = {}
-
-    def _get_stack_summary(self, *_: Any, **__: Any) -> tuple[SLoc, str]:
-        return SLoc(None, None), ""
-
-    def create_unbacked_symint(self, *args: Any, **kwargs: Any) -> Any:
-        return self._asked_for(super().create_unbacked_symint(*args, **kwargs))
-
-    def create_unbacked_symfloat(self, *args: Any, **kwargs: Any) -> Any:
-        return self._asked_for(super().create_unbacked_symfloat(*args, **kwargs))
-
-    def create_unbacked_symbool(self, *args: Any, **kwargs: Any) -> Any:
-        return self._asked_for(super().create_unbacked_symbool(*args, **kwargs))
-
-    def _asked_for(self, made: Any) -> Any:
-        asking = _modules(traceback.walk_stack(sys._getframe(1)))  # noqa: SLF001
-        self.asked |= dict.fromkeys(made.node.expr.free_symbols, asking)
-        return made
-
-    def stuck(self, error: Exception) -> frozenset[torch.nn.Module]:
-        """Modules that asked for the number themselves that they branch on."""
-        if not isinstance(error, GuardOnDataDependentSymNode):
-            return frozenset()
-        found = _modules(traceback.walk_tb(error.__traceback__))
-        for symbol in error.cond.free_symbols:
-            found &= self.asked.get(symbol, frozenset())
-        return found
-
-
-def _modules(frames: Iterable[tuple[Any, int]]) -> frozenset[torch.nn.Module]:
-    """Modules whose code is running."""
-    owners = (frame.f_locals.get("self") for frame, _ in frames)
-    return frozenset(one for one in owners if isinstance(one, torch.nn.Module))
 
 
 def trace(module: torch.nn.Module, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]) -> Traced:
@@ -159,7 +78,7 @@ def _trace(
     Returns:
         None where something is written to.
     """
-    lengths = _Lengths()
+    lengths = Lengths()
     mode = FakeTensorMode(shape_env=lengths, allow_non_fake_inputs=True, export=True)
     # Of shapes that are open, looking up what was found before takes longer than finding it again.
     mode.cache_enabled = False
@@ -167,7 +86,7 @@ def _trace(
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
-    sizes = _open(mode, tensors, axes)
+    sizes = open_axes(mode, tensors, axes)
     symbols = {size.node.expr: counted for counted, size in sizes.items()}
     with mode:
         stand_ins = {one: _like(mode, one) for one in known.values()}
@@ -198,11 +117,11 @@ def _trace(
             cannot.stuck = lengths.stuck(error)
             raise cannot from error
         if any(lengths.deferred_runtime_asserts.values()):
-            _check_numbers(lengths)
+            check_numbers(lengths)
             insert_deferred_runtime_asserts(followed, lengths, "graph", export=True)
-    _check_open(lengths, symbols)
+    check_open(lengths, symbols)
     _drop_modes(followed.graph)
-    if _writes(followed.graph):
+    if writes(followed.graph):
         return None
     program = _bound(followed, list(known.values()), mode)
     return Traced(program, spec[-1], sizes[ROWS].node.expr)
@@ -210,25 +129,6 @@ def _trace(
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or "no reason given").splitlines()[0][:300]
-
-
-def _open(
-    mode: FakeTensorMode, tensors: Sequence[torch.Tensor], axes: Sequence[Axis]
-) -> dict[str, Any]:
-    """A length for each thing that is counted."""
-    found: dict[str, Any] = {}
-    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-    for tensor, axis in zip(tensors, axes, strict=True):
-        if axis.counted not in found:
-            example = torch.empty(max(LEAST, tensor.shape[0] // axis.times))
-            stand_in = mode.from_tensor(
-                example, symbolic_context=context, source=ConstantSource(axis.counted)
-            )
-            found[axis.counted] = stand_in.shape[0]
-    if ROWS not in found:
-        message = "no input tells the number of rows"
-        raise CannotCapture(message)
-    return found
 
 
 def _like(mode: FakeTensorMode, given: torch.Tensor) -> torch.Tensor:
@@ -267,24 +167,6 @@ def _plain(given: Any) -> Any:
     return torch._from_functional_tensor(given.elem)  # noqa: SLF001
 
 
-def _check_open(lengths: ShapeEnv, symbols: Mapping[Any, str]) -> None:
-    """See that no branch was taken by the number of rows or ids."""
-    names = {symbol: symbol.func(counted) for symbol, counted in symbols.items()}
-    for guard in lengths.guards:
-        if guard.expr.free_symbols & set(names):
-            message = f"it does something else where not {guard.expr.xreplace(names)}"
-            raise CannotCapture(message)
-
-
-def _check_numbers(lengths: ShapeEnv) -> None:
-    """See that nothing is checked of a number which torch puts no assert into a graph for."""
-    asserts = [one for found in lengths.deferred_runtime_asserts.values() for one in found]
-    for one in asserts:
-        if any(symbol_is_type(number, SymT.UNBACKED_FLOAT) for number in one.expr.free_symbols):
-            message = f"it checks that {one.expr}, of a number that is no integer"
-            raise CannotCapture(message)
-
-
 def _drop_modes(graph: Any) -> None:
     """Take out switches of gradients, which nobody wants here.
 
@@ -300,35 +182,6 @@ def _drop_modes(graph: Any) -> None:
         elif node.target is torch.amp.autocast_mode._enter_autocast:  # noqa: SLF001
             message = "it switches autocast"
             raise CannotCapture(message)
-
-
-def _writes(graph: Any) -> bool:
-    """Whether anything is written to in place, but for activations, which are put beside it."""
-    left = False
-    users: dict[Any, list[Any]] = {}
-    for node in graph.nodes:
-        for one in node.all_input_nodes:
-            users.setdefault(one, []).append(node)
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        beside = IN_PLACE.get(node.target)
-        if beside and all(map(is_new, (node.args[0], *users[node.args[0]]))):
-            node.target = beside
-        left = left or node.target is not beside
-    return left
-
-
-def is_new(node: Any) -> bool:
-    """Whether what a node gives shares no memory with what it takes."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
-        return False
-    is_alias = any(one.alias_info for one in target._schema.returns)  # noqa: SLF001
-    composite = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001
-    may_alias = target.has_kernel_for_dispatch_key(composite) and target not in NEW
-    return target in IN_PLACE or not (is_alias or may_alias)
 
 
 def _bound(followed: Any, known: Sequence[torch.Tensor], mode: FakeTensorMode) -> Program:
