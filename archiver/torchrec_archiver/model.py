@@ -18,17 +18,14 @@ from torchrec_archiver.checkpoint.read import read_checkpoint
 from torchrec_archiver.dense import check_dense
 from torchrec_archiver.dtypes import decide
 from torchrec_archiver.fit import fit
-from torchrec_archiver.lookup import can_look_up, looked_up
-from torchrec_archiver.record import (
-    Recorded,
-    call_together,
-    check_failures,
-    check_hidden,
-    output_change,
-    record,
-    record_drawn,
+from torchrec_archiver.record import output_change
+from torchrec_archiver.reference import (
+    Asked,
+    Splits,
+    ask_float_model,
+    observe_splits,
+    record_samples,
 )
-from torchrec_archiver.samples import read_requests
 from torchrec_archiver.tables import check_sharded, write_tables
 from torchrec_handler.archive.format import (
     DENSE,
@@ -36,7 +33,6 @@ from torchrec_handler.archive.format import (
     SAMPLES,
     TABLES,
     DenseDtypes,
-    OutputSplit,
     Report,
     Signature,
     TableEntry,
@@ -44,17 +40,13 @@ from torchrec_handler.archive.format import (
 )
 from torchrec_handler.archive.samples import save_samples
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.dense import lower
-from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.loader import load_weights, make, make_ready
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.placing import Placed, Placing
 from torchrec_handler.load.quantize import widen
-from torchrec_handler.load.signature.inputs import observe_signature
-from torchrec_handler.load.signature.outputs import observe_outputs
 from torchrec_handler.load.states import Quantized, Weighted
 from torchrec_handler.load.weights import dense_state, table_names
-from torchrec_handler.options import AUTO, DenseDtype, Options
+from torchrec_handler.options import AUTO, Options
 from torchrec_handler.ranks import init_process_group
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.rows import check_kind
@@ -65,7 +57,6 @@ CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
 
 Rows = dict[TableKey, torch.Tensor]
-Splits = Mapping[str, Mapping[str, tuple[OutputSplit, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,25 +84,6 @@ class _Fitted(NamedTuple):
     dense: Mapping[str, torch.Tensor]
     """Checkpoint name -> what the worker will load."""
     rows: Rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reference:
-    """The float model, asked before it is quantized."""
-
-    signature: Signature
-    recorded: Recorded
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What the models are asked."""
-
-    samples: Path | None
-    """A file of requests; None to draw them."""
-    may_fail: bool
-    """Whether the model may raise on all of them."""
-    options: Options
 
 
 def write_model(  # noqa: PLR0913
@@ -169,8 +141,8 @@ def write_model(  # noqa: PLR0913
             "among the dense weights, neither quantized nor shared by workers",
             ", ".join(weighted.hidden),
         )
-    asked = _Asked(samples=samples, may_fail=allow_failing_samples, options=options)
-    reference = _ask_float_model(weighted, rows, asked)
+    asked = Asked(samples=samples, may_fail=allow_failing_samples, options=options)
+    reference = ask_float_model(weighted, rows, asked)
 
     def write(quantized: Quantized) -> TableStore | None:
         collections = quantized.collections
@@ -198,9 +170,9 @@ def write_model(  # noqa: PLR0913
         module, signature = placing.module, placing.signature
         choice = placing.choice({}, is_open=True)
         placing.put(choice)
-        recorded = _record(module, output, signature, reference, asked)
+        recorded = record_samples(module, output, signature, reference, asked)
         # Nothing but the rows of a batch changes an output then.
-        in_float32 = _splits(module, signature, output, recorded, asked, precision="float32")
+        in_float32 = observe_splits(module, signature, output, recorded, asked, precision="float32")
         return decide(placing, choice, Changes(module, output, signature, recorded))
 
     predictor = make_ready(
@@ -211,10 +183,10 @@ def write_model(  # noqa: PLR0913
         choose=choose if options.dense.dtype == AUTO else Placing.put,
     )
     store = predictor.tables
-    recorded = _record(predictor.module, output, predictor.signature, reference, asked)
+    recorded = record_samples(predictor.module, output, predictor.signature, reference, asked)
     if recorded.samples:
         save_samples(list(recorded.samples.values()), content / SAMPLES)
-    splits = in_float32 or _splits(
+    splits = in_float32 or observe_splits(
         predictor.module, predictor.signature, output, recorded, asked, precision=options.precision
     )
     return Model(
@@ -281,68 +253,6 @@ def _check_allowed(
             f"{', '.join(sorted(known)) or 'none'}"
         )
         raise BuildError(message)
-
-
-def _ask_float_model(weighted: Weighted, rows: Rows, asked: _Asked) -> _Reference | None:
-    """Run the float model on the samples; its tables are the checkpoint's own mapped rows.
-
-    Returns:
-        None where there is no float model to ask: a module that its factory quantized, tables
-        without rows, or that cannot be looked up without a copy.
-    """
-    output, module, collections = weighted.made.output, weighted.module, weighted.collections
-    tables = collections.float_tables
-    sources = {table: rows[table.key] for table in tables if table.key in rows}
-    if collections.is_sharded or not sources or len(sources) < len(tables):
-        return None
-    if not all(can_look_up(table, source) for table, source in sources.items()):
-        return None
-    with looked_up(sources):
-        lower(module, Options(threads=asked.options.threads), CPU)
-        signature = observe_signature(output, module, collections, CPU)
-        recorded = _record(module, output, signature, None, asked)
-    return _Reference(signature=signature, recorded=recorded)
-
-
-def _record(
-    module: torch.nn.Module,
-    output: FactoryOutput,
-    signature: Signature,
-    reference: _Reference | None,
-    asked: _Asked,
-) -> Recorded:
-    """Call the model on the samples; the quantized one on those that the float one was given."""
-    if reference is not None:
-        recorded = record(module, output, reference.recorded.requests)
-    elif asked.samples is not None:
-        recorded = record(module, output, read_requests(asked.samples, signature, asked.options))
-    else:
-        if not asked.may_fail:
-            check_hidden(module, output, signature)
-        recorded = record_drawn(module, output, signature)
-    check_failures(recorded, are_drawn=asked.samples is None, are_allowed=asked.may_fail)
-    return recorded
-
-
-def _splits(  # noqa: PLR0913
-    module: torch.nn.Module,
-    signature: Signature,
-    output: FactoryOutput,
-    recorded: Recorded,
-    asked: _Asked,
-    *,
-    precision: DenseDtype,
-) -> Splits:
-    """How results are cut; what cannot be told is not served."""
-    samples = list(recorded.samples.values())
-    if asked.samples is not None:
-        samples += call_together(module, output, recorded.requests)
-    seen = observe_outputs(output, signature, module, CPU, samples=samples, precision=precision)
-    if seen.untold:
-        message = "outputs: " + "\n  ".join(seen.untold.values())
-        raise BuildError(message)
-    seen.warn()
-    return seen.splits
 
 
 def _save_dense(dense: Mapping[str, torch.Tensor], path: Path) -> None:
