@@ -170,7 +170,7 @@ class Limits(_Section):
     """The same for ids."""
     seconds_of_reading: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """What is left unread of a batch after them is answered 503; the smallest bodies are read
-    first."""
+    first. What other programs take of the processor meanwhile does not count."""
     rows_per_forward: int = Field(default=4_096, ge=1)
     """A larger batch is cut at request boundaries, a larger request by rows. Beyond 4,096 a row
     costs a CPU's caches 10 % more; a GPU may want more."""

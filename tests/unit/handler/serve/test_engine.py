@@ -5,6 +5,7 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from torchrec_handler.errors import InvalidRequest, Unusable
 from torchrec_handler.front.torchserve.answers import HttpAnswer
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, SparseFeatures
 from torchrec_handler.options import Limits, Options
+from torchrec_handler.serve import reading
 from torchrec_handler.serve.batch import combine
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.measure import Size
@@ -203,6 +205,16 @@ class TestTooMuchAtOnce:
             "not read: smaller requests took more than 1e-09 s (limits.seconds_of_reading); "
             "try again"
         )
+
+    def test_time_that_others_had_is_not_the_requests(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A machine that is busy with other programs refuses nobody."""
+        clock = count(step=3_600)
+        monkeypatch.setattr(reading, "monotonic", lambda: next(clock))
+        served = Engine("ranking", predictor(Marked(), DENSE), Options())
+        responses = ask(served, [dense([1, 0, 0], [2, 0, 0]), dense([1, 0, 0])])
+        assert [response.status for response in responses] == [200, 200]
 
 
 class SilentError(Exception):
