@@ -121,6 +121,8 @@ def build_archive(  # noqa: PLR0913  the command line's options
     model_config, options = read_model_config(config_file)
     with unchanged_process():
         factory = find_factory(factory)
+        if guessed := getattr(factory, "guessed", None):
+            logger.warning("factory: guessed: %s", guessed)
         packager = find_packager(packager)
         packed_configs = {
             name: read_config(name, value) if isinstance(value, Path) else value

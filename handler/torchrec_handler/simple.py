@@ -176,6 +176,9 @@ class SimplePredictModule(PredictModule):
 class SimpleFactory(PredictFactory):
     """A PredictFactory of `inputs`, `model` and `forward`; all of TorchRec's can be overridden."""
 
+    guessed = ""
+    """What `torchrec-archiver init` could only guess; a build warns of it until it is deleted."""
+
     methods: Sequence[str] = ()
     """Further methods that answer requests, each called as `forward` is: `method(model, batch)`."""
 

@@ -27,7 +27,7 @@ PANELS = DASHBOARD["panels"]
 START_SECONDS = 30
 LOAD_SECONDS = 4.0
 NAME = "monitored"
-VARIABLES = {"$__rate_interval": "20s", "$model": NAME, "$version": ".*"}
+VARIABLES = {"$__rate_interval": "60s", "$model": NAME, "$version": ".*"}
 
 GOOD = {
     "float_features": [[0.1, 0.9, 0.2, 0.7, 0.5, -0.2]],
@@ -154,6 +154,8 @@ def test_numbers_are_those_of_the_load(prometheus: Prometheus, monitored: TorchS
     assert [(labels["Type"], count) for labels, count in errors] == [("InvalidRequest", 2 * rows)]
     features = prometheus.ask(f"torchrec_out_of_range_ids_total{model} > 0")
     assert [(labels["Feature"], count) for labels, count in features] == [("user_id", rows)]
+    drawn = [labels["Feature"] for labels, _ in prometheus.ask(QUERIES["Ids out of range A"])]
+    assert drawn == ["user_id"]
     assert [value for _, value in prometheus.ask(f"torchrec_batch_rows_count{model}")] == [rows]
 
 

@@ -52,7 +52,7 @@ RESULT_TYPES = ("dict_of_tensor", "dict_of_tensors", "dict_with_mask_tensor")
 PRIMES = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0], dtype=torch.float64)
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
-"""How many examples a property is tried on; `make test` tries ten times as many once more."""
+"""How many examples a property is tried on; `make test` tries twenty times as many."""
 
 
 def examples(share: float = 1.0) -> settings:

@@ -10,7 +10,7 @@ HELP = "write a factory, settings and a request to start from"
 EXAMPLES = """\
 torchrec-archiver init serving --model shop.model:build_model
 torchrec-archiver init serving --model shop.model:build_model --weights checkpoint.pt
-torchrec-archiver init serving --weights checkpoint.pt      # of TorchRec's DLRM, or to be finished
+torchrec-archiver init serving --weights checkpoint.pt    # of TorchRec's DLRM; else it guesses
 """
 
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     paths = write_files(
         draft, folder, weights=weights, imported=bool(options.model), force=options.force
     )
-    for guess in draft.guesses:
+    for guess in [*draft.guesses, *([draft.guessed] if draft.guessed else [])]:
         print(f"look at {guess}")
     print(f"wrote {', '.join(map(str, paths))}; {folder / README} tells how to build and serve")
     return 0

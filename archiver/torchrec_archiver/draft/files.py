@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def factory_text(draft: Draft) -> str:
         "class Factory(SimpleFactory):",
         '    """What `--factory factory:Factory` packages."""',
         "",
+        *_guessed(draft.guessed),
         *(f"    # {guess}." for guess in draft.guesses),
         "    # What requests hold, by input: the features of each, in their order.",
         "    inputs = {",
@@ -110,6 +112,14 @@ def factory_text(draft: Draft) -> str:
         *(f"        {line}".rstrip() for line in draft.forward),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _guessed(said: str) -> list[str]:
+    if not said:
+        return []
+    *lines, last = textwrap.wrap(said, 84)
+    texts = [json.dumps(f"{line} ") for line in lines] + [json.dumps(last)]
+    return ["    guessed = (", *(f"        {text}" for text in texts), "    )", ""]
 
 
 def request_text(draft: Draft) -> str:

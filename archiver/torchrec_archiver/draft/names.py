@@ -1,5 +1,6 @@
 """Draws up a factory from a checkpoint alone: from the names and shapes of its tensors."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 from torchrec_archiver.checkpoint.entries import Checkpoint
 from torchrec_archiver.checkpoint.names import WRAPPERS
+from torchrec_archiver.draft.guess import IDS as GIVEN_IDS
+from torchrec_archiver.draft.guess import NUMBERS, Pooled, guess_forward
 from torchrec_archiver.draft.layers import layers
 from torchrec_archiver.draft.parts import FLOATS, IDS, Draft, DraftInput, numbered
 from torchrec_handler.errors import BuildError
@@ -19,8 +22,6 @@ TABLE = re.compile(r"(?:(.*)\.)?(embedding_bags|embeddings)\.([^.]+)\.weight")
 DLRM = "sparse_arch.embedding_bag_collection"
 CONFIGS = {"embedding_bags": "EmbeddingBagConfig", "embeddings": "EmbeddingConfig"}
 COLLECTIONS = {"embedding_bags": "EmbeddingBagCollection", "embeddings": "EmbeddingCollection"}
-DENSE_WORDS = ("dense", "bottom", "float", "numeric")
-"""In names of the layers that numbers go through first."""
 
 
 class _Table(NamedTuple):
@@ -38,7 +39,7 @@ def draft_checkpoint(checkpoint: Checkpoint, path: Path) -> Draft:
     """Draw up a factory for what a checkpoint holds.
 
     TorchRec's DLRMs are known by their names; of any other model the factory builds the parts, and
-    says where the user has to go on.
+    guesses how they are called, which every build of it warns of.
 
     Raises:
         BuildError: the checkpoint holds no tables of TorchRec's collections.
@@ -54,7 +55,7 @@ def draft_checkpoint(checkpoint: Checkpoint, path: Path) -> Draft:
         )
         raise BuildError(message, hint="name what makes the model with --model MODULE:NAME")
     said = f"Drawn up from the names and shapes in {path.name}."
-    return _dlrm(shapes, tables, said) or _unknown(shapes, tables, said)
+    return _dlrm(shapes, tables, said) or _unknown(shapes, tables, said, path.name)
 
 
 def _model_part(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -197,7 +198,7 @@ def _collection(tables: Sequence[_Table], target: str, listed: str) -> Iterator[
     yield ")"
 
 
-def _unknown(shapes: Shapes, tables: Sequence[_Table], said: str) -> Draft:
+def _unknown(shapes: Shapes, tables: Sequence[_Table], said: str, file: str) -> Draft:
     """A model of the parts that the names show; how they are called, no name tells."""
     collections: dict[str, list[_Table]] = {}
     for table in tables:
@@ -210,17 +211,19 @@ def _unknown(shapes: Shapes, tables: Sequence[_Table], said: str) -> Draft:
         made[path] = list(_collection(own, "{target}", listed))
     rest = {name: shape for name, shape in shapes.items() if not TABLE.fullmatch(name)}
     drawn = layers(rest, made)
-    kinds = sorted({table.kind for table in tables})
-    width = next(
-        (
-            found
-            for path, found in drawn.widths.items()
-            if any(word in path for word in DENSE_WORDS)
-        ),
-        0,
+    guess = guess_forward(
+        drawn,
+        [
+            Pooled(path, sum(table.width for table in own), own[0].kind == "embeddings")
+            for path, own in collections.items()
+        ],
     )
+    kinds = sorted({table.kind for table in tables})
+    inputs = _inputs(tables, guess.numbers)
     body = "\n".join(f"            {line}".rstrip() for line in drawn.lines)
+    forward = "\n".join(f"        {line}" for line in guess.lines)
     tabled = "\n\n".join(lists)
+    left_out = "".join(f"\n        # Not called: {one}." for one in guess.left_out)
     code = f'''{tabled}
 
 
@@ -231,11 +234,15 @@ class Model(torch.nn.Module):
         super().__init__()
         with device:  # tables aside, which need no memory: theirs come from the archive
 {body}
+
+    def forward(self, {", ".join(([NUMBERS] if guess.numbers else []) + [GIVEN_IDS])}):
+        # A guess, by widths alone. Put the forward here that was trained, then delete
+        # Factory.guessed, which every build warns of.{left_out}
+{forward}
 '''
-    parts = ", ".join(f"model.{path}" for path in [*collections, *drawn.widths] if path)
     return Draft(
         said=said,
-        inputs=_inputs(tables, width),
+        inputs=inputs,
         imports=(
             f"from torchrec.modules.embedding_configs import {_listed(CONFIGS, kinds)}",
             f"from torchrec.modules.embedding_modules import {_listed(COLLECTIONS, kinds)}",
@@ -243,16 +250,11 @@ class Model(torch.nn.Module):
         ),
         code=code,
         model=("return Model(device)",),
-        forward=(
-            "raise NotImplementedError(",
-            '    "factory.py: Factory.forward: say how the model\'s parts make the answer"',
-            ")",
-            f"# They are {parts}.",
-            'return {"default": scores.reshape(-1)}',
-        ),
-        guesses=(
-            "forward: no name tells how a model's parts are called; it is yours to write",
-            "features: each table is taken to be of one feature, called as the table is",
+        forward=(f"return model({', '.join(f'batch[{json.dumps(one.name)}]' for one in inputs)})",),
+        guesses=("features: each table is taken to be of one feature, called as the table is",),
+        guessed=(
+            f"Model.forward is guessed from the shapes in {file}: its answers are wrong until it "
+            "is the forward that was trained; then delete this line"
         ),
     )
 

@@ -38,6 +38,8 @@ class Draft:
     """Lines of the body of `forward(self, model, batch)`."""
     guesses: tuple[str, ...] = ()
     """What should be looked at, a sentence each."""
+    guessed: str = ""
+    """What makes answers wrong until the user has changed it."""
 
 
 def input_name(parameter: str, kind: str, alone: Mapping[str, bool]) -> str:

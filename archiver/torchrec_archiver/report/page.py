@@ -3,11 +3,12 @@
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
 
-from torchrec_archiver.report.charts import Bar, Range, bars, ranges
+from torchrec_archiver.report.charts import LAYOUTS, Bar, Range, bars, ranges
 from torchrec_archiver.report.facts import facts, title
 from torchrec_archiver.report.render import render
 from torchrec_archiver.report.sections import Times, sections
@@ -113,7 +114,7 @@ def _by_table(tables: Sequence[TableEntry]) -> Markup:
     if rest:
         total = sum(entry.nbytes for entry in rest)
         lines.append(Bar(f"{len(rest):,} others", (total,), size(total)))
-    return bars(lines, "Bytes by table")
+    return _in_layouts(partial(bars, lines, "Bytes by table"))
 
 
 def _errors(tables: Sequence[TableEntry]) -> Markup | None:
@@ -121,7 +122,14 @@ def _errors(tables: Sequence[TableEntry]) -> Markup | None:
     lines = [_range(entry.name, [entry]) for entry in first]
     if rest:
         lines.append(_range(f"{len(rest):,} others", rest))
-    return ranges(lines, "Quantization error by table", "mean", "largest") if lines else None
+    if not lines:
+        return None
+    return _in_layouts(partial(ranges, lines, "Quantization error by table", "mean", "largest"))
+
+
+def _in_layouts(draw: Callable[..., Markup]) -> Markup:
+    """A picture for each width of a screen, of which the style shows one."""
+    return Markup("").join(draw(layout=layout) for layout in LAYOUTS)
 
 
 def _range(label: str, tables: Sequence[TableEntry]) -> Range:
@@ -151,4 +159,4 @@ def _by_stage(times: Times) -> Markup:
         )
         for call, of_call in times.items()
     ]
-    return bars(lines, "Time by stage", list(next(iter(times.values()))))
+    return _in_layouts(partial(bars, lines, "Time by stage", list(next(iter(times.values())))))

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torchrec_archiver.report.plan import Shard, shards
-from torchrec_archiver.report.words import counted, joined, number, plain, seconds, size
+from torchrec_archiver.report.words import MOST_NAMES, counted, joined, number, plain, seconds, size
 from torchrec_handler.archive.format import (
     INDEX,
     DenseDtypes,
     Index,
     InputSignature,
     Report,
+    Sizes,
     TableEntry,
 )
 from torchrec_handler.archive.read import Call, Description
@@ -203,7 +204,8 @@ def _kernels(report: Report, most: int) -> Section:
             plain(found.kernel),
             plain(found.path),
             f"{plain(found.type.rpartition('.')[2])} replaced, "
-            + (f"in {plain(found.dtype)}" if found.dtype else "bit for bit"),
+            + (f"in {plain(found.dtype)}" if found.dtype else "bit for bit")
+            + (f", with {_sizes(found.sizes)}; else called as it is" if found.sizes else ""),
         )
         for found in report.replaced[:most]
     ]
@@ -217,6 +219,21 @@ def _kernels(report: Report, most: int) -> Section:
         rows=tuple(rows),
         note=_left_out(len(report.replaced) + len(report.declined), most, "modules"),
     )
+
+
+def _sizes(sizes: Sequence[Sizes]) -> str:
+    """Of batches."""
+    said = [
+        f"{one.least:,} rows and more"
+        if one.most is None
+        else counted(one.most, "row")
+        if one.least == one.most
+        else f"up to {one.most:,} rows"
+        if one.least == 1
+        else f"{one.least:,} to {one.most:,} rows"
+        for one in sizes[:MOST_NAMES]
+    ]
+    return " or ".join(said)
 
 
 def _layers(dense: DenseDtypes, most: int) -> Section:

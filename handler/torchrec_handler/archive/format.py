@@ -191,6 +191,16 @@ class TableEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of batches."""
+
+    least: int
+    """Rows."""
+    most: int | None = None
+    """Rows; None: any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Replaced:
     """A module whose forward is a kernel's."""
 
@@ -202,6 +212,8 @@ class Replaced:
     """What `kernels.off` calls it."""
     dtype: str | None
     """The least precise type that it computes in; None: it gives bit for bit what it gave."""
+    sizes: tuple[Sizes, ...] = ()
+    """Of batches that the kernel computes, and the module others; nothing where it computes all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Shapes: B rows, U users, F features.
 """
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from torchrec_handler.archive.format import Declined, Replaced
+from torchrec_handler.archive.format import Declined, Replaced, Sizes
 from torchrec_handler.kernels.graph.capture import Batch, Captured, capture
 from torchrec_handler.kernels.graph.cats import split_cats
 from torchrec_handler.kernels.graph.clean import clean, is_random
@@ -23,7 +24,7 @@ from torchrec_handler.kernels.graph.layers import (
     fuse_activations,
     merge_siblings,
 )
-from torchrec_handler.kernels.graph.method import TOLERANCES, Graph, GraphMethod
+from torchrec_handler.kernels.graph.method import EVERY, TOLERANCES, Graph, GraphMethod
 from torchrec_handler.kernels.graph.parallel import join_parallel
 from torchrec_handler.kernels.graph.places import read_places
 from torchrec_handler.kernels.graph.sites import CannotCapture
@@ -139,13 +140,24 @@ def choose(
             why = f"raised {type(error).__name__}: {error}"
             declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
             continue
-        if why is not None:
-            declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
         if method.ranges:
             kept[qualname] = method
-            replaced.append(
-                Replaced(path=qualname, type=typename(module), kernel=GRAPH, dtype=method.dtype)
+            sizes = tuple(
+                Sizes(least=least, most=None if math.isinf(most) else int(most))
+                for least, most in method.ranges
+                if method.ranges != EVERY
             )
+            replaced.append(
+                Replaced(
+                    path=qualname,
+                    type=typename(module),
+                    kernel=GRAPH,
+                    dtype=method.dtype,
+                    sizes=sizes,
+                )
+            )
+        elif why is not None:
+            declined.append(Declined(path=qualname, kernel=GRAPH, why=why))
     return kept, replaced, declined
 
 

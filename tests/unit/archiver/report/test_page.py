@@ -19,7 +19,8 @@ TIMES = {
 
 
 def pictures(text: str) -> list[str]:
-    return re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
+    """On a broad screen."""
+    return re.findall(r'<svg [^>]* class="broad".*?</svg>', text, flags=re.DOTALL)
 
 
 def test_a_page_names_the_model_and_draws_its_tables() -> None:

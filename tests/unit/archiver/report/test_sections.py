@@ -14,6 +14,7 @@ from torchrec_handler.archive.format import (
     Replaced,
     Report,
     Signature,
+    Sizes,
 )
 from torchrec_handler.archive.read import Call, Description
 
@@ -113,11 +114,22 @@ def test_a_plan_is_shown_by_device_or_as_it_is() -> None:
     )
 
 
+RANGES = [(1, 3), (5, 5), (7, 44), (1234, None)]
+SAID = "up to 3 rows or 5 rows or 7 to 44 rows or 1,234 rows and more"
+
+
 def test_kernels_say_what_became_of_modules() -> None:
     kernels = Report(
         replaced=(
             Replaced(path="over", type="torch.nn.Linear", kernel="linear", dtype="int8"),
             Replaced(path="tables", type="Bags", kernel="direct", dtype=None),
+            Replaced(
+                path="forward",
+                type="Module",
+                kernel="graph",
+                dtype="float32",
+                sizes=tuple(Sizes(least=least, most=most) for least, most in RANGES),
+            ),
         ),
         declined=(Declined(path="other", kernel="dlrm", why="has hooks"),),
     )
@@ -125,6 +137,11 @@ def test_kernels_say_what_became_of_modules() -> None:
     assert section.rows == (
         ("linear", "over", "Linear replaced, in int8"),
         ("direct", "tables", "Bags replaced, bit for bit"),
+        (
+            "graph",
+            "forward",
+            f"Module replaced, in float32, with {SAID}; else called as it is",
+        ),
         ("dlrm", "other", "declined: has hooks"),
     )
 

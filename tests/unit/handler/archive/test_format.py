@@ -20,6 +20,7 @@ from torchrec_handler.archive.format import (
     Replaced,
     Report,
     Signature,
+    Sizes,
     TableEntry,
     align,
     sha256,
@@ -84,7 +85,13 @@ INDEX = Index(
     kernels=Report(
         replaced=(
             Replaced(path="_module", type="shop.Dlrm", kernel="dlrm", dtype="int8"),
-            Replaced(path="_module.sparse", type="shop.Bags", kernel="direct", dtype=None),
+            Replaced(
+                path="_module.sparse",
+                type="shop.Bags",
+                kernel="direct",
+                dtype=None,
+                sizes=(Sizes(least=1, most=45), Sizes(least=357)),
+            ),
         ),
         declined=(Declined(path="_module.other", kernel="linear", why="has hooks"),),
     ),

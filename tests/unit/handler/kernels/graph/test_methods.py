@@ -26,7 +26,7 @@ from tests.support.graphs import (
     layer,
     norm,
 )
-from torchrec_handler.archive.format import Declined
+from torchrec_handler.archive.format import Declined, Sizes
 from torchrec_handler.kernels.graph import methods
 from torchrec_handler.kernels.graph.method import (
     EVERY,
@@ -120,13 +120,10 @@ def test_a_graph_is_kept_for_the_sizes_at_which_it_is_no_slower(
         return 1 / ratio if is_graph and len(batch["x"]) == 1 else 1.0
 
     monkeypatch.setattr(methods, "_seconds", seconds)
-    kept, _, declined = chosen(Several(), ["forward"])
-    if ratio > 1:
-        assert kept["forward"].ranges == EVERY
-        assert declined == []
-    else:
-        assert kept["forward"].ranges == [(3, float("inf"))]
-        assert [found.why for found in declined] == ["takes 2.00 times as long with 1 rows"]
+    kept, (replaced,), declined = chosen(Several(), ["forward"])
+    assert declined == []
+    assert kept["forward"].ranges == (EVERY if ratio > 1 else [(3, float("inf"))])
+    assert replaced.sizes == (() if ratio > 1 else (Sizes(least=3),))
     assert_same(kept["forward"], Several().forward)
 
 
