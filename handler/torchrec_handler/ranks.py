@@ -61,6 +61,11 @@ class Ranks:
             raise LoadError(message)
 
 
+def is_one_of_several() -> bool:
+    """Whether torchrun, or who does as it does, started this process as one of its ranks."""
+    return "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
 def init_process_group() -> None:
     """Start the default process group, once a process.
 
@@ -77,7 +82,7 @@ def init_process_group() -> None:
     if dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+    if is_one_of_several():
         interface = _interface_to(os.environ["MASTER_ADDR"])
         if interface is not None:
             os.environ.setdefault(GLOO_INTERFACE, interface)

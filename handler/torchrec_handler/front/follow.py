@@ -56,7 +56,9 @@ def main(folder: Path) -> int:
             logger.error("ERROR: ranks: this is the only one, so there is nobody to follow")
             return 1
         follower = load_follower(folder, options, device, ranks, trusted_keys())
-        logger.warning("rank %d of %d follows rank %d", ranks.own, ranks.size, ranks.leader)
+        logger.warning(
+            "FOLLOW rank %d of %d looks up for rank %d", ranks.own, ranks.size, ranks.leader
+        )
         follower.run()
     except (LoadError, Unusable) as error:
         logger.error("ERROR: %s", error)  # noqa: TRY400  which says all
@@ -65,6 +67,6 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     # What Python does at an end may wait for ranks that are gone.
     os._exit(main(Path(sys.argv[1])))
