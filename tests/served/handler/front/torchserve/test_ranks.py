@@ -92,7 +92,7 @@ def test_ranks_answer_as_one_process_and_again_once_one_was_killed(
         started = ranks(server)
         assert sorted(started) == ["0", "1"]
         started["1"].send_signal(signal.SIGKILL)
-        statuses = []
+        statuses: list[int] = []
         end = time.monotonic() + SECONDS
         while time.monotonic() < end and 200 not in statuses[-1:]:
             status, received = scores(server, "spread")
