@@ -40,7 +40,7 @@ from torchrec_handler.archive.format import (
 )
 from torchrec_handler.archive.samples import save_samples
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.loader import load_weights, make, make_ready
+from torchrec_handler.load.loader import lay_out, load_weights, make, make_ready
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.placing import Placed, Placing
 from torchrec_handler.load.quantize import widen
@@ -175,10 +175,10 @@ def write_model(  # noqa: PLR0913
         in_float32 = observe_splits(module, signature, output, recorded, asked, precision="float32")
         return decide(placing, choice, Changes(module, output, signature, recorded))
 
+    widened = widen(weighted.collections.float_tables, options.tables, rows)
     predictor = make_ready(
         weighted,
-        widen(weighted.collections.float_tables, options.tables, rows),
-        write,
+        lay_out(weighted, widened, write),
         reference.signature if reference else None,
         choose=choose if options.dense.dtype == AUTO else Placing.put,
     )

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.models import Model
 from torchrec_archiver.package import DefaultPackager
-from torchrec_handler.load.loader import load_weights, make, make_ready
+from torchrec_handler.load.loader import lay_out, load_weights, make, make_ready
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.states import Predictor
@@ -40,10 +40,8 @@ def load(package: Package, options: Options) -> Loaded:
     with unchanged_process():
         weighted = load_weights(make(package, options, CPU), None)
         began = time.perf_counter()
-        predictor = make_ready(
-            weighted,
-            {},
-            lambda given: TableStore.encode(layout(given.collections), given.own_rows),
-            None,
+        laid = lay_out(
+            weighted, {}, lambda given: TableStore.encode(layout(given.collections), given.own_rows)
         )
+        predictor = make_ready(weighted, laid, None)
         return Loaded(predictor, time.perf_counter() - began)

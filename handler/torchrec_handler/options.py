@@ -142,17 +142,21 @@ class Kernels(_Section):
 
 
 class Sharding(_Section):
-    """How tables are laid over devices; the worker drives all of them from one process."""
+    """How tables are laid over devices that one process drives, or over ranks of torchrun."""
 
     world_size: int = Field(default=1, ge=1, le=64)
-    """Devices that the worker drives."""
+    """Devices that the worker drives. With ranks of torchrun these are the devices, and it is to be
+    left out."""
     type: ShardingType = "table_wise"
     """For every table that `per_table` does not name."""
     per_table: Mapping[str, ShardingType] = {}
     """Table name to sharding type, TorchRec's `ParameterConstraints.sharding_types`."""
     plan: str | None = None
     """Name of a config of the package that holds a pickled `ShardingPlan`; the rest of this
-    section, `world_size` apart, is then not looked at."""
+    section, `world_size` and the timeout apart, is then not looked at."""
+    timeout_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """How long one rank waits for another before the worker ends. Below `responseTimeout`, so that
+    no request waits longer for a rank that is gone."""
 
 
 class Limits(_Section):

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tests.soak import altered, filled, hostile, hung, killed, mixed, overloaded, swapped
+from tests.soak import altered, filled, hostile, hung, joined, killed, mixed, overloaded, swapped
 from tests.soak.row import Row
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ ROWS: Mapping[str, Callable[[Path], Row]] = {
     "disk": filled.disk,
     "builds": filled.builds,
     "tables": altered.tables,
+    "join": joined.machines,
     "clients": hostile.clients,
     "mixed": partial(mixed.load, minutes=MINUTES),
 }

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from tests.support.factories.kinds_base import table
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import load_weights, make_ready
+from torchrec_handler.load.loader import lay_out, load_weights, make_ready
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.states import Made, Predictor
 from torchrec_handler.options import Options
@@ -127,12 +127,11 @@ def predictor(forward: Forward, **options: Any) -> Predictor:
             output=output,
             collections=find_collections(output.module, chosen.tables.quantization_mapping),
         )
-        return make_ready(
-            load_weights(made, None),
-            {},
-            lambda given: TableStore.encode(layout(given.collections), given.own_rows),
-            None,
+        weighted = load_weights(made, None)
+        laid = lay_out(
+            weighted, {}, lambda given: TableStore.encode(layout(given.collections), given.own_rows)
         )
+        return make_ready(weighted, laid, None)
 
 
 class Pair:

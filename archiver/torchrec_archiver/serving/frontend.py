@@ -36,6 +36,8 @@ ORPHAN_SECONDS = 2
 STARTED_BY = ("-m", "ts.model_server", "--start", "--foreground", "--ncs")
 """What the command `torchserve` runs, found wherever the packages of this Python lie."""
 
+BINARIES = str(Path(sys.executable).parent)
+
 NO_FILES = "-XX:-UsePerfData"
 """For Java, which otherwise keeps a file of counters in /tmp/hsperfdata_USER."""
 
@@ -108,6 +110,8 @@ class Frontend:
                     env={
                         **os.environ,
                         **found,
+                        # TorchServe calls torchrun by its name.
+                        "PATH": os.pathsep.join(filter(None, (os.environ.get("PATH"), BINARIES))),
                         "TEMP": str(self.temp),
                         "TMPDIR": str(self.temp),
                         "LOG_LOCATION": str(self.logs),

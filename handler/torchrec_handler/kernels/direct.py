@@ -23,6 +23,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_handler.kernels.kernel import Forward, Target, not_for
 from torchrec_handler.tables.modules import ShardedBags, ShardedSequences
+from torchrec_handler.tables.spread import SPREAD
 
 Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D]."""
@@ -47,6 +48,8 @@ def why_not(bags: Any) -> str | None:
     """Why a collection's lookups cannot be called directly; None where they can."""
     if type(bags) not in COLLECTIONS:
         return f"is a {type(bags).__name__}"
+    if hasattr(bags, SPREAD):
+        return f"has tables on {getattr(bags, SPREAD)} ranks"
     groups = bags.sharding_type_device_group_to_sharding_infos()
     others = {kind for kind, _ in groups} - {ShardingType.TABLE_WISE.value}
     if others:
@@ -134,7 +137,9 @@ class Pooled:
 
 def sequences(collection: Any) -> tuple[list[str], Lookup] | None:
     """Features and lookup [N, D] of an EmbeddingCollection, where one operator holds all tables."""
-    if type(collection) not in SEQUENCES or len(collection.tbes_configs()) != 1:
+    if type(collection) not in SEQUENCES or hasattr(collection, SPREAD):
+        return None
+    if len(collection.tbes_configs()) != 1:
         return None
     ((operator, group),) = collection.tbes_configs().items()
     tables = group.embedding_tables

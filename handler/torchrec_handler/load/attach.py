@@ -13,17 +13,27 @@ WHOLE = 1.0
 """FBGEMM's cache load factor of tables that are on the GPU as a whole."""
 
 
-def attach(collections: Collections, store: TableStore, device: torch.device) -> None:
+def attach(
+    collections: Collections, store: TableStore, device: torch.device, rank: int | None = None
+) -> None:
     """Point every lookup at its rows.
 
     On the CPU that is one buffer and an offset per table. On CUDA each shard's rows are copied to
     the device the lookup was sharded to, or else to the worker's, where rows are padded to 16
     bytes.
 
+    Args:
+        collections: sharded.
+        store: the tables.
+        device: where to serve.
+        rank: the one whose lookups get rows, where tables are spread over ranks; None: all.
+
     Raises:
         ArchiveError: the module has a table that the store lacks, or of another shape.
     """
     for lookup in collections.lookups:
+        if rank is not None and lookup.rank != rank:
+            continue
         operator = lookup.operator
         shards = []
         for spec, first_row in zip(operator.embedding_specs, lookup.first_rows, strict=True):

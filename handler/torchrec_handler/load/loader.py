@@ -1,7 +1,8 @@
 """From an archive's folder to a predictor: the steps of loading, in order."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torchrec_handler.archive.format import (
 )
 from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.archive.verify import Archive, verify
-from torchrec_handler.errors import ArchiveError, FactoryError
+from torchrec_handler.errors import ArchiveError, FactoryError, LoadError, OptionError, Unusable
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
@@ -45,21 +46,27 @@ from torchrec_handler.load.signature.reach import (
     lets_rows_pass,
 )
 from torchrec_handler.load.signature.recorded import check_metadata, check_model, check_rows
-from torchrec_handler.load.states import Made, Predictor, Quantized, Weighted
+from torchrec_handler.load.states import LaidOut, Made, Predictor, Quantized, Weighted
 from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
 from torchrec_handler.options import Options
-from torchrec_handler.ranks import init_process_group
+from torchrec_handler.ranks import Ranks, init_process_group
 from torchrec_handler.tables.collection import Collections
+from torchrec_handler.tables.exchange import Follower, Leader
 from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.rows import quantized_rows
+from torchrec_handler.tables.spread import ask_others, own_lookups, sites
 from torchrec_handler.tables.store import TableStore, layout
 
 logger = logging.getLogger(__name__)
 
 
 def load(
-    folder: Path, options: Options, device: torch.device, keys: Sequence[Path] = ()
+    folder: Path,
+    options: Options,
+    device: torch.device,
+    keys: Sequence[Path] = (),
+    ranks: Ranks | None = None,
 ) -> Predictor:
     """Load an archive's folder; the process is left as it was, see `process`.
 
@@ -68,33 +75,87 @@ def load(
         options: from the archive's model-config.yaml.
         device: where to serve.
         keys: public keys, of which one has to have signed it; none where it needs no signature.
+        ranks: to spread the tables over; this one leads, the others `load_follower`.
 
     Raises:
         LoadError: see the steps.
     """
+    with _opened(folder, options, keys) as archive:
+        return _load(archive, options, device, ranks)
+
+
+def load_follower(
+    folder: Path,
+    options: Options,
+    device: torch.device,
+    ranks: Ranks,
+    keys: Sequence[Path] = (),
+) -> Follower:
+    """Load what a rank needs that looks up for another one, see `load`.
+
+    Raises:
+        LoadError: see the steps.
+    """
+    with _opened(folder, options, keys) as archive:
+        _, _, laid = _lay_out_archive(archive, options, device, ranks)
+        file = laid.store.file if laid.store else None
+        return Follower(
+            ranks,
+            own_lookups(laid.sites, ranks),
+            options.sharding.timeout_seconds,
+            *([file.check] if file else []),
+        )
+
+
+@contextmanager
+def _opened(folder: Path, options: Options, keys: Sequence[Path]) -> Iterator[Archive]:
     with unchanged_process():
         check_names(options.kernels)
         archive = verify(folder, full=options.verify == "full", keys=keys)
         try:
-            return _load(archive, options, device)
+            yield archive
         except SystemExit as error:  # a program that looks at an archive must not end, even well
             message = f"{archive.package.name}: its code calls sys.exit, which ends a worker"
             raise FactoryError(message) from error
+        except Unusable as error:
+            message = f"ranks: {error}"
+            raise LoadError(message) from error
 
 
-def _load(archive: Archive, options: Options, device: torch.device) -> Predictor:
+def _lay_out_archive(
+    archive: Archive, options: Options, device: torch.device, ranks: Ranks | None
+) -> tuple[Made, Weighted, LaidOut]:
     folder = archive.folder
     if archive.index:
         warn_of_versions(archive.index.versions)
     check_requirements(folder)
     init_process_group()
     index = archive.index
+    if ranks:
+        options = _over_ranks(options, device, ranks)
     made = make(open_package(archive.package), options, device)
     dense = _read_dense(folder / DENSE) if index and DENSE in index.sha256 else None
     weighted = load_weights(made, dense)
     if index:
         check_metadata(index.signature, made.output)
         check_rows(index.signature, weighted.collections.largest)
+    laid = lay_out(
+        weighted,
+        _widened(weighted, index),
+        lambda quantized: _read_tables(quantized, folder, index),
+        ranks,
+    )
+    if ranks:
+        said = (index, laid.plan, torch.__version__)
+        ranks.agree("archive, plan or version of torch", *said)
+    return made, weighted, laid
+
+
+def _load(
+    archive: Archive, options: Options, device: torch.device, ranks: Ranks | None
+) -> Predictor:
+    folder, index = archive.folder, archive.index
+    made, weighted, laid = _lay_out_archive(archive, options, device, ranks)
     samples = read_samples(folder / SAMPLES) if index and SAMPLES in index.sha256 else []
     if index and len(samples) != index.samples:
         message = (
@@ -102,10 +163,12 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
             "the archive was altered or damaged, build or copy it again"
         )
         raise ArchiveError(message)
+    if ranks:
+        leader = Leader(ranks, options.sharding.timeout_seconds)
+        ask_others(laid.sites, leader)
     predictor = make_ready(
         weighted,
-        _widened(weighted, index),
-        lambda quantized: _read_tables(quantized, folder, index),
+        laid,
         index.signature if index else None,
         samples,
         choose=as_recorded(index.dense if index else None),
@@ -117,7 +180,26 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
         predictor = _see_outputs(predictor, made, must_answer=options.self_test and not index)
     else:
         check_model(predictor.signature, made.output, predictor.module, device, samples)
+    if ranks:
+        leader.check()  # steps that go on after an error may have met it
+        predictor = replace(predictor, leader=leader)
     return replace(predictor, index=index)
+
+
+def _over_ranks(options: Options, device: torch.device, ranks: Ranks) -> Options:
+    """Options for a plan whose devices are the ranks."""
+    if device.type != "cpu":
+        message = f"torchrec.device: received {device} with {ranks.size} ranks, expected the CPU"
+        raise OptionError(message)
+    given = options.sharding
+    if given.world_size not in {1, ranks.size}:
+        message = (
+            f"torchrec.sharding.world_size: received {given.world_size}, expected it left out: "
+            f"tables are laid over the {ranks.size} ranks that torchrun started"
+        )
+        raise OptionError(message)
+    over = given.model_copy(update={"world_size": ranks.size})
+    return options.model_copy(update={"sharding": over})
 
 
 def _read_dense(path: Path) -> dict[str, torch.Tensor]:
@@ -231,28 +313,23 @@ def load_weights(made: Made, dense: Mapping[str, torch.Tensor] | None) -> Weight
     )
 
 
-def make_ready(  # noqa: PLR0913
+def lay_out(
     weighted: Weighted,
     widened: Mapping[str, str],
     give_tables: Callable[[Quantized], TableStore | None],
-    signature: Signature | None,
-    samples: Sequence[Sample] = (),
-    *,
-    choose: Choose = Placing.put,
-) -> Predictor:
-    """Quantize, shard, give the lookups their rows and fit to the machine.
+    ranks: Ranks | None = None,
+) -> LaidOut:
+    """Quantize, shard and give the lookups their rows.
 
     Args:
         weighted: what `load_weights` gave.
         widened: table name -> data type, of those that are `unpackable`.
         give_tables: called once it is known what they are; gives None for a module that its
             factory sharded.
-        signature: as recorded; None to observe it.
-        samples: recorded calls, which graphs are tried on too.
-        choose: puts kernels in place.
+        ranks: to spread the tables over.
     """
     made, module = weighted.made, weighted.module
-    output, options, device = made.output, made.options, made.device
+    options, device = made.options, made.device
     quantize(module, weighted.collections, options.tables, widened)
     collections = find_collections(module)
     own_rows = {**weighted.own_rows, **quantized_rows(collections)}
@@ -260,8 +337,33 @@ def make_ready(  # noqa: PLR0913
     name = options.sharding.plan
     given = made.package.load_config(name) if name else None
     module, plan = shard(module, collections, options.sharding, given, device)
+    found = find_collections(module)
     if store is not None:
-        attach(find_collections(module), store, device)
+        attach(found, store, device, ranks.own if ranks else None)
+    return LaidOut(
+        module=module, store=store, plan=plan, sites=sites(found) if ranks and store else ()
+    )
+
+
+def make_ready(
+    weighted: Weighted,
+    laid: LaidOut,
+    signature: Signature | None,
+    samples: Sequence[Sample] = (),
+    *,
+    choose: Choose = Placing.put,
+) -> Predictor:
+    """Fit a module to the machine.
+
+    Args:
+        weighted: what `load_weights` gave.
+        laid: what `lay_out` gave.
+        signature: as recorded; None to observe it.
+        samples: recorded calls, which graphs are tried on too.
+        choose: puts kernels in place.
+    """
+    made, module = weighted.made, laid.module
+    output, options, device = made.output, made.options, made.device
     lower(module, options, device)
     # Before the kernels, after which modules no longer meet their inputs one by one.
     signature = signature or observe_signature(output, module, weighted.collections, device)
@@ -278,8 +380,8 @@ def make_ready(  # noqa: PLR0913
         qualnames=output.qualnames,
         result_metadata=output.result_metadata,
         device=device,
-        tables=store,
-        plan=plan,
+        tables=laid.store,
+        plan=laid.plan,
         report=placed.report,
         graphs=placed.graphs,
         dense=placed.dense,

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,14 @@ import torch.distributed as dist
 from torchrec.distributed.global_settings import get_propogate_device, set_propogate_device
 
 from torchrec_handler.options import Options
-from torchrec_handler.ranks import GLOO_INTERFACE, init_process_group
+from torchrec_handler.ranks import GLOO_INTERFACE, init_process_group, is_one_of_several
 
 NOISY = ("torchrec.distributed.planner", "MethodLogger-NullHandler")
 """Of one call of `shard_quant_model` these log some 200 lines of statistics, every argument's whole
 repr, and a warning about the topology that it causes itself."""
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl.h."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
@@ -31,11 +35,23 @@ def become_worker(options: Options, device: torch.device) -> None:
     Raises:
         LoadError: the process group cannot be started.
     """
+    if is_one_of_several():
+        _end_with_parent()
     init_process_group()
     set_propogate_device(True)
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
         _keep_memory()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with torchrun, which TorchServe ends by SIGKILL.
+
+    Else it would wait for other ranks for as long as they may take.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What a model is between the steps of loading; each state holds the one before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.package import Package
 from torchrec_handler.options import Options
 from torchrec_handler.tables.collection import Collections
+from torchrec_handler.tables.exchange import Leader
+from torchrec_handler.tables.spread import Site
 from torchrec_handler.tables.store import TableStore
 
 
@@ -57,6 +59,19 @@ class Quantized:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaidOut:
+    """The same module with sharded collections, whose lookups have their rows."""
+
+    module: torch.nn.Module
+    store: TableStore | None
+    """None for a module that its factory sharded, and for one without tables."""
+    plan: ShardingPlan | None
+    """None when nothing was left to shard."""
+    sites: Sequence[Site] = ()
+    """Lookups that are spread over ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predictor:
     """A model that is ready to serve."""
 
@@ -78,3 +93,5 @@ class Predictor:
     """What was decided by layer."""
     index: Index | None = None
     """What the archive says of itself; None for a plain one."""
+    leader: Leader | None = None
+    """What asks the other ranks; None where there are none."""

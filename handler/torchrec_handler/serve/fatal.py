@@ -5,6 +5,8 @@ import re
 import torch
 import torch.distributed as dist
 
+from torchrec_handler.errors import Unusable
+
 GLOO = re.compile(r"\[\S*gloo/transport/")
 """How gloo's messages begin, whose errors have no type: a rank has gone, or does not answer."""
 
@@ -17,7 +19,7 @@ def is_fatal(error: Exception) -> bool:
     """
     if isinstance(error, torch.AcceleratorError):
         return not _device_answers()
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistError | Unusable):
         return True
     is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
     return is_one_of_many and isinstance(error, RuntimeError) and bool(GLOO.match(str(error)))

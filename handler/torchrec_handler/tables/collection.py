@@ -53,6 +53,8 @@ class Lookup:
     operator: IntNBitTableBatchedEmbeddingBagsCodegen
     first_rows: tuple[int, ...]
     """Per table of the operator, which row of the whole table its shard starts at."""
+    rank: int = 0
+    """Of a sharded collection, which device of its plan the operator is for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

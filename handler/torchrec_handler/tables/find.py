@@ -217,7 +217,13 @@ def _lookups(path: str, part: Any) -> Iterator[Lookup]:
         for operator, group in part.tbes_configs().items():
             shards = [table.local_metadata for table in group.embedding_tables]
             first_rows = tuple(shard.shard_offsets[0] if shard else 0 for shard in shards)
-            yield Lookup(collection=path, operator=operator, first_rows=first_rows)
+            placed = next((shard.placement for shard in shards if shard), None)
+            yield Lookup(
+                collection=path,
+                operator=operator,
+                first_rows=first_rows,
+                rank=placed.rank() if placed else 0,
+            )
     elif isinstance(emb_modules := getattr(part, QUANTIZED_ATTRIBUTE, None), list):
         for operator in emb_modules:
             if isinstance(operator, IntNBitTableBatchedEmbeddingBagsCodegen):

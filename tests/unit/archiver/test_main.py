@@ -37,7 +37,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def test_the_commands_are_these() -> None:
     assert list(_commands()) == [
         *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
-        *("sign", "admit", "swap", "completion"),
+        *("join", "sign", "admit", "swap", "completion"),
     ]
 
 
@@ -99,6 +99,16 @@ def test_the_options_of_the_others_are_these() -> None:
         "--trusted-keys": ("PATH", False, [], None),
         "--allow-invalid-rows": ("TABLE", False, [], None),
         "-f --force": (None, False, False, None),
+    }
+    assert _options(_commands()["join"]) == {
+        "": archive,
+        "--rdzv-endpoint": ("HOST:PORT", True, None, None),
+        "--nnodes": ("N", True, None, None),
+        "--node-rank": ("N", True, None, None),
+        "--nproc-per-node": ("N", False, 1, None),
+        "--rdzv-id": ("NAME", False, None, None),
+        "--folder": ("FOLDER", False, None, None),
+        "--trusted-keys": ("PATH", False, [], None),
     }
     assert _options(_commands()["compare"]) == {
         "": ("B", True, None, None),
@@ -345,8 +355,9 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
-                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'sign', 'admit', "
-                "'swap', 'completion')\nhint: did you mean build? See torchrec-archiver --help"
+                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'join', 'sign', "
+                "'admit', 'swap', 'completion')\n"
+                "hint: did you mean build? See torchrec-archiver --help"
             ),
         ),
         (

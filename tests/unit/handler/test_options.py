@@ -27,7 +27,13 @@ def test_every_option_has_a_default(text: str) -> None:
         },
         "dense": {"dtype": "float32", "max_error": None},
         "kernels": {"off": [], "dtype": "float32"},
-        "sharding": {"world_size": 1, "type": "table_wise", "per_table": {}, "plan": None},
+        "sharding": {
+            "world_size": 1,
+            "type": "table_wise",
+            "per_table": {},
+            "plan": None,
+            "timeout_seconds": 5.0,
+        },
         "limits": {
             "rows_per_request": 16_384,
             "ids_per_request": 1_048_576,
@@ -90,6 +96,7 @@ def test_every_option_can_be_given() -> None:
             "type": "row_wise",
             "per_table": {"t_user": "table_wise"},
             "plan": "plan.pkl",
+            "timeout_seconds": 5.0,
         },
         "limits": {
             "rows_per_request": 1,
@@ -181,8 +188,8 @@ WRONG = [
     Wrong(
         text="torchrec: {sharding: {ranks: 2}}",
         message=(
-            "torchrec.sharding.ranks: unknown option, expected one of per_table, plan, type, "
-            "world_size"
+            "torchrec.sharding.ranks: unknown option, expected one of per_table, plan, "
+            "timeout_seconds, type, world_size"
         ),
     ),
     Wrong(

@@ -5,13 +5,17 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.support.on_ranks import on_ranks
 from tests.support.paths import ROOT
+from torchrec_handler.errors import LoadError
+from torchrec_handler.ranks import Ranks, meet
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -160,3 +164,35 @@ def test_an_environment_that_leads_nowhere_is_a_loading_error() -> None:
         "torch.distributed using env:// rendezvous: environment variable WORLD_SIZE expected, "
         "but not set\n"
     ), done.stderr
+
+
+def refused(_: Ranks, *, leads: bool) -> str:
+    """What a rank is told where all of them lead, or none."""
+    with pytest.raises(LoadError) as found:
+        meet(leads=leads)
+    return str(found.value)
+
+
+@pytest.mark.parametrize(("leads", "count"), [(True, 2), (False, 0)])
+def test_one_rank_leads(*, leads: bool, count: int) -> None:
+    said = (
+        f"ranks: {count} of 2 have a server, expected one; on further machines run "
+        "torchrec-archiver join"
+    )
+    assert on_ranks(2, partial(refused, leads=leads)) == [said, said]
+
+
+def disagree(ranks: Ranks) -> str:
+    """What a rank is told where the second one has another archive."""
+    ranks.agree("archive", "the same", 1)
+    with pytest.raises(LoadError) as found:
+        ranks.agree("archive", "digest", ranks.own == 1)
+    return str(found.value)
+
+
+def test_ranks_agree_on_what_they_serve() -> None:
+    said = (
+        "ranks: rank 1 of 3 and rank 0 differ in archive; give all of them the same archive and "
+        "the same versions of libraries"
+    )
+    assert on_ranks(3, disagree) == [said] * 3

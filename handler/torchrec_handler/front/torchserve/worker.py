@@ -19,12 +19,14 @@ from ts.torch_handler.request_envelope.base import BaseEnvelope
 from torchrec_handler import options as torchrec_options
 from torchrec_handler.archive.trust import trusted_keys
 from torchrec_handler.errors import LoadError, OptionError, Unusable
+from torchrec_handler.front.follow import follow_beside
 from torchrec_handler.front.torchserve import model_infer, protocol
 from torchrec_handler.front.torchserve.answers import http_answer
 from torchrec_handler.front.torchserve.books import Books
 from torchrec_handler.front.torchserve.head import BODIES, CONTENT_TYPE, EXPLAIN, QUALNAME, Head
 from torchrec_handler.load import loader
 from torchrec_handler.load.process import become_worker
+from torchrec_handler.ranks import meet
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.observe import Totals
 from torchrec_handler.serve.record import Recorder
@@ -53,6 +55,7 @@ class TorchRecHandler(BaseHandler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.follows = False
         # Of config.properties' service_envelope, which TorchServe makes after this. Its envelopes
         # join the instances of a batch, or take its first request only, and make lists of what
         # errors hold; the codecs read and write what they promise, each request by itself.
@@ -83,6 +86,8 @@ class TorchRecHandler(BaseHandler):
                 the query's parameters that TorchServe hands on.
             context: TorchServe's, for headers in, status and headers out.
         """
+        if self.follows:  # the rank that answers got them too
+            return [b""] * len(data)
         processors = context.request_processor
         heads = [Head.of(processor.get_request_properties()) for processor in processors]
         if len(data) == 1 and _is_describe(data[0], heads[0]):
@@ -115,13 +120,23 @@ class TorchRecHandler(BaseHandler):
         self.device = _device(options.device, properties.get("gpu_id"))
         become_worker(options, self.device)
         folder = Path(properties["model_dir"])
-        predictor = loader.load(folder, options, self.device, trusted_keys())
+        # All ranks of its machine get every batch of TorchServe's, which sends the first's answer.
+        ranks = meet(leads=os.environ.get("LOCAL_RANK", "0") == "0")
+        if ranks and not ranks.is_leader:
+            keys = trusted_keys()
+            self.follows = True
+            logging.getLogger().setLevel(logging.WARNING)  # TorchServe tells of every batch
+            follow_beside(loader.load_follower(folder, options, self.device, ranks, keys), _end)
+            return
+        predictor = loader.load(folder, options, self.device, trusted_keys(), ranks)
         self.model = predictor.module
         totals = Totals()
         self.engine = engine.Engine(context.model_name, predictor, options, totals)
         named = f"{context.model_name}-{self.version}"
         recorder = Recorder(named, predictor, options) if options.record.rate else None
         self.books = Books(self.engine, totals, recorder, self.version, context.metrics)
+        if predictor.leader:
+            predictor.leader.when_lost(_end)
         # A full collection looks at every object of torch's modules, some 0.2 s in which no request
         # is answered; what is loaded now stays.
         gc.collect()

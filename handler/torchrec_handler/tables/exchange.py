@@ -1,0 +1,273 @@
+"""Lookups on other ranks: one rank asks, the others look up and answer.
+
+A command is a head and, for a lookup, a body; an answer is what went wrong, if anything did, and
+rows of which the leader knows how many they are. So no rank ever waits for one that has refused a
+batch: only the leader reads requests.
+
+Shapes: B rows, F features, D the sum of widths, N ids.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from torchrec_handler.errors import Unusable
+from torchrec_handler.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Ids [N], offsets [F * B + 1] and weights [N] -> [B, D], or of sequences [N, D]."""
+
+IDLE, LOOK_UP, STOP = range(3)
+HEAD = 7
+"""Numbers of a command: which one, site, ids, offsets, bytes of each, whether there are weights,
+bytes of the rows."""
+SAID = 512
+"""Bytes of an answer before its rows: the length of what went wrong, and that."""
+LENGTH = 8
+INTEGERS = {4: torch.int32, 8: torch.int64}
+PATIENCE = 6
+"""A follower ends that hears nothing for so many times what the leader waits for an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one rank is to look up."""
+
+    rank: int
+    site: int
+    """Which lookup of the model, the same number on every rank."""
+    ids: torch.Tensor
+    """[N] int32 or int64"""
+    offsets: torch.Tensor
+    """[F * B + 1]"""
+    weights: torch.Tensor | None
+    """[N]"""
+    shape: tuple[int, int]
+    """Of the rows."""
+    dtype: torch.dtype
+    """Of the rows."""
+
+
+class Leader:
+    """Asks the other ranks."""
+
+    def __init__(self, ranks: Ranks, seconds: float) -> None:
+        """Begin to lead: from now on no follower is left without a word for long.
+
+        Args:
+            ranks: of which this one leads.
+            seconds: how long to wait for an answer.
+        """
+        self.ranks = ranks
+        self._timeout = timedelta(seconds=seconds)
+        self._lock = threading.Lock()
+        self._lost: Unusable | None = None
+        self._end: Callable[[Unusable], Any] | None = None
+        self._stopped = threading.Event()
+        self._heard = time.monotonic()
+        self._pulse = threading.Thread(target=self._beat, args=(seconds / 2,), daemon=True)
+        self._pulse.start()
+
+    def look_up(self, asked: Sequence[Asked], own: Callable[[], T]) -> tuple[T, list[torch.Tensor]]:
+        """Look up on other ranks, and meanwhile here.
+
+        Args:
+            asked: at most one of each rank.
+            own: what to do meanwhile.
+
+        Returns:
+            What `own` gives, and rows for each that was asked.
+
+        Raises:
+            Unusable: a rank is gone, or did not answer in time; so is every later call.
+            RuntimeError: a lookup raised on its rank, as it would have here.
+        """
+        with self._lock:
+            self.check()
+            waiting = [self._ask(each) for each in asked]
+            try:
+                found = own()
+            finally:
+                for each, (_, work) in zip(asked, waiting, strict=True):
+                    self._wait(each.rank, work)
+            self._heard = time.monotonic()
+        answers = zip(asked, waiting, strict=True)
+        return found, [_rows(each, answer) for each, (answer, _) in answers]
+
+    def check(self) -> None:
+        """See that all ranks are there, as far as is known.
+
+        Raises:
+            Unusable: one is not.
+        """
+        if self._lost is not None:
+            raise Unusable(str(self._lost))
+
+    def when_lost(self, end: Callable[[Unusable], Any]) -> None:
+        """Say what to do where a rank is found gone while nothing is asked of it."""
+        self._end = end
+        if self._lost is not None:
+            end(self._lost)
+
+    def stop(self) -> None:
+        """Let the followers end."""
+        self._stopped.set()
+        self._pulse.join()
+        self._tell(STOP)
+
+    def _ask(self, asked: Asked) -> tuple[torch.Tensor, list[Any]]:
+        rows, width = asked.shape
+        size = rows * width * asked.dtype.itemsize
+        answer = torch.empty(SAID + size, dtype=torch.uint8)
+        return answer, self._send(asked.rank, [*_packed(asked, size)], answer)
+
+    def _tell(self, command: int) -> None:
+        head = torch.zeros(HEAD, dtype=torch.int64)
+        head[0] = command
+        with self._lock:
+            for rank in self.ranks.followers:
+                self.check()
+                self._wait(rank, self._send(rank, [head], torch.empty(SAID, dtype=torch.uint8)))
+
+    def _send(self, rank: int, parts: Sequence[torch.Tensor], answer: torch.Tensor) -> list[Any]:
+        try:
+            work: list[Any] = [dist.isend(part, rank) for part in parts]
+            return [*work, dist.irecv(answer, rank)]
+        except RuntimeError as error:
+            raise self._gone(rank, error) from error
+
+    def _wait(self, rank: int, work: Sequence[Any]) -> None:
+        try:
+            for each in work:
+                each.wait(timeout=self._timeout)
+        except RuntimeError as error:
+            raise self._gone(rank, error) from error
+
+    def _gone(self, rank: int, error: Exception) -> Unusable:
+        if self._lost is None:
+            message = f"rank {rank} of {self.ranks.size} is gone, or does not answer: {error}"
+            self._lost = Unusable(message)
+        return self._lost
+
+    def _beat(self, every: float) -> None:
+        """Show that this rank is there, and see that the others are, where nothing else does."""
+        while self._lost is None and not self._stopped.wait(every):
+            if time.monotonic() - self._heard >= every:
+                try:
+                    self._tell(IDLE)
+                except Unusable as lost:
+                    if self._end is not None:
+                        self._end(lost)
+
+
+class Follower:
+    """Looks up what the leader asks."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        sites: Mapping[int, LookUp],
+        seconds: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Be ready.
+
+        Args:
+            ranks: of which this one follows.
+            sites: number -> lookup, of those that this rank has tables of.
+            seconds: how long the leader waits for an answer.
+            check: called before each lookup; what it raises ends this rank.
+        """
+        self.ranks = ranks
+        self._sites = sites
+        self._check = check
+        self._patience = timedelta(seconds=PATIENCE * seconds)
+
+    def run(self) -> None:
+        """Answer, until the leader says that it is over.
+
+        Raises:
+            Unusable: the leader is gone, or said nothing for long; or the tables were changed.
+        """
+        head = torch.empty(HEAD, dtype=torch.int64)
+        while True:
+            self._wait(dist.irecv, head)
+            command, *numbers = head.tolist()
+            answer = self._look_up(*numbers) if command == LOOK_UP else _answer(0)
+            self._wait(dist.isend, answer)
+            if command == STOP:
+                return
+
+    def _look_up(  # noqa: PLR0913, PLR0917  the numbers of a command
+        self, site: int, ids: int, offsets: int, each: int, is_weighted: int, size: int
+    ) -> torch.Tensor:
+        body = torch.empty(ids * (each + 4 * is_weighted) + offsets * each, dtype=torch.uint8)
+        self._wait(dist.irecv, body)
+        self._check()
+        answer = _answer(size)
+        try:
+            with torch.inference_mode():
+                found = self._sites[site](*_unpacked(body, ids, offsets, each, is_weighted))
+            answer[SAID:] = found.contiguous().view(-1).view(torch.uint8)
+        except Exception as error:
+            logger.warning("a lookup raised", exc_info=True)
+            text = f"{type(error).__name__}: {error}".encode()[: SAID - LENGTH]
+            answer[:LENGTH].view(torch.int64)[0] = len(text)
+            answer[LENGTH : LENGTH + len(text)] = torch.frombuffer(
+                bytearray(text), dtype=torch.uint8
+            )
+        return answer
+
+    def _wait(self, step: Callable[..., Any], tensor: torch.Tensor) -> None:
+        try:
+            step(tensor, self.ranks.leader).wait(timeout=self._patience)
+        except RuntimeError as error:
+            message = f"rank {self.ranks.leader}, which leads, is gone: {error}"
+            raise Unusable(message) from error
+
+
+def _packed(asked: Asked, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Head and body of a command; the larger of the integers' types is that of both."""
+    ids, offsets, weights = asked.ids, asked.offsets, asked.weights
+    kind = torch.promote_types(ids.dtype, offsets.dtype)
+    numbers = [ids.to(kind), offsets.to(kind), *([] if weights is None else [weights.float()])]
+    is_weighted = int(weights is not None)
+    counts = [ids.numel(), offsets.numel(), kind.itemsize, is_weighted, size]
+    head = torch.tensor([LOOK_UP, asked.site, *counts])
+    return head, torch.cat([part.contiguous().view(torch.uint8) for part in numbers])
+
+
+def _unpacked(
+    body: torch.Tensor, ids: int, offsets: int, each: int, is_weighted: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    found, starts, weights = body.tensor_split([ids * each, (ids + offsets) * each])
+    kind = INTEGERS[each]
+    return (
+        found.view(kind),
+        starts.view(kind),
+        weights.view(torch.float32) if is_weighted else None,
+    )
+
+
+def _answer(size: int) -> torch.Tensor:
+    answer = torch.empty(SAID + size, dtype=torch.uint8)
+    answer[:LENGTH] = 0
+    return answer
+
+
+def _rows(asked: Asked, answer: torch.Tensor) -> torch.Tensor:
+    if length := int(answer[:LENGTH].view(torch.int64)):
+        text = answer[LENGTH : LENGTH + length].numpy().tobytes().decode(errors="replace")
+        message = f"rank {asked.rank}: {text}"
+        raise RuntimeError(message)
+    return answer[SAID:].view(asked.dtype).view(asked.shape)
