@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         keys=keys_of(options),
         force=options.force,
     )
-    for folder in written:
-        print(f"Wrote {folder}")
+    for model, place in written:
+        print(f"Wrote {model} as {place}")
     print(f"Serve it: torchrec-archiver serve --server triton, or {EXAMPLES.splitlines()[1]}")
     return 0

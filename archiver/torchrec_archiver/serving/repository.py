@@ -5,7 +5,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -58,6 +58,19 @@ Tensor = tuple[str, str, Sequence[int]]
 """Name, Triton's type, and sizes behind the first axis, -1 for any."""
 
 
+class Written(NamedTuple):
+    """A model's version in a repository."""
+
+    model: Model
+    place: Path
+    """The version's folder, whose name is its number."""
+
+    @property
+    def archive(self) -> Path:
+        """The folder of the archive's members."""
+        return self.place / ARCHIVE
+
+
 def write_repository(
     archives: Sequence[Path],
     output: Path,
@@ -65,7 +78,7 @@ def write_repository(
     instances: int | None = None,
     keys: Sequence[Path] = (),
     force: bool = False,
-) -> list[Path]:
+) -> list[Written]:
     """Write a repository, or models into one that is there.
 
     A folder is served in place, by a link; a .mar or .tar.gz is unpacked into the repository, once.
@@ -78,7 +91,7 @@ def write_repository(
         force: replace models that are there.
 
     Returns:
-        The models' folders.
+        What was written, model by model.
 
     Raises:
         ArchiveError: as `open_all`.
@@ -105,7 +118,11 @@ def write_repository(
     except OSError as error:
         message = f"{output} cannot be written: {error.strerror} ({error.filename})"
         raise ServeError(message) from error
-    return [output / name for name in models]
+    return [
+        Written(model, output / name / str(number))
+        for name, versions in models.items()
+        for number, model in enumerate(versions, start=1)
+    ]
 
 
 def _write_model(
@@ -152,7 +169,7 @@ def config(model: Model, versions: Sequence[Model], instances: int | None = None
     settings, options = _settings(model.folder)
     signature = model.index.signature
     outputs = list(_outputs(model.folder, signature))
-    inputs = [tensor for entry in signature.inputs for tensor in _inputs(entry)]
+    inputs = list(tensors(signature))
     for what, names in (("input", inputs), ("output", outputs)):
         if {BODY, CONTENT_TYPE}.intersection(name for name, _, _ in names):
             message = f"{model} has an {what} called {BODY} or {CONTENT_TYPE}, which is taken here"
@@ -194,6 +211,12 @@ def _settings(folder: Path) -> tuple[dict[str, Any], Options]:
     return {**DEFAULT_MODEL_CONFIG, **given}, read_options(given)
 
 
+def tensors(signature: Signature) -> Iterator[Tensor]:
+    """What a model takes, as TorchRec's columns have it."""
+    for entry in signature.inputs:
+        yield from _inputs(entry)
+
+
 def _inputs(entry: InputSignature) -> Iterator[Tensor]:
     """The tensors of an input, as TorchRec's columns have them."""
     features = -1 if entry.num_features is None else entry.num_features
@@ -213,8 +236,8 @@ def _outputs(folder: Path, signature: Signature) -> Iterator[Tensor]:
     """The outputs of all methods, of the types that were recorded."""
     types: dict[str, list[str]] = {}
     for sample in recorded.read(folder):
-        for name, tensors in sample.outputs.items():
-            found = [TYPES.get(tensor.dtype.name, "TYPE_FP32") for tensor in tensors]
+        for name, arrays in sample.outputs.items():
+            found = [TYPES.get(array.dtype.name, "TYPE_FP32") for array in arrays]
             types.setdefault(name, found)
     told: set[str] = set()
     for splits in (signature.splits or {}).values():
@@ -245,10 +268,10 @@ def _parameter(key: str, value: str) -> str:
     return f"parameters {{ key: {_quoted(key)} value: {{ string_value: {text} }} }}"
 
 
-def _tensors(what: str, tensors: Sequence[Tensor], more: str) -> Iterator[str]:
+def _tensors(what: str, told: Sequence[Tensor], more: str) -> Iterator[str]:
     yield f"{what} ["
-    for at, (name, kind, shape) in enumerate(tensors):
-        end = "," if at + 1 < len(tensors) else ""
+    for at, (name, kind, shape) in enumerate(told):
+        end = "," if at + 1 < len(told) else ""
         sizes = ", ".join(map(str, shape))
         yield f"  {{ name: {_quoted(name)} data_type: {kind} dims: [ {sizes} ]{more} }}{end}"
     yield "]"

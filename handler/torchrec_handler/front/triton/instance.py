@@ -22,7 +22,6 @@ from torchrec_handler.front.triton.ending import Ending
 from torchrec_handler.front.triton.requests import read
 from torchrec_handler.load import loader
 from torchrec_handler.load.process import become_worker, keep_what_is_loaded, worker_device
-from torchrec_handler.serve.codecs.columns import columns
 from torchrec_handler.serve.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ class TritonPythonModel:
         if options.record.rate:
             logger.warning("torchrec.record: requests are recorded by TorchServe's workers only")
         self._engine = Engine(args["model_name"], predictor, options)
-        self._arrays = frozenset(columns(predictor.signature, options.limits))
         configured = json.loads(args["model_config"])["output"]
         self._answers = Answers([output["name"] for output in configured])
         keep_what_is_loaded()
@@ -61,12 +59,11 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer a batch, each request on its own."""
-        arrays = self._arrays
         given = []
         refused: dict[int, RequestError] = {}
         for at, request in enumerate(requests):
             try:
-                given.append(read(request, arrays))
+                given.append(read(request))
             except RequestError as error:
                 refused[at] = error
         try:

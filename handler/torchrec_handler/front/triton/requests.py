@@ -3,10 +3,8 @@
 Every tensor has a first axis of 1: Triton's batches are of requests, each of any number of rows.
 """
 
-from collections.abc import Collection
 from typing import Any
 
-import numpy.typing as npt
 import orjson
 
 from torchrec_handler.archive.repository import BODY, CONTENT_TYPE
@@ -20,16 +18,14 @@ PARAMETERS = (QUALNAME, CONTENT_TYPE, "content_encoding", "accept")
 """Of a request, those that are read; all are strings."""
 
 
-def read(request: Any, arrays: Collection[str]) -> AnyRequest:
+def read(request: Any) -> AnyRequest:
     """What a request holds: tensors, as they are, or a body.
 
     Args:
         request: a `pb_utils.InferenceRequest`.
-        arrays: that the model takes.
 
     Raises:
-        InvalidRequest: it holds neither or both, a tensor is not of one request, or a parameter is
-            no string.
+        InvalidRequest: it holds both, a tensor is not of one request, or a parameter is no string.
     """
     # Most requests have none, and are told apart here alone.
     text = request.parameters()
@@ -43,26 +39,19 @@ def read(request: Any, arrays: Collection[str]) -> AnyRequest:
                 expected="1 x …: a first axis of 1, for the request",
             )
     body = tensors.get(BODY)
-    if body is None or BODY in arrays:
+    if body is None:
         typed = {name: array[0] for name, array in tensors.items()}
         return TypedRequest(typed, given.get(QUALNAME, FORWARD))
     if len(tensors) > 1:
         others = ", ".join(name for name in tensors if name != BODY)
         raise InvalidRequest(where=BODY, received=f"it beside {others}", expected="it alone")
     return RawRequest(
-        body=_body(body),
+        body=body.item(),
         content_type=given.get(CONTENT_TYPE, "").partition(";")[0].strip().lower(),
         content_encoding=given.get("content_encoding", ""),
         accept=given.get("accept", ""),
         qualname=given.get(QUALNAME, FORWARD),
     )
-
-
-def _body(array: npt.NDArray[Any]) -> bytes:
-    if array.size != 1:
-        raise InvalidRequest(where=BODY, received=f"{array.size} elements", expected="one")
-    content: bytes = array.reshape(-1)[0]
-    return content
 
 
 def _parameters(text: str) -> dict[str, str]:

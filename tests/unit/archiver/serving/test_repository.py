@@ -142,8 +142,11 @@ def test_names_that_are_taken(tmp_path: Path) -> None:
 
 def test_a_folder_is_served_in_place(tmp_path: Path) -> None:
     shop = archive(tmp_path / "store" / "shop")
-    (written,) = write_repository([shop], tmp_path / "repository")
-    assert written == tmp_path / "repository" / "shop"
+    (one,) = write_repository([shop], tmp_path / "repository")
+    written = tmp_path / "repository" / "shop"
+    assert (str(one.model), one.place, one.archive) == (
+        *("shop 1.0", written / "1", written / "1" / "archive"),
+    )
     assert sorted(path.name for path in (written / "1").iterdir()) == [
         *("__pycache__", "archive", "ended", "model.py"),
     ]
@@ -164,7 +167,8 @@ def test_a_model_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
 
 def test_versions_have_numbers_and_one_configuration(tmp_path: Path) -> None:
     shops = [archive(tmp_path / f"shop-{at}", version=f"{at}.0") for at in (1, 2)]
-    (written,) = write_repository(shops, tmp_path / "repository")
+    write_repository(shops, tmp_path / "repository")
+    written = tmp_path / "repository" / "shop"
     assert (written / "2" / "archive").readlink() == shops[1]
     assert (
         'parameters { key: "version 2" value: { string_value: "shop 2.0" } }'
