@@ -46,7 +46,15 @@ $(VENV)/signing: $(VENV)/installed requirements/signing.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/signing.txt
 	touch $@
 
-$(VENV)/dev: $(VENV)/examples $(VENV)/signing requirements/dev.txt
+$(VENV)/triton: $(VENV)/installed requirements/triton.txt requirements/triton-numpy.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/triton.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/numpy-1 -r requirements/triton-numpy.txt
+	touch $@
+
+.PHONY: triton
+triton: $(VENV)/triton  ## what serve --server triton needs beside the list of `install`
+
+$(VENV)/dev: $(VENV)/examples $(VENV)/signing $(VENV)/triton requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements/dev.txt
 	touch $@
 

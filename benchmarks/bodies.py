@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -23,6 +25,8 @@ BINARY_HEADER = "Inference-Header-Content-Length"
 """Of the Open Inference Protocol's binary extension: where its JSON ends."""
 
 Scores = npt.NDArray[np.float32]
+Tensors = Mapping[str, tuple[str, npt.NDArray[Any]]]
+"""Name -> the protocol's datatype, and elements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ def _read_protobuf(answer: httpx.Response) -> Scores:
     return np.array(response.predictions["default"].data, dtype=np.float32)
 
 
-def _tensors(inputs: Inputs) -> Mapping[str, tuple[str, npt.NDArray[np.float32 | np.int32]]]:
+def _tensors(inputs: Inputs) -> Tensors:
     """What Triton batches by its first axis, the rows."""
     by_row = (FEATURES, inputs.rows)
     return {
@@ -93,10 +97,20 @@ def _tensors(inputs: Inputs) -> Mapping[str, tuple[str, npt.NDArray[np.float32 |
     }
 
 
-def _write_kserve_json(inputs: Inputs) -> Body:
+def _our_tensors(inputs: Inputs) -> Tensors:
+    """What this project's instances of Triton take: TorchRec's columns, of one request."""
+    columns = {
+        "float_features": ("FP32", inputs.dense),
+        "id_list_features.lengths": ("INT32", inputs.lengths),
+        "id_list_features.values": ("INT32", inputs.values),
+    }
+    return {name: (datatype, block[None]) for name, (datatype, block) in columns.items()}
+
+
+def _write_kserve_json(inputs: Inputs, tensors: Callable[[Inputs], Tensors] = _tensors) -> Body:
     described = [
         {"name": name, "shape": block.shape, "datatype": datatype, "data": block.reshape(-1)}
-        for name, (datatype, block) in _tensors(inputs).items()
+        for name, (datatype, block) in tensors(inputs).items()
     ]
     return _json({"inputs": described, "outputs": [{"name": "default"}]})
 
@@ -105,8 +119,8 @@ def _read_kserve_json(answer: httpx.Response) -> Scores:
     return np.array(answer.json()["outputs"][0]["data"], dtype=np.float32)
 
 
-def _write_kserve_binary(inputs: Inputs) -> Body:
-    tensors = _tensors(inputs)
+def _write_kserve_binary(inputs: Inputs, make: Callable[[Inputs], Tensors] = _tensors) -> Body:
+    tensors = make(inputs)
     described = [
         {
             "name": name,
@@ -152,6 +166,8 @@ KSERVE_JSON = Format(name="KServe v2 JSON", write=_write_kserve_json, read=_read
 KSERVE_BINARY = Format(
     name="KServe v2 binary", write=_write_kserve_binary, read=_read_kserve_binary
 )
+OUR_KSERVE_JSON = replace(KSERVE_JSON, write=partial(_write_kserve_json, tensors=_our_tensors))
+OUR_KSERVE_BINARY = replace(KSERVE_BINARY, write=partial(_write_kserve_binary, make=_our_tensors))
 TABLE = Format(name="JSON rows", write=_write_table, read=_read_list)
 NOTHING = Format(
     name="JSON columns, no answer", write=_write_columns, read=_read_nothing, has_scores=False

@@ -14,13 +14,24 @@ from benchmarks.bodies import (
     KSERVE_BINARY,
     KSERVE_JSON,
     NOTHING,
+    OUR_KSERVE_BINARY,
+    OUR_KSERVE_JSON,
     PROTOBUF,
     TABLE,
     Format,
 )
 from benchmarks.criteo import CriteoPredictFactory
 from benchmarks.peers.stock import CONFIG, scaled_weights
-from benchmarks.starting import NAME, Material, Running, handler, ours, python, triton
+from benchmarks.starting import (
+    NAME,
+    Material,
+    Running,
+    handler,
+    ours,
+    ours_triton,
+    python,
+    triton,
+)
 from torchrec_archiver import build_archive
 from torchrec_archiver.model_config import DEFAULT_MODEL_CONFIG
 
@@ -106,6 +117,19 @@ CONTENDERS = (
         tolerance=INT8_TOLERANCE,
     ),
     Contender(
+        name="ours-triton",
+        title="this project under Triton",
+        start=partial(ours_triton, dtype="float32"),
+        formats=(OUR_KSERVE_JSON, OUR_KSERVE_BINARY),
+    ),
+    Contender(
+        name="ours-triton-int8",
+        title="this project under Triton, dense int8",
+        start=partial(ours_triton, dtype="int8"),
+        formats=(OUR_KSERVE_JSON, OUR_KSERVE_BINARY),
+        tolerance=INT8_TOLERANCE,
+    ),
+    Contender(
         name="plain",
         title="TorchServe, plain handler",
         start=partial(handler, file="torchserve_plain.py", settings={}),
@@ -178,6 +202,14 @@ CONTENDERS = (
         title="this project, dense int8, 2 workers",
         start=partial(ours, dtype="int8"),
         formats=(COLUMNS, PROTOBUF),
+        workers=2,
+        tolerance=INT8_TOLERANCE,
+    ),
+    Contender(
+        name="ours-triton-int8-2",
+        title="this project under Triton, dense int8, 2 instances",
+        start=partial(ours_triton, dtype="int8"),
+        formats=(OUR_KSERVE_JSON, OUR_KSERVE_BINARY),
         workers=2,
         tolerance=INT8_TOLERANCE,
     ),

@@ -19,6 +19,9 @@ from benchmarks import ROOT
 from benchmarks.environments import environment, packages
 from torchrec_archiver.model_config import DEFAULT_MODEL_CONFIG
 from torchrec_archiver.server import TorchServe
+from torchrec_archiver.serving import triton as triton_server
+from torchrec_archiver.serving.repository import write_repository
+from torchrec_archiver.serving.session import temporary
 
 PEERS = ROOT / "benchmarks" / "peers"
 
@@ -58,6 +61,31 @@ def ours(material: Material, workers: int, *, dtype: str) -> Iterator[Running]:
     """TorchServe with one of this project's archives."""
     with _torchserve(material, material.archives[dtype], workers, {}, {}) as running:
         yield running
+
+
+@contextmanager
+def ours_triton(material: Material, workers: int, *, dtype: str) -> Iterator[Running]:
+    """Triton with one of this project's archives."""
+    port = free_port()
+    configuration = {
+        **triton_server.SETTINGS,
+        "http-port": str(port),
+        "allow-grpc": "false",
+        "allow-metrics": "false",
+    }
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    with temporary() as temp:
+        repository = temp / "repository"
+        write_repository([material.archives[dtype]], repository, instances=workers)
+        with triton_server.Triton(
+            configuration, temp, repository=repository, variables=variables
+        ) as server:
+            yield Running(
+                address=f"http://127.0.0.1:{port}",
+                target=f"/v2/models/{NAME}/infer",
+                processes=server.processes,
+                log=server.output,
+            )
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from torchrec_handler.errors import TorchRecServeError
 
 COMMANDS = (
     *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
-    *("join", "sign", "admit", "swap", "completion"),
+    *("join", "triton-repository", "sign", "admit", "swap", "completion"),
 )
-"""Modules of `torchrec_archiver.commands`, in the order in which they are shown."""
+"""Modules of `torchrec_archiver.commands`, `-` for `_`, in the order in which they are shown."""
 
 MOST_SAID = 4000
 """Letters of an error's line; an archive's own words may be in it."""
@@ -69,7 +69,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     parser.set_defaults(root=parser, commands=commands.choices)
     for name in COMMANDS:
-        command = import_module(f"torchrec_archiver.commands.{name}")
+        command = import_module(f"torchrec_archiver.commands.{name.replace('-', '_')}")
         options = commands.add_parser(name, help=command.HELP, examples=command.EXAMPLES)
         command.add(options)
         options.set_defaults(run=command.run, parser=options)

@@ -14,7 +14,8 @@ import httpx
 import psutil
 
 from torchrec_archiver.serving import settings as shipped
-from torchrec_archiver.serving.frontend import Frontend, temporary
+from torchrec_archiver.serving.frontend import Frontend
+from torchrec_archiver.serving.session import temporary
 
 START_SECONDS = 60
 LOG_SECONDS = 30

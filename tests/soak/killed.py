@@ -14,7 +14,8 @@ from tests.soak import asking
 from tests.soak.row import Row
 from torchrec_archiver.server import TorchServe
 from torchrec_archiver.serving import settings
-from torchrec_archiver.serving.frontend import Frontend, temporary
+from torchrec_archiver.serving.frontend import Frontend
+from torchrec_archiver.serving.session import temporary
 
 BEYOND_IMPORT_SECONDS = 5.0
 START_SECONDS = 60.0

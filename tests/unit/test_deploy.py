@@ -4,15 +4,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from torchrec_archiver.serving.triton import SETTINGS
 
 CONTAINERFILE = ROOT / "Containerfile"
-MANIFESTS = sorted((ROOT / "docs" / "kubernetes").glob("*.yaml"))
+KUBERNETES = ROOT / "docs" / "kubernetes"
+MANIFESTS = sorted(KUBERNETES.glob("*.yaml"))
 
 
 def test_the_containerfile_passes_its_linter() -> None:
@@ -58,7 +61,31 @@ def test_manifests_are_what_kubernetes_takes(path: Path) -> None:
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     assert documents
     for document in documents:
-        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+        known = as_pod(document) if document["kind"] == "InferenceService" else document
+        kubernetes_validate.validate(known, kubernetes_validate.latest_version(), strict=True)
+
+
+def as_pod(service: dict[str, Any]) -> dict[str, Any]:
+    """A service of KServe's, of which there is no schema here, as the pod that it asks for."""
+    assert service.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert service["apiVersion"] == "serving.kserve.io/v1beta1"
+    assert service["spec"].keys() == {"predictor"}
+    predictor = dict(service["spec"]["predictor"])
+    assert predictor.pop("minReplicas") == 2
+    (container,) = predictor["containers"]
+    assert container["name"] == "kserve-container"
+    return {**service, "apiVersion": "v1", "kind": "Pod", "spec": predictor}
+
+
+def test_triton_is_started_as_the_page_says() -> None:
+    (service,) = yaml.safe_load_all((KUBERNETES / "kserve-triton.yaml").read_text("utf-8"))
+    (container,) = service["spec"]["predictor"]["containers"]
+    options = dict(
+        argument.removeprefix("--").partition("=")[::2] for argument in container["args"]
+    )
+    started = {name: value for name, value in SETTINGS.items() if name in options}
+    assert started.items() <= options.items()
+    assert options.keys() - started.keys() == {"model-repository", "http-port"}
 
 
 def test_probes_ask_as_the_page_says() -> None:
@@ -69,7 +96,9 @@ def test_probes_ask_as_the_page_says() -> None:
         if "readinessProbe" in text
     )
     shown = yaml.safe_load(block)["readinessProbe"]["exec"]["command"]
-    (deployment, *_) = yaml.safe_load_all(MANIFESTS[0].read_text(encoding="utf-8"))
+    (deployment, *_) = yaml.safe_load_all(
+        (KUBERNETES / "movielens.yaml").read_text(encoding="utf-8")
+    )
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe"):
         assert container[probe]["exec"]["command"] == shown

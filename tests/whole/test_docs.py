@@ -39,7 +39,7 @@ def blocks(page: str, language: str = "python") -> list[str]:
 
 
 def test_the_engine_answers_without_a_server(movielens_archive: Path, tmp_path: Path) -> None:
-    (code,) = blocks("other-servers.md")
+    (code,) = blocks("servers.md")
     for here, there in (
         ("build/unpacked", tmp_path / "unpacked"),
         ("model_store/movielens.mar", movielens_archive),
@@ -47,7 +47,7 @@ def test_the_engine_answers_without_a_server(movielens_archive: Path, tmp_path: 
         assert code.count(here) == 1
         code = code.replace(here, str(there))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, "other-servers.md", "exec"), {})  # noqa: S102  the page's own
+        exec(compile(code, "servers.md", "exec"), {})  # noqa: S102  the page's own
     good, bad = (line.split(" ", 1) for line in printed.getvalue().splitlines())
     assert good[0] == "application/json"
     assert 0 < json.loads(good[1])["default"][0] < 1

@@ -122,8 +122,8 @@ def _served(options: argparse.Namespace) -> Iterator["Target"]:
     """Where the archive is served, by a server of its own or by one that runs."""
     from torchrec_archiver.serving.archive import open_all  # noqa: PLC0415  as in `run`
     from torchrec_archiver.serving.asking import Target  # noqa: PLC0415
-    from torchrec_archiver.serving.frontend import temporary  # noqa: PLC0415
     from torchrec_archiver.serving.running import running  # noqa: PLC0415
+    from torchrec_archiver.serving.session import temporary  # noqa: PLC0415
     from torchrec_archiver.serving.settings import free_ports  # noqa: PLC0415
     from torchrec_handler.archive.trust import trusted_keys  # noqa: PLC0415
 

@@ -1,22 +1,27 @@
-"""`torchrec-archiver serve`: a TorchServe on archives, until Ctrl-C."""
+"""`torchrec-archiver serve`: a TorchServe, or a Triton, on archives, until Ctrl-C."""
 
 import argparse
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from torchrec_archiver.command_line import add_keys, add_startup_timeout, keys_of
-from torchrec_archiver.serving.settings import PORTS, SHIPPED
+from torchrec_archiver.serving.settings import PORTS, SHIPPED, TRITON_PORTS, Port
 from torchrec_handler.errors import ServeError
 
-HELP = "start TorchServe on archives, and print the line that asks them"
+if TYPE_CHECKING:
+    from torchrec_archiver.serving.running import Running
+
+HELP = "start a server on archives, and print the line that asks them"
 
 EXAMPLES = """\
 torchrec-archiver serve model_store/shop.mar
 torchrec-archiver serve model_store/shop.mar model_store/toys --port 9080 --workers 2
 torchrec-archiver serve incoming/shop.mar --trusted-keys release.pub
+torchrec-archiver serve model_store/shop.mar --server triton
 """
 
 LONGEST_ANSWER = 200
@@ -26,19 +31,27 @@ LONGEST_ANSWER = 200
 def add(parser: argparse.ArgumentParser) -> None:
     """Give a parser this command's options."""
     parser.add_argument("archives", metavar="ARCHIVE", nargs="+", help="a .mar, .tar.gz or folder")
+    parser.add_argument(
+        "--server",
+        choices=tuple(SERVERS),
+        default=TORCHSERVE,
+        help="which one; torchserve, or triton where that is installed",
+    )
+    tritons = {port.option: port.number for port in TRITON_PORTS}
     for port in PORTS:
+        triton = f", Triton's {tritons[port.option]}" if port.option in tritons else ""
         parser.add_argument(
             port.option,
             type=_port,
             metavar="PORT",
-            help=f"of TorchServe's {port.opens} API; {port.number} as the settings are shipped",
+            help=f"of the {port.opens} API; TorchServe's is {port.number}{triton}",
         )
     add_server(parser)
     add_keys(parser)
     parser.add_argument(
         "--ts-config",
         metavar="FILE",
-        help="a config.properties in the place of the shipped one",
+        help="a config.properties of TorchServe in the place of the shipped one",
     )
 
 
@@ -62,24 +75,11 @@ def run(options: argparse.Namespace) -> int:
         ArchiveError: see `running`.
         ServeError: see `running`; or TorchServe ended by itself.
     """
-    from torchrec_archiver.serving.running import running  # noqa: PLC0415  it imports numpy
-
     archives = [Path(path) for path in options.archives]
-    given = {port.option: getattr(options, _name(port.option)) for port in PORTS}
-    print(f"Starting TorchServe with {', '.join(options.archives)} …", flush=True)
+    title, start = SERVERS[options.server]
+    print(f"Starting {title} with {', '.join(options.archives)} …", flush=True)
     try:
-        with (
-            stoppable(),
-            running(
-                archives,
-                ports={option: port for option, port in given.items() if port is not None},
-                config=Path(options.ts_config or SHIPPED / "config.properties"),
-                workers=options.workers,
-                folder=options.folder and Path(options.folder),
-                keys=keys_of(options),
-                seconds=options.startup_timeout,
-            ) as server,
-        ):
+        with stoppable(), start(archives, options) as server:
             for asked in server.asked:
                 if not asked.curl:
                     print(f"\n{asked.model} is ready, without a sample: {server.url}{asked.path}")
@@ -95,11 +95,58 @@ def run(options: argparse.Namespace) -> int:
                 flush=True,
             )
             server.frontend.wait()
-            message = f"TorchServe ended: {server.frontend.said()}"
+            message = f"{title} ended: {server.frontend.said()}"
             raise ServeError(message)
     except KeyboardInterrupt:
         print("Stopped; nothing is left of it", flush=True)
         return 0
+
+
+def _torchserve(
+    archives: Sequence[Path], options: argparse.Namespace
+) -> AbstractContextManager["Running"]:
+    from torchrec_archiver.serving.running import running  # noqa: PLC0415  it imports numpy
+
+    return running(
+        archives,
+        ports=_ports(options, PORTS),
+        config=Path(options.ts_config or SHIPPED / "config.properties"),
+        workers=options.workers,
+        folder=options.folder and Path(options.folder),
+        keys=keys_of(options),
+        seconds=options.startup_timeout,
+    )
+
+
+def _triton(
+    archives: Sequence[Path], options: argparse.Namespace
+) -> AbstractContextManager["Running"]:
+    from torchrec_archiver.serving.triton import running  # noqa: PLC0415  it imports numpy
+
+    others = [port for port in PORTS if port.option not in {one.option for one in TRITON_PORTS}]
+    wrong = [*_ports(options, others), *(["--ts-config"] if options.ts_config else [])]
+    if wrong:
+        message = f"{wrong[0]}: is TorchServe's, and Triton has nothing like it"
+        raise ServeError(message)
+    return running(
+        archives,
+        ports=_ports(options, TRITON_PORTS),
+        workers=options.workers,
+        folder=options.folder and Path(options.folder),
+        keys=keys_of(options),
+        seconds=options.startup_timeout,
+    )
+
+
+TORCHSERVE = "torchserve"
+SERVERS = {TORCHSERVE: ("TorchServe", _torchserve), "triton": ("Triton", _triton)}
+"""What `--server` takes -> its name, and what starts it."""
+
+
+def _ports(options: argparse.Namespace, known: Sequence[Port]) -> dict[str, int]:
+    """Those that were given."""
+    given = {port.option: getattr(options, _name(port.option)) for port in known}
+    return {option: port for option, port in given.items() if port is not None}
 
 
 @contextmanager

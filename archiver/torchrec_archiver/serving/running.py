@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from torchrec_archiver.command_line import STARTUP_SECONDS
 from torchrec_archiver.serving import JSON, recorded, settings
 from torchrec_archiver.serving.archive import Model, open_all
-from torchrec_archiver.serving.frontend import Frontend, temporary
+from torchrec_archiver.serving.frontend import Frontend
 from torchrec_archiver.serving.recorded import FORWARD, Recorded
+from torchrec_archiver.serving.session import Session, temporary
 from torchrec_handler import errors
 from torchrec_handler.archive.trust import TRUSTED_KEYS
 from torchrec_handler.errors import ServeError
@@ -53,9 +54,9 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A TorchServe that answers."""
+    """A server that answers."""
 
-    frontend: Frontend
+    frontend: Session
     url: str
     """Of its inference API."""
     asked: Sequence[Asked]
@@ -173,7 +174,8 @@ class _Waiting:
         body = recorded.readable(samples[0], model.index.signature)
         headers = {"Content-Type": JSON, **qualname(samples[0]), **self.headers("inference")}
         answer = self._call(model, self._inference, "POST", path, headers, body)
-        curl = self._curl(model, f"{self._inference}{path}", headers, body)
+        file = self._frontend.temp / f"{model.name}-{model.version}.json"
+        curl = curl_line(f"{self._inference}{path}", headers, body, file)
         return Asked(model=model, path=path, curl=curl, answer=answer.decode(errors="replace"))
 
     def headers(self, api: str) -> dict[str, str]:
@@ -221,17 +223,18 @@ class _Waiting:
             message = f"{model} was not loaded: {fault}"
             raise ServeError(message)
 
-    def _curl(self, model: Model, url: str, headers: Mapping[str, str], body: bytes) -> str:
-        if len(body) > LONGEST_LINE:
-            file = self._frontend.temp / f"{model.name}-{model.version}.json"
-            file.write_bytes(body)
-            data = f"@{file}"
-        else:
-            data = body.decode()
-        line = ["curl", url]
-        for name, value in headers.items():
-            line += ["-H", f"{name}: {value}"]
-        return shlex.join([*line, "--data", data])
+
+def curl_line(url: str, headers: Mapping[str, str], body: bytes, file: Path) -> str:
+    """A line for a shell that sends a body, which is put into a file where it is long."""
+    if len(body) > LONGEST_LINE:
+        file.write_bytes(body)
+        data = f"@{file}"
+    else:
+        data = body.decode()
+    line = ["curl", url]
+    for name, value in headers.items():
+        line += ["-H", f"{name}: {value}"]
+    return shlex.join([*line, "--data", data])
 
 
 def qualname(sample: Recorded) -> dict[str, str]:

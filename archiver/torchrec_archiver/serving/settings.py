@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,13 @@ PORTS = (
     ),
 )
 
+TRITON_PORTS = (
+    Port("--port", "http-port", "http-address", 8000, "inference"),
+    Port("--metrics-port", "metrics-port", "metrics-address", 8002, "metrics"),
+    Port("--grpc-port", "grpc-port", "grpc-address", 8001, "gRPC"),
+)
+"""Those that Triton opens; its settings are its options."""
+
 ADDRESS = re.compile(r"http://([^:/]+):(\d+)/?")
 
 
@@ -81,15 +88,18 @@ def write(settings: Mapping[str, str], path: Path) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def with_ports(settings: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, str]:
+def with_ports(
+    settings: Mapping[str, str], ports: Mapping[str, int], known: Sequence[Port] = PORTS
+) -> dict[str, str]:
     """Put ports in the place of those that the settings name.
 
     Args:
-        settings: of TorchServe.
-        ports: by the options of `PORTS`.
+        settings: of the server.
+        ports: by the options of `known`.
+        known: ports of the server.
     """
     changed = dict(settings)
-    for one in PORTS:
+    for one in known:
         if one.option in ports:
             number = str(ports[one.option])
             host = place(settings, one).host
@@ -117,13 +127,13 @@ def place(settings: Mapping[str, str], port: Port) -> Place:
     return Place(found[1], int(found[2]))
 
 
-def check_free(settings: Mapping[str, str]) -> None:
+def check_free(settings: Mapping[str, str], known: Sequence[Port] = PORTS) -> None:
     """See that every port can be opened.
 
     Raises:
         ServeError: some cannot; names all of them, and options that give others.
     """
-    refused = {one: why for one in PORTS if (why := _why_not(place(settings, one)))}
+    refused = {one: why for one in known if (why := _why_not(place(settings, one)))}
     if not refused:
         return
     first, why = next(iter(refused.items()))
@@ -134,7 +144,7 @@ def check_free(settings: Mapping[str, str]) -> None:
         )
         raise ServeError(message)
     named = ", ".join(f"{place(settings, one).port} ({one.opens})" for one in refused)
-    free = free_ports()
+    free = free_ports(known)
     others = " ".join(f"{one.option} {free[one.option]}" for one in refused)
     message = f"ports {named}: {why}; stop what listens there, or give others"
     raise ServeError(message, hint=f"these are free: {others}")
@@ -150,10 +160,10 @@ def _why_not(wanted: Place) -> str:
     return ""
 
 
-def free_ports() -> dict[str, int]:
-    """Ports of 127.0.0.1 that nothing listens on, by the options of `PORTS`."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
+def free_ports(known: Sequence[Port] = PORTS) -> dict[str, int]:
+    """Ports of 127.0.0.1 that nothing listens on, by the options of `known`."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in known]
     ports = [int(found.getsockname()[1]) for found in sockets]
     for found in sockets:
         found.close()
-    return dict(zip((one.option for one in PORTS), ports, strict=True))
+    return dict(zip((one.option for one in known), ports, strict=True))

@@ -1,6 +1,7 @@
 """What loading changes in its process: for good in a server's worker, for a while anywhere else."""
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.global_settings import get_propogate_device, set_propogate_device
 
+from torchrec_handler.errors import OptionError
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import GLOO_INTERFACE, init_process_group, is_one_of_several
 
@@ -24,6 +26,9 @@ PR_SET_PDEATHSIG = 1
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
+YOUNG_OBJECTS = 20_000
+"""Not yet looked through for cycles; 64 requests of a row are some 1,500 objects at a time."""
+
 KEPT_BYTES = 2**28
 KEPT_BLOCK_BYTES = 2**25
 """The most that glibc allows."""
@@ -42,6 +47,37 @@ def become_worker(options: Options, device: torch.device) -> None:
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
         _keep_memory()
+
+
+def worker_device(wanted: str, gpu_id: int | None) -> torch.device:
+    """The device that a worker loads for.
+
+    Args:
+        wanted: `torchrec.device`.
+        gpu_id: what its server gave it; None for no GPU.
+
+    Raises:
+        OptionError: it is `cuda`, and there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and (gpu_id is None or not torch.cuda.is_available())):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        message = "torchrec.device: received 'cuda', but this machine has no CUDA device"
+        raise OptionError(message)
+    device = torch.device("cuda", gpu_id or 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+def keep_what_is_loaded() -> None:
+    """Let collections of garbage pass over all that is there now, and be few.
+
+    A full one looks at every object of torch's modules, some 0.2 s in which no request is answered.
+    """
+    gc.collect()
+    gc.freeze()
+    # Nor is a batch that is being answered looked at: it is gone before so many are left over.
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def _end_with_parent() -> None:

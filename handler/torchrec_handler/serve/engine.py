@@ -17,7 +17,7 @@ from torchrec_handler.serve.fatal import is_fatal
 from torchrec_handler.serve.observe import Observer, Stage, Stages
 from torchrec_handler.serve.predict import HostResult, as_host_result, call, predict
 from torchrec_handler.serve.reading import NO_REPLY, Part, Reading
-from torchrec_handler.serve.request import RawRequest, Response, ValidRequest
+from torchrec_handler.serve.request import AnyRequest, Response, ValidRequest
 from torchrec_handler.serve.split import Answer, Splitter, answer
 from torchrec_handler.serve.users import combine_users, find_shared
 from torchrec_handler.tables.once import look_up_once
@@ -53,7 +53,7 @@ class Engine:
         on_host = predictor.tables is not None and predictor.device.type == "cpu"
         self._file = predictor.tables.file if on_host and predictor.tables else None
 
-    def predict(self, requests: Sequence[RawRequest]) -> list[Response | RequestError]:
+    def predict(self, requests: Sequence[AnyRequest]) -> list[Response | RequestError]:
         """Answer a batch of requests, each on its own, in order.
 
         Raises:

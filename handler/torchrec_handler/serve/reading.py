@@ -12,7 +12,7 @@ from torchrec_handler.serve.budget import Budget, size_of_arguments
 from torchrec_handler.serve.codecs.choose import Codecs, Group, Reply
 from torchrec_handler.serve.codecs.single_rows import not_single
 from torchrec_handler.serve.measure import Size
-from torchrec_handler.serve.request import Columns, RawRequest, ValidRequest
+from torchrec_handler.serve.request import AnyRequest, Columns, TypedRequest, ValidRequest
 from torchrec_handler.serve.route import route
 from torchrec_handler.serve.validate import Validator
 
@@ -76,7 +76,7 @@ class Reading:
         """How many ids of each feature lay outside of its table."""
         return self._validator.out_of_range.counts()
 
-    def read(self, requests: Sequence[RawRequest]) -> list[Part]:
+    def read(self, requests: Sequence[AnyRequest]) -> list[Part]:
         """Read requests, the smallest first, and refuse what is too much for one batch.
 
         A compressed one is as large as it inflates, which only reading it tells. Seconds in which
@@ -85,9 +85,7 @@ class Reading:
         parts: list[Part] = []
         most = self._limits.seconds_of_reading
         began, own = monotonic(), thread_time()
-        costs = [
-            len(raw.body) + (COMPRESSED_BYTES if raw.content_encoding else 0) for raw in requests
-        ]
+        costs = list(map(_cost, requests))
         groups = self._codecs.group(requests)
         for positions in sorted(groups, key=lambda group: costs[group[0]]):
             # Asking the kernel for a thread's own time takes ten times as long.
@@ -116,7 +114,7 @@ class Reading:
             for part in parts
         ]
 
-    def _decode_group(self, positions: Sequence[int], requests: Sequence[RawRequest]) -> list[Part]:
+    def _decode_group(self, positions: Sequence[int], requests: Sequence[AnyRequest]) -> list[Part]:
         """Decode requests together or, where one of them is not as it should be, one by one."""
         qualname = requests[positions[0]].qualname
         if len(positions) > 1 and self._methods.get(qualname):
@@ -156,7 +154,7 @@ class Reading:
         read = attempt(READING, step, *arguments)
         return Part(positions, *((read,) if isinstance(read, RequestError) else read))
 
-    def _decode(self, raw: RawRequest) -> tuple[Columns | Arguments, Size, Reply]:
+    def _decode(self, raw: AnyRequest) -> tuple[Columns | Arguments, Size, Reply]:
         if not route(raw.qualname, self._methods):
             arguments, reply = self._codecs.decode_arguments(raw)
             return arguments, size_of_arguments(arguments, self._signature), reply
@@ -191,6 +189,13 @@ class Reading:
         if isinstance(checked, RequestError):
             return [attempt(READING, self._validator, columns) for columns in requests]
         return checked
+
+
+def _cost(request: AnyRequest) -> int:
+    """How long reading it may take; arrays are read already."""
+    if isinstance(request, TypedRequest):
+        return 0
+    return len(request.body) + (COMPRESSED_BYTES if request.content_encoding else 0)
 
 
 def _first(part: Part) -> int:

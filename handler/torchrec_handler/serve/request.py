@@ -30,6 +30,17 @@ class RawRequest(NamedTuple):
     qualname: str = "forward"
 
 
+class TypedRequest(NamedTuple):
+    """A request whose server has read its tensors: nothing is parsed, and its answer is arrays."""
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    """By TorchRec's names, as in `Columns`."""
+    qualname: str = "forward"
+
+
+AnyRequest = RawRequest | TypedRequest
+
+
 class Columns(NamedTuple):
     """What a codec read: arrays by TorchRec's names, not checked against each other yet.
 
@@ -74,3 +85,5 @@ class Response(NamedTuple):
 
     content_type: str
     body: bytes
+    arrays: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})
+    """Of an answer to a `TypedRequest`, which has no body: one a name, see `codec.flat`."""

@@ -37,7 +37,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def test_the_commands_are_these() -> None:
     assert list(_commands()) == [
         *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
-        *("join", "sign", "admit", "swap", "completion"),
+        *("join", "triton-repository", "sign", "admit", "swap", "completion"),
     ]
 
 
@@ -355,8 +355,8 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
-                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'join', 'sign', "
-                "'admit', 'swap', 'completion')\n"
+                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'join', "
+                "'triton-repository', 'sign', 'admit', 'swap', 'completion')\n"
                 "hint: did you mean build? See torchrec-archiver --help"
             ),
         ),
@@ -396,7 +396,7 @@ def test_every_command_has_its_line_in_the_help(capsys: pytest.CaptureFixture[st
     assert run("--help") == 0
     shown = capsys.readouterr().out
     for name in command_line.COMMANDS:
-        assert f"    {name} " in shown
+        assert f"\n    {name}" in shown
 
 
 def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,7 +428,7 @@ def test_a_command_is_one_module_and_one_entry(
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
     monkeypatch.setattr(command_line, "COMMANDS", (*command_line.COMMANDS, "hello"))
     assert run("--help") == 0
-    assert "    hello       say hello\n" in capsys.readouterr().out
+    assert "    hello            say hello\n" in capsys.readouterr().out
     assert run("hello", "--name", "you") == 7
     assert capsys.readouterr() == ("Hello you\n", "")
     assert run("hello") == 1

@@ -1,7 +1,6 @@
 """The one class that TorchServe sees; only this room imports `ts`."""
 
 import fcntl
-import gc
 import json
 import logging
 import os
@@ -12,20 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from ts.torch_handler.base_handler import BaseHandler
 from ts.torch_handler.request_envelope.base import BaseEnvelope
 
 from torchrec_handler import options as torchrec_options
 from torchrec_handler.archive.trust import trusted_keys
-from torchrec_handler.errors import LoadError, OptionError, Unusable
+from torchrec_handler.errors import LoadError, Unusable
 from torchrec_handler.front.follow import follow_beside
 from torchrec_handler.front.torchserve import model_infer, protocol
 from torchrec_handler.front.torchserve.answers import http_answer
 from torchrec_handler.front.torchserve.books import Books
 from torchrec_handler.front.torchserve.head import BODIES, CONTENT_TYPE, EXPLAIN, QUALNAME, Head
 from torchrec_handler.load import loader
-from torchrec_handler.load.process import become_worker
+from torchrec_handler.load.process import become_worker, keep_what_is_loaded, worker_device
 from torchrec_handler.ranks import meet
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.observe import Totals
@@ -39,9 +37,6 @@ LAST_OF_STREAM = ("ts_stream_next", "false")
 to know `StreamPredictions` by, dies with the worker where an answer to that has no header."""
 DESCRIBE = "describe"
 """TorchServe's own header of GET /models/NAME?customized=true, see `_is_describe`."""
-
-YOUNG_OBJECTS = 20_000
-"""Not yet looked through for cycles; 64 requests of a row are some 1,500 objects at a time."""
 
 STDOUT = 1
 LONGEST_READ_SECONDS = 2.0
@@ -117,7 +112,7 @@ class TorchRecHandler(BaseHandler):
         self.context = context
         self.manifest = context.manifest
         self.version = str(context.manifest["model"].get("modelVersion", ""))
-        self.device = _device(options.device, properties.get("gpu_id"))
+        self.device = worker_device(options.device, properties.get("gpu_id"))
         become_worker(options, self.device)
         folder = Path(properties["model_dir"])
         # All ranks of its machine get every batch of TorchServe's, which sends the first's answer.
@@ -137,12 +132,7 @@ class TorchRecHandler(BaseHandler):
         self.books = Books(self.engine, totals, recorder, self.version, context.metrics)
         if predictor.leader:
             predictor.leader.when_lost(_end)
-        # A full collection looks at every object of torch's modules, some 0.2 s in which no request
-        # is answered; what is loaded now stays.
-        gc.collect()
-        gc.freeze()
-        # Nor is a batch that is being answered looked at: it is gone before so many are left over.
-        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+        keep_what_is_loaded()
 
 
 def _end(error: Unusable) -> NoReturn:
@@ -168,17 +158,6 @@ def _wait_until_read(output: int, longest: float) -> None:
     while time.monotonic() < end and any(fcntl.ioctl(output, termios.FIONREAD, bytes(4))):
         time.sleep(0.01)
     time.sleep(WRITE_SECONDS)
-
-
-def _device(wanted: str, gpu_id: int | None) -> torch.device:
-    if wanted == "cpu" or (wanted == "auto" and (gpu_id is None or not torch.cuda.is_available())):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        message = "torchrec.device: received 'cuda', but this machine has no CUDA device"
-        raise OptionError(message)
-    device = torch.device("cuda", gpu_id or 0)
-    torch.cuda.set_device(device)
-    return device
 
 
 def _handle_as_it_came(envelope: Any, data: Sequence[Mapping[str, Any]], context: Any) -> Any:

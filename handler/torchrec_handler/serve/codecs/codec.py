@@ -104,6 +104,30 @@ class Asked:
 NOTHING = Asked()
 
 
+class Writer(Protocol):
+    """What writes answers."""
+
+    @property
+    def name(self) -> str:
+        """Of the format."""
+
+    @property
+    def content_types(self) -> Collection[str]:
+        """What `Accept` calls its answers."""
+
+    def encode(self, answer: Mapping[str, Any], asked: Asked) -> Response:
+        """Write an answer.
+
+        Args:
+            answer: output name -> array, list of arrays, or values and mask; of a method without
+                `need_preproc` anything.
+            asked: what this codec read, or what another one did.
+
+        Raises:
+            PredictError: the answer cannot be written in this format.
+        """
+
+
 class Codec(Protocol):
     """A format of requests and answers: a class made for each model, an entry in `choose.CODECS`.
 
@@ -142,16 +166,7 @@ class Codec(Protocol):
         """
 
     def encode(self, answer: Mapping[str, Any], asked: Asked) -> Response:
-        """Write an answer.
-
-        Args:
-            answer: output name -> array, list of arrays, or values and mask; of a method without
-                `need_preproc` anything.
-            asked: what this codec read, or what another one did.
-
-        Raises:
-            PredictError: the answer cannot be written in this format.
-        """
+        """Write an answer, as `Writer` does."""
 
 
 def as_tensors(columns: Columns) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_archiver.serving.frontend import LONGEST_TEMP, PREFIX, temporary
+from torchrec_archiver.serving.session import LONGEST_TEMP, PREFIX, temporary
 from torchrec_handler.errors import ServeError
 
 

@@ -1,0 +1,1 @@
+"""Triton's python backend: an archive answered by the engine, one instance a process."""
