@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_archiver.serving.archive import open_all
-from torchrec_archiver.serving.frontend import temporary
+from torchrec_archiver.serving.session import temporary
 from torchrec_handler.archive.trust import TRUSTED_KEYS
 
 FOLLOWER = "torchrec_handler.front.follow"
