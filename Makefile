@@ -104,7 +104,7 @@ quick: $(VENV)/dev  ## `check` and `unit` side by side, in a minute
 .PHONY: test
 test: quick  ## `quick`, then all other tests, a real TorchServe included
 	$(PYTEST) --numprocesses=2 tests/whole
-	$(PYTEST) tests/served $(if $(shell command -v wrk),,-m "not wrk")
+	$(PYTEST) tests/served -m "not ray $(if $(shell command -v wrk),,and not wrk)"
 	$(PYTEST) tests/fuzz
 	EXAMPLES=1000 $(PYTEST) --numprocesses=2 -m hypothesis tests/unit
 
@@ -116,6 +116,10 @@ VERSIONED := $(wildcard $(addprefix tests/*/,archiver handler/kernels handler/lo
 test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with the other list of versions
 	$(MAKE) VENV=.venv-2.14 REQUIREMENTS=cpu-2.14 .venv-2.14/dev
 	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest --durations=10 --numprocesses=2 $(VERSIONED)
+
+.PHONY: ray
+ray: $(VENV)/dev  ## two replicas on Ray Serve beside the engine in process; installs Ray in build/bench
+	$(PYTEST) tests/served/examples/ray
 
 .PHONY: soak
 soak: $(VENV)/dev  ## what takes minutes: servers killed, hung, overloaded (build/soak.json), then fuzzing
