@@ -115,7 +115,7 @@ quick: $(VENV)/dev  ## `check` and `unit` side by side, in a minute
 test: $(VENV)/dev  ## `quick`, then all other tests, a real TorchServe included
 	$(MAKE) --jobs=2 --output-sync check unit EXAMPLES=1000
 	$(PYTEST) --numprocesses=2 tests/whole
-	$(PYTEST) tests/served $(if $(shell command -v wrk),,-m "not wrk")
+	$(PYTEST) tests/served -m "not ray $(if $(shell command -v wrk),,and not wrk)"
 	$(PYTEST) --numprocesses=2 tests/fuzz
 
 # What depends on the versions of torch, torchrec and fbgemm-gpu: building, loading, one archive served.
@@ -128,6 +128,10 @@ VERSIONED := $(wildcard $(addprefix tests/*/,handler/kernels handler/load handle
 test-versions: $(VENV)/dev  ## the tests that depend on torch's version, with the other list of versions
 	$(MAKE) VENV=.venv-2.14 REQUIREMENTS=cpu-2.14 .venv-2.14/dev
 	OTHER_PYTHON=$(CURDIR)/$(BIN)/python .venv-2.14/bin/python -m pytest --durations=10 --numprocesses=2 $(VERSIONED)
+
+.PHONY: ray
+ray: $(VENV)/dev  ## two replicas on Ray Serve beside the engine in process; installs Ray in build/bench
+	$(PYTEST) tests/served/examples/ray
 
 .PHONY: soak
 soak: $(VENV)/dev  ## what takes minutes: servers killed, hung, overloaded (build/soak.json), then fuzzing

@@ -66,7 +66,7 @@ def sections(description: Description, most: int, times: Times | None = None) ->
     yield _members(description, most)
 
 
-def _columns(*names: str) -> tuple[Column, ...]:
+def columns(*names: str) -> tuple[Column, ...]:
     """`#` in front of a name: of numbers; `=`: a digest."""
     return tuple(
         Column(
@@ -76,7 +76,8 @@ def _columns(*names: str) -> tuple[Column, ...]:
     )
 
 
-def _left_out(total: int, most: int, what: str) -> str:
+def left_out(total: int, most: int, what: str) -> str:
+    """What to say under a section that does not show all."""
     return "" if total <= most else f"{most:,} {what} of {total:,}; --json prints all"
 
 
@@ -84,16 +85,16 @@ def _inputs(inputs: Sequence[InputSignature], most: int) -> Section:
     rows = [row for entry in inputs for row in _features(entry, most)]
     names = ["input", "type", "#place", "feature", "#ids below", "#most ids", "raw values"]
     # The last two are of few models.
-    left_out = [at for at in (6, 5) if not any(row[at] for row in rows)]
-    for at in left_out:
+    empty = [at for at in (6, 5) if not any(row[at] for row in rows)]
+    for at in empty:
         del names[at]
     return Section(
         title="Inputs",
-        columns=_columns(*names),
+        columns=columns(*names),
         rows=tuple(
-            tuple(cell for at, cell in enumerate(row) if at not in left_out) for row in rows[:most]
+            tuple(cell for at, cell in enumerate(row) if at not in empty) for row in rows[:most]
         ),
-        note=_left_out(sum(max(1, len(entry.features)) for entry in inputs), most, "features"),
+        note=left_out(sum(max(1, len(entry.features)) for entry in inputs), most, "features"),
     )
 
 
@@ -146,7 +147,7 @@ def _tables(entries: Sequence[TableEntry], most: int) -> Section:
     )
     return Section(
         title="Tables",
-        columns=_columns(
+        columns=columns(
             "table",
             *(("collection",) if collections else ()),
             *("#rows", "#width", "dtype", "#bytes", "#max error", "#mean error"),
@@ -161,7 +162,7 @@ def _tables(entries: Sequence[TableEntry], most: int) -> Section:
             for entry in shown
         ),
         total=total,
-        note=_left_out(len(entries), most, "tables, the largest ones,"),
+        note=left_out(len(entries), most, "tables, the largest ones,"),
     )
 
 
@@ -171,18 +172,18 @@ def _plan(index: Index, plan: str, most: int) -> Section:
     if not found:  # of another TorchRec, or another planner
         lines = plan.splitlines()
         rows = tuple((plain(line),) for line in lines[:most])
-        note = _left_out(len(lines), most, "lines")
-        return Section(title=title, columns=_columns("plan"), rows=rows, note=note)
+        note = left_out(len(lines), most, "lines")
+        return Section(title=title, columns=columns("plan"), rows=rows, note=note)
     totals: Counter[str] = Counter()
     for shard in found:
         totals[shard.device] += shard.nbytes or 0
     by_device = joined([f"{device} {size(total)}" for device, total in totals.items()])
     return Section(
         title=title,
-        columns=_columns("device", "table", "rows", "columns", "#bytes"),
+        columns=columns("device", "table", "rows", "columns", "#bytes"),
         rows=tuple(map(_shard, found[:most])),
         total=("", counted(len(found), "shard"), "", "", size(totals.total())),
-        note="; ".join(part for part in (by_device, _left_out(len(found), most, "shards")) if part),
+        note="; ".join(part for part in (by_device, left_out(len(found), most, "shards")) if part),
     )
 
 
@@ -215,9 +216,9 @@ def _kernels(report: Report, most: int) -> Section:
     ]
     return Section(
         title="Kernels, where it was built",
-        columns=_columns("kernel", "module", "what became of it"),
+        columns=columns("kernel", "module", "what became of it"),
         rows=tuple(rows),
-        note=_left_out(len(report.replaced) + len(report.declined), most, "modules"),
+        note=left_out(len(report.replaced) + len(report.declined), most, "modules"),
     )
 
 
@@ -240,9 +241,9 @@ def _layers(dense: DenseDtypes, most: int) -> Section:
     """In which types layers compute."""
     return Section(
         title="Layers, by dense.dtype: auto",
-        columns=_columns("parameter", "dtype"),
+        columns=columns("parameter", "dtype"),
         rows=tuple((plain(name), dtype) for name, dtype in [*dense.dtypes.items()][:most]),
-        note=_left_out(len(dense.dtypes), most, "layers"),
+        note=left_out(len(dense.dtypes), most, "layers"),
     )
 
 
@@ -250,7 +251,7 @@ def _times(times: Times) -> Section:
     stages = list(next(iter(times.values())))
     return Section(
         title="Time of one request, here",
-        columns=_columns("method", "#rows", *(f"#{stage}" for stage in stages), "#in all"),
+        columns=columns("method", "#rows", *(f"#{stage}" for stage in stages), "#in all"),
         rows=tuple(
             (
                 *(plain(call.qualname), f"{call.rows:,}"),
@@ -269,7 +270,7 @@ def _members(description: Description, most: int) -> Section:
     names = sorted(listed) + sorted(sizes.keys() - listed)
     return Section(
         title="Members",
-        columns=_columns("member", "#bytes", "=sha256"),
+        columns=columns("member", "#bytes", "=sha256"),
         rows=tuple(
             (
                 plain(name),
@@ -278,5 +279,5 @@ def _members(description: Description, most: int) -> Section:
             )
             for name in names[:most]
         ),
-        note=_left_out(len(names), most, "members"),
+        note=left_out(len(names), most, "members"),
     )

@@ -1,5 +1,7 @@
 """An archive's facts and tables in a terminal, and plainer where there is none."""
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -27,14 +29,7 @@ def show(description: Description, console: Console, times: Times | None = None)
         console: where to.
         times: of the archive's stages, where they were taken.
     """
-    if not console.is_terminal:
-        console = Console(file=console.file, width=PLAIN_WIDTH)
-    for section in sections(description, MOST_ROWS, times):
-        console.print(Text(section.title, style="bold"))
-        console.print(_table(section, console))
-        if section.note:
-            console.print(Text(section.note, style="dim"))
-        console.print()
+    console = show_sections(sections(description, MOST_ROWS, times), console)
     if not console.is_terminal:
         for name, value in facts(description).items():
             console.print(Text(f"{name}: {value}"))
@@ -43,6 +38,23 @@ def show(description: Description, console: Console, times: Times | None = None)
     for name, value in facts(description).items():
         grid.add_row(Text(name, style="bold"), Text(value))
     console.print(grid)
+
+
+def show_sections(shown: Iterable[Section], console: Console) -> Console:
+    """Print tables, each with its title and note.
+
+    Returns:
+        What they were printed with: of a file, one that folds nothing.
+    """
+    if not console.is_terminal:
+        console = Console(file=console.file, width=PLAIN_WIDTH)
+    for section in shown:
+        console.print(Text(section.title, style="bold"))
+        console.print(_table(section, console))
+        if section.note:
+            console.print(Text(section.note, style="dim"))
+        console.print()
+    return console
 
 
 def _table(section: Section, console: Console) -> Table:

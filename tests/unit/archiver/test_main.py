@@ -37,7 +37,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def test_the_commands_are_these() -> None:
     assert list(_commands()) == [
         *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
-        *("join", "triton-repository", "sign", "admit", "swap", "completion"),
+        *("plan", "join", "triton-repository", "sign", "admit", "swap", "completion"),
     ]
 
 
@@ -121,6 +121,20 @@ def test_the_options_of_the_others_are_these() -> None:
         "--model": ("MODULE:NAME", False, None, None),
         "--weights": ("CHECKPOINT", False, None, None),
         "-f --force": (None, False, False, None),
+    }
+    assert positional["plan"] == ["archive"]
+    assert _options(_commands()["plan"]) == {
+        "": ("ARCHIVE", False, None, None),
+        "--tables": ("FILE", False, None, None),
+        "--nodes": ("N", False, 1, None),
+        "--ranks-per-node": ("N", False, 1, None),
+        "--memory": ("BYTES", False, None, None),
+        "--type": (None, False, "table_wise", ("table_wise", "row_wise")),
+        "--row-wise": ("TABLE", False, [], None),
+        "--exchange-dtype": (None, False, "float32", ("float32", "float16", "bfloat16")),
+        "--rows": ("N", False, 1000, None),
+        "--ids-per-feature": ("X", False, 1.0, None),
+        "--json": (None, False, False, None),
     }
     assert _options(_commands()["predict"]) == {
         "": ("REQUEST", True, None, None),
@@ -355,7 +369,7 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
-                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'join', "
+                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'plan', 'join', "
                 "'triton-repository', 'sign', 'admit', 'swap', 'completion')\n"
                 "hint: did you mean build? See torchrec-archiver --help"
             ),
