@@ -154,6 +154,7 @@ SERVER = {
 def test_the_options_of_serve_are_these() -> None:
     assert _options(_commands()["serve"]) == {
         "": ("ARCHIVE", True, None, None),
+        "--server": (None, False, "torchserve", ("torchserve", "triton")),
         "--port": ("PORT", False, None, None),
         "--management-port": ("PORT", False, None, None),
         "--metrics-port": ("PORT", False, None, None),
