@@ -1,0 +1,148 @@
+"""Which delta of a folder is next."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torchrec_handler.archive.delta import SUFFIX, Head, list_deltas, read_head
+from torchrec_handler.errors import DeltaError
+from torchrec_handler.updates.control import Control
+
+logger = logging.getLogger(__name__)
+
+SETTLED = 0.1
+"""Seconds after which a folder's time of change is another one if it changes again."""
+LONGEST = 10.0
+"""Seconds until a folder is listed in any case: over a network its time may be an old one."""
+
+Refuse = Callable[[Path, DeltaError], None]
+
+
+class Arrivals:
+    """What is new in a folder of deltas."""
+
+    def __init__(self, folder: Path, base: str) -> None:
+        """Prepare to look.
+
+        Args:
+            folder: of deltas.
+            base: digest of the archive's index.
+        """
+        self._folder, self._base = folder, base
+        self._done: set[str] = set()
+        """Names of what need not be looked at again."""
+        self._waiting: dict[Path, Head] = {}
+        self._digests: dict[int, str] = {0: base}
+        """Of generations that were served, as far as they are known."""
+        self._is_first = True
+        self._changed, self._listed = -1, 0.0
+        self._gap_since: float | None = None
+
+    @property
+    def gap(self) -> float:
+        """Seconds since deltas wait for one that is missing; 0 where none does."""
+        since = self._gap_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def next(self, control: Control, refuse: Refuse) -> Path | None:
+        """The delta that leads on from what is served, the furthest if there are several.
+
+        Args:
+            control: tells what is served.
+            refuse: is given those that never will.
+
+        Raises:
+            DeltaError: the folder cannot be read.
+        """
+        served, digest = control.served, control.served_sha256 or self._base
+        self._digests[served] = digest
+        self._look(served, control.run, refuse)
+        found: tuple[int, Path] | None = None
+        for path, head in list(self._waiting.items()):
+            if head.follows(served, digest):
+                found = max(found or (0, path), (head.sequence, path))
+            elif head.sequence <= served:
+                del self._waiting[path]
+                self._done.add(path.name)
+                self._compare(path, head, refuse)
+            elif head.from_sequence <= served + 1:
+                del self._waiting[path]
+                message = (
+                    f"{path.name}: follows {_short(head.digest_at(served))} as generation {served},"
+                    f" but {_short(digest)} is served; it belongs to another line of deltas"
+                )
+                refuse(path, DeltaError(message, reason="previous"))
+        is_gap = found is None and bool(self._waiting)
+        self._gap_since = (self._gap_since or time.monotonic()) if is_gap else None
+        return found and found[1]
+
+    def took(self, head: Head) -> None:
+        """Know that a delta is served."""
+        for sequence in range(head.from_sequence, head.sequence + 1):
+            if found := head.digest_at(sequence):
+                self._digests[sequence] = found
+
+    def ignore(self, path: Path) -> None:
+        """Never look at a file again."""
+        self._done.add(path.name)
+        self._waiting.pop(path, None)
+
+    def _look(self, served: int, run: str, refuse: Refuse) -> None:
+        now = time.time()
+        try:
+            changed = os.stat(self._folder).st_mtime_ns
+        except OSError:
+            changed = -1  # listing it says why
+        is_settled = now - changed / 1e9 > SETTLED and now - self._listed < LONGEST
+        if changed == self._changed and is_settled:
+            return
+        paths = list_deltas(self._folder)
+        self._changed, self._listed = changed, now
+        names = {path.name for path in paths}
+        self._done &= names
+        self._waiting = {path: head for path, head in self._waiting.items() if path.name in names}
+        for path in paths:
+            if path.name in self._done or path in self._waiting:
+                continue
+            sequence = int(path.name.removesuffix(SUFFIX).rpartition("-")[2])
+            if self._is_first and sequence <= served:
+                self._done.add(path.name)  # what was served before this worker was
+                continue
+            try:
+                head = read_head(path)
+                self._check(path, head, run)
+            except DeltaError as error:
+                refuse(path, error)
+            else:
+                self._waiting[path] = head
+        self._is_first = False
+
+    def _check(self, path: Path, head: Head, run: str) -> None:
+        if head.base != self._base:
+            message = (
+                f"{path.name}: was made for the archive {_short(head.base)}, this is "
+                f"{_short(self._base)}"
+            )
+            raise DeltaError(message, reason="base")
+        if run and head.run != run:
+            message = f"{path.name}: is of the run {head.run}, but {run} is served"
+            raise DeltaError(message, reason="run")
+
+    def _compare(self, path: Path, head: Head, refuse: Refuse) -> None:
+        """See that what is behind what is served is what was served."""
+        for sequence, known in self._digests.items():
+            told = head.digest_at(sequence)
+            if told is not None and told != known:
+                message = (
+                    f"{path.name}: is {_short(told)} as generation {sequence}, but "
+                    f"{_short(known)} was served; it belongs to another line of deltas"
+                )
+                refuse(path, DeltaError(message, reason="fork"))
+                return
+        logger.info("%s: was served before", path.name)
+
+
+def _short(digest: str | None) -> str:
+    return f"{digest[:16]}…" if digest else "nothing"

@@ -1,0 +1,153 @@
+"""What a worker's forward calls go through: which generation they are of, and where its rows are."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchrec_handler.archive.delta import list_deltas, read_delta
+from torchrec_handler.archive.format import DENSE, INDEX, TABLES
+from torchrec_handler.errors import LoadError, OptionError, Unusable
+from torchrec_handler.load.loader import read_dense
+from torchrec_handler.load.states import Predictor
+from torchrec_handler.options import Updates
+from torchrec_handler.tables.store import TableStore
+from torchrec_handler.updates.follow import Counts, Follower, Following
+from torchrec_handler.updates.live import Live
+from torchrec_handler.updates.place import check_room, hold_folder
+
+logger = logging.getLogger(__name__)
+
+
+class Served:
+    """Entered before forward calls and left behind them, by the thread that serves."""
+
+    def __init__(self, live: Live, store: TableStore, held: int, following: Following) -> None:
+        """Begin with the archive's own rows.
+
+        Args:
+            live: the copy, opened for this thread.
+            store: what lookups read.
+            held: the file descriptor that keeps the copy's folder.
+            following: the thread that writes.
+        """
+        self._live, self._control, self._store = live, live.control, store
+        self._held, self.following = held, following
+        self._copy = 0
+        self.sequence = 0
+        """Of the forward calls since `enter`."""
+
+    def enter(self) -> None:
+        """Wait until rows are those of one generation, and keep them so until `leave`.
+
+        Raises:
+            Unusable: the live copy is lost, so that another worker has to make it.
+        """
+        self._live.enter()
+        try:
+            if self._control.copy != self._copy:
+                self._switch()
+        except BaseException:
+            self._live.leave()
+            raise
+        if self._copy:
+            self.sequence = self._control.served
+        elif self._store.file is not None:
+            self._store.file.check()
+
+    def leave(self) -> None:
+        """Let rows change."""
+        self._live.leave()
+
+    def ready(self) -> None:
+        """Wait until what is published is served.
+
+        Raises:
+            LoadError: it cannot be.
+        """
+        began = time.perf_counter()
+        self.following.ready.wait()
+        if self.following.failure is not None:
+            message = f"torchrec.updates: {self.following.failure}"
+            raise LoadError(message) from self.following.failure
+        self.enter()
+        self.leave()
+        seconds = time.perf_counter() - began
+        logger.info("Generation %d is served after %.1f s", self.sequence, seconds)
+
+    @property
+    def counts(self) -> Counts:
+        """What this worker's thread did."""
+        return self.following.follower.counts
+
+    @property
+    def age(self) -> float:
+        """Seconds since what is served was made; 0 of the archive itself."""
+        created = self._control.served_created
+        return max(time.time() - created / 1e6, 0.0) if created else 0.0
+
+    @property
+    def live_bytes(self) -> int:
+        """Of the copy; 0 before there is one."""
+        return self._store.buffer.numel() if self._copy else 0
+
+    def _switch(self) -> None:
+        """Look rows up in the copy from now on."""
+        if not self._control.copy or self._copy:
+            message = f"{self._live.path}: the live copy is made again"
+            raise Unusable(message)
+        if self._store.buffer.numel():
+            self._store.switch(self._live.path)
+        self._live.open()
+        self._copy = self._control.copy
+        if self._store.file is not None:
+            self._store.file.forget()
+
+
+def serve_updates(  # noqa: PLR0913
+    options: Updates, model: str, archive: Path, predictor: Predictor, keys: Sequence[Path]
+) -> Served | None:
+    """Follow the folder of deltas that the options name; None where they name none.
+
+    A worker waits for what is published already, and for a live copy that is there. Where there is
+    nothing yet, the archive is served while the copy is made.
+
+    Raises:
+        OptionError: the model cannot be updated, or there is no place for the copy.
+        LoadError: what is published cannot be served.
+    """
+    if options.folder is None:
+        return None
+    _check(predictor)
+    index, store = predictor.index, predictor.tables
+    assert index is not None and store is not None
+    deltas, place = Path(options.folder), Path(options.place)
+    if not deltas.is_dir():
+        message = f"torchrec.updates.folder: received {options.folder!r}, which is no folder"
+        raise OptionError(message)
+    base = hashlib.sha256((archive / INDEX).read_bytes()).hexdigest()
+    folder, held = hold_folder(place, model, base, deltas)
+    live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
+    if not live.control.copy:
+        check_room(place, (archive / TABLES).stat().st_size)
+    follower = Follower(own, archive, index, read_dense(archive / DENSE), base, deltas, keys)
+    is_waited_for = bool(live.control.copy or list_deltas(deltas))
+    served = Served(live, store, held, Following(follower, options.poll_seconds))
+    if is_waited_for:
+        served.ready()
+    return served
+
+
+def _check(predictor: Predictor) -> None:
+    if predictor.device.type != "cpu":
+        why = f"a model on {predictor.device}: updates are for the CPU"
+    elif predictor.index is None:
+        why = "a plain archive, which deltas cannot name; build it with torchrec-archiver"
+    elif predictor.tables is None or predictor.tables.file is None:
+        why = "a model without tables in its archive"
+    else:
+        return
+    message = f"torchrec.updates.folder: received {why}"
+    raise OptionError(message)
