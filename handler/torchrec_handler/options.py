@@ -216,11 +216,6 @@ class Updates(_Section):
     would cost pages of writing."""
     poll_seconds: float = Field(default=0.02, ge=0.001, le=60)
     """How often the folder is looked at."""
-    max_output_change: Annotated[float | None, BeforeValidator(_number)] = Field(
-        default=None, gt=0, allow_inf_nan=False
-    )
-    """The largest absolute difference that a delta may make to an output of the archive's samples,
-    from what is served before it; None: any."""
 
 
 class Options(_Section):

@@ -103,6 +103,7 @@ class Engine:
             qualname = requests[at].qualname
             arguments = part.content
             answers[at] = attempt(qualname, call, self._predictor.module, qualname, arguments)
+        stages = self._stages
         if alone:
             outcomes = [answers[part.positions[0]] for part in alone]
             stages.done("predict", outcomes, [part.size.rows for part in alone])

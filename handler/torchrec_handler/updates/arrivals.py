@@ -1,7 +1,6 @@
 """Which delta of a folder is next."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,11 @@ SETTLED = 0.1
 LONGEST = 10.0
 """Seconds until a folder is listed in any case: over a network its time may be an old one."""
 
+RECENT = 100
+"""Generations behind what is served of which it is seen that a file is another one."""
+
+Version = tuple[int, int]
+"""A file's number and its time."""
 Refuse = Callable[[Path, DeltaError], None]
 
 
@@ -31,8 +35,8 @@ class Arrivals:
             base: digest of the archive's index.
         """
         self._folder, self._base = folder, base
-        self._done: set[str] = set()
-        """Names of what need not be looked at again."""
+        self._done: dict[str, Version] = {}
+        """Name -> what need not be looked at again, unless it is another file."""
         self._waiting: dict[Path, Head] = {}
         self._digests: dict[int, str] = {0: base}
         """Of generations that were served, as far as they are known."""
@@ -46,7 +50,7 @@ class Arrivals:
         since = self._gap_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def next(self, control: Control, refuse: Refuse) -> Path | None:
+    def next(self, control: Control, refuse: Refuse) -> tuple[Path, Head] | None:
         """The delta that leads on from what is served, the furthest if there are several.
 
         Args:
@@ -59,13 +63,13 @@ class Arrivals:
         served, digest = control.served, control.served_sha256 or self._base
         self._digests[served] = digest
         self._look(served, control.run, refuse)
-        found: tuple[int, Path] | None = None
+        found: tuple[Path, Head] | None = None
         for path, head in list(self._waiting.items()):
             if head.follows(served, digest):
-                found = max(found or (0, path), (head.sequence, path))
+                if found is None or head.sequence > found[1].sequence:
+                    found = path, head
             elif head.sequence <= served:
-                del self._waiting[path]
-                self._done.add(path.name)
+                self.ignore(path)
                 self._compare(path, head, refuse)
             elif head.from_sequence <= served + 1:
                 del self._waiting[path]
@@ -76,23 +80,29 @@ class Arrivals:
                 refuse(path, DeltaError(message, reason="previous"))
         is_gap = found is None and bool(self._waiting)
         self._gap_since = (self._gap_since or time.monotonic()) if is_gap else None
-        return found and found[1]
+        return found
 
-    def took(self, head: Head) -> None:
+    def took(self, path: Path, head: Head) -> None:
         """Know that a delta is served."""
+        self.ignore(path)
         for sequence in range(head.from_sequence, head.sequence + 1):
             if found := head.digest_at(sequence):
                 self._digests[sequence] = found
 
+    def look_again(self, path: Path) -> None:
+        """Read a file's head once more."""
+        self._waiting.pop(path, None)
+        self._changed = -1
+
     def ignore(self, path: Path) -> None:
         """Never look at a file again."""
-        self._done.add(path.name)
+        self._done[path.name] = _version(path)
         self._waiting.pop(path, None)
 
     def _look(self, served: int, run: str, refuse: Refuse) -> None:
         now = time.time()
         try:
-            changed = os.stat(self._folder).st_mtime_ns
+            changed = self._folder.stat().st_mtime_ns
         except OSError:
             changed = -1  # listing it says why
         is_settled = now - changed / 1e9 > SETTLED and now - self._listed < LONGEST
@@ -101,14 +111,17 @@ class Arrivals:
         paths = list_deltas(self._folder)
         self._changed, self._listed = changed, now
         names = {path.name for path in paths}
-        self._done &= names
+        self._done = {name: known for name, known in self._done.items() if name in names}
         self._waiting = {path: head for path, head in self._waiting.items() if path.name in names}
         for path in paths:
-            if path.name in self._done or path in self._waiting:
+            if path in self._waiting:
                 continue
             sequence = int(path.name.removesuffix(SUFFIX).rpartition("-")[2])
             if self._is_first and sequence <= served:
-                self._done.add(path.name)  # what was served before this worker was
+                self.ignore(path)  # what was served before this worker was
+                continue
+            known = self._done.get(path.name)
+            if known and (sequence <= served - RECENT or known == _version(path)):
                 continue
             try:
                 head = read_head(path)
@@ -142,6 +155,14 @@ class Arrivals:
                 refuse(path, DeltaError(message, reason="fork"))
                 return
         logger.info("%s: was served before", path.name)
+
+
+def _version(path: Path) -> Version:
+    try:
+        found = path.stat()
+    except OSError:  # gone meanwhile
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
 
 
 def _short(digest: str | None) -> str:

@@ -86,6 +86,8 @@ class Control:
     """Microseconds of all pauses."""
     copies = _Number(17)
     """How many copies were made."""
+    writer = _Number(18)
+    """The process whose thread is elected, or was last."""
     served_sha256 = _Text(1024, 64)
     """The digest that the next delta names as its previous one; empty: that of the archive."""
     applying_sha256 = _Text(1152, 64)

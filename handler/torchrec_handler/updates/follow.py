@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from torchrec_handler.archive.delta import Delta, check_delta, check_signed, read_delta
+from torchrec_handler.archive.delta import Delta, Head, check_delta, check_signed, read_delta
 from torchrec_handler.archive.format import TABLES, Index
 from torchrec_handler.errors import DeltaError, Unusable
 from torchrec_handler.updates.arrivals import Arrivals
@@ -41,33 +42,30 @@ class Counts:
     """Seconds of it that running forward calls took."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a live copy is made of."""
+
+    archive: Path
+    """The archive's folder."""
+    index: Index
+    base: str
+    """The digest of the index's file."""
+    dense: Mapping[str, torch.Tensor]
+    """The archive's own weights."""
+    deltas: Path
+    """The folder that they are published in."""
+    keys: Sequence[Path]
+    """Public keys, of which one has to have signed a delta; none where it needs no signature."""
+
+
 class Follower:
     """Follows a folder of deltas."""
 
-    def __init__(  # noqa: PLR0913
-        self,
-        live: Live,
-        archive: Path,
-        index: Index,
-        dense: Mapping[str, torch.Tensor],
-        base: str,
-        deltas: Path,
-        keys: Sequence[Path],
-    ) -> None:
-        """Prepare it.
-
-        Args:
-            live: the copy, opened for this thread.
-            archive: its folder.
-            index: of the archive.
-            dense: the archive's weights.
-            base: digest of the index.
-            deltas: the folder of deltas.
-            keys: public keys, of which one has to have signed a delta; none for any.
-        """
-        self._live, self._control = live, live.control
-        self._archive, self._index, self._dense, self._keys = archive, index, dense, keys
-        self._arrivals = Arrivals(deltas, base)
+    def __init__(self, live: Live, source: Source) -> None:
+        """Prepare it, with the copy as it was opened for this thread."""
+        self._live, self._control, self._source = live, live.control, source
+        self._arrivals = Arrivals(source.deltas, source.base)
         self._lock = open_lock(live.folder / ELECTED)
         self.is_elected = False
         self.counts = Counts()
@@ -84,10 +82,15 @@ class Follower:
                 return bool(self._control.copy and self._control.caught_up)
             self._control.caught_up = 0
         self._mend()
-        while (path := self._arrivals.next(self._control, self._refuse)) is not None:
-            self._take(path)
+        while (found := self._arrivals.next(self._control, self._refuse)) is not None:
+            self._take(*found)
         self._control.caught_up = 1
         return True
+
+    def resign(self) -> None:
+        """Let another one be elected."""
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.is_elected = False
 
     def _elect(self) -> bool:
         try:
@@ -95,6 +98,7 @@ class Follower:
         except BlockingIOError:
             return False
         self.is_elected = True
+        self._control.writer = os.getpid()
         return True
 
     def _mend(self) -> None:
@@ -108,29 +112,32 @@ class Follower:
                 self._control.copy = 0
         if not self._control.copy:
             began = time.perf_counter()
-            self._live.make(self._archive / TABLES)
+            self._live.make(self._source.archive / TABLES)
             seconds = time.perf_counter() - began
             logger.info("%s: made in %.1f s", self._live.path, seconds)
 
-    def _take(self, path: Path) -> None:
+    def _take(self, path: Path, head: Head) -> None:
         try:
-            if self._keys:
-                check_signed(path, self._keys)
+            if self._source.keys:
+                check_signed(path, self._source.keys)
             delta = read_delta(path)
+            if delta.head != head:  # another file meanwhile
+                self._arrivals.look_again(path)
+                return
             self._check(delta)
         except DeltaError as error:
             self._refuse(path, error)
             return
         self._live.touch(delta)
         self._live.apply(delta)
-        self._arrivals.took(delta.head)
+        self._arrivals.took(path, delta.head)
         self.counts.deltas += 1
         self.counts.rows += sum(len(table.ids) for table in delta.tables)
         self.counts.pause += self._control.pause / 1e6
         self.counts.waited += self._control.waited / 1e6
 
     def _check(self, delta: Delta) -> None:
-        check_delta(delta, self._index, self._dense)
+        check_delta(delta, self._source.index, self._source.dense)
         if delta.dense:
             message = f"{delta.path.name}: holds dense weights, which are not followed yet"
             raise DeltaError(message, reason="dense")

@@ -1,20 +1,19 @@
-"""What a worker's forward calls go through: which generation they are of, and where its rows are."""
+"""What a worker's forward calls go through, so that each is of one generation."""
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from torchrec_handler.archive.delta import list_deltas, read_delta
-from torchrec_handler.archive.format import DENSE, INDEX, TABLES
+from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index
 from torchrec_handler.errors import LoadError, OptionError, Unusable
 from torchrec_handler.load.loader import read_dense
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Updates
 from torchrec_handler.tables.store import TableStore
-from torchrec_handler.updates.follow import Counts, Follower, Following
+from torchrec_handler.updates.follow import Counts, Follower, Following, Source
 from torchrec_handler.updates.live import Live
 from torchrec_handler.updates.place import check_room, hold_folder
 
@@ -106,7 +105,7 @@ class Served:
             self._store.file.forget()
 
 
-def serve_updates(  # noqa: PLR0913
+def serve_updates(
     options: Updates, model: str, archive: Path, predictor: Predictor, keys: Sequence[Path]
 ) -> Served | None:
     """Follow the folder of deltas that the options name; None where they name none.
@@ -120,9 +119,7 @@ def serve_updates(  # noqa: PLR0913
     """
     if options.folder is None:
         return None
-    _check(predictor)
-    index, store = predictor.index, predictor.tables
-    assert index is not None and store is not None
+    index, store = _updatable(predictor)
     deltas, place = Path(options.folder), Path(options.place)
     if not deltas.is_dir():
         message = f"torchrec.updates.folder: received {options.folder!r}, which is no folder"
@@ -132,22 +129,30 @@ def serve_updates(  # noqa: PLR0913
     live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
     if not live.control.copy:
         check_room(place, (archive / TABLES).stat().st_size)
-    follower = Follower(own, archive, index, read_dense(archive / DENSE), base, deltas, keys)
+    source = Source(
+        archive=archive,
+        index=index,
+        base=base,
+        dense=read_dense(archive / DENSE),
+        deltas=deltas,
+        keys=keys,
+    )
     is_waited_for = bool(live.control.copy or list_deltas(deltas))
-    served = Served(live, store, held, Following(follower, options.poll_seconds))
+    served = Served(live, store, held, Following(Follower(own, source), options.poll_seconds))
     if is_waited_for:
         served.ready()
     return served
 
 
-def _check(predictor: Predictor) -> None:
+def _updatable(predictor: Predictor) -> tuple[Index, TableStore]:
+    index, store = predictor.index, predictor.tables
     if predictor.device.type != "cpu":
         why = f"a model on {predictor.device}: updates are for the CPU"
-    elif predictor.index is None:
+    elif index is None:
         why = "a plain archive, which deltas cannot name; build it with torchrec-archiver"
-    elif predictor.tables is None or predictor.tables.file is None:
+    elif store is None or store.file is None:
         why = "a model without tables in its archive"
     else:
-        return
+        return index, store
     message = f"torchrec.updates.folder: received {why}"
     raise OptionError(message)
