@@ -90,7 +90,7 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
     init_process_group()
     index = archive.index
     made = make(open_package(archive.package), options, device)
-    dense = _read_dense(folder / DENSE) if index and DENSE in index.sha256 else None
+    dense = read_dense(folder / DENSE) if index and DENSE in index.sha256 else None
     weighted = load_weights(made, dense)
     if index:
         check_metadata(index.signature, made.output)
@@ -120,7 +120,12 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
     return replace(predictor, index=index)
 
 
-def _read_dense(path: Path) -> dict[str, torch.Tensor]:
+def read_dense(path: Path) -> dict[str, torch.Tensor]:
+    """An archive's dense weights.
+
+    Raises:
+        ArchiveError: the file is damaged.
+    """
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
