@@ -24,7 +24,6 @@ from torchrec_handler.archive.delta_parts import (
     KINDS,
     NO_DIGEST,
     ROLLBACK,
-    SIGNATURE_SUFFIX,
     SIGNED,
     SUFFIX,
     UPDATE,
@@ -59,6 +58,7 @@ __all__ = [
     "check_signed",
     "list_deltas",
     "name_of",
+    "publish_delta",
     "read_delta",
     "read_head",
     "remaps_of",
@@ -137,8 +137,7 @@ def write_delta(  # noqa: PLR0913  what a delta says of itself
     document = {**asdict(head), "tables": [table.key._asdict() for table in tables]}
     del document["sha256"]  # it lies outside of it, where it is found to be zeroed
     metadata = {"delta": json.dumps(document), "sha256": head.sha256}
-    if path.exists():
-        refuse(path, "is there already; each generation has one delta", "fork")
+    _check_new(path)
     descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
     os.close(descriptor)
     staged = Path(made)
@@ -146,15 +145,40 @@ def write_delta(  # noqa: PLR0913  what a delta says of itself
         save_file(tensors, staged, metadata=metadata)
         text = _seal(staged)
         if private_key is not None:
-            signed = staged.with_name(staged.name + SIGNATURE_SUFFIX)
+            signed = signature_of(staged)
             signed.write_bytes(sign(text, private_key, password, name=SIGNED))
-            _publish(signed, signature_of(path))
-        _publish(staged, path)
+            _rename(signed, signature_of(path))
+        _rename(staged, path)
     except OSError as error:
         refuse(path, f"cannot be written: {error.strerror}", "damaged")
     finally:
         staged.unlink(missing_ok=True)
     return path
+
+
+def publish_delta(staged: Path, folder: Path) -> Path:
+    """Rename a delta, with its signature if there is one, into a folder of the same file system.
+
+    Returns:
+        Its path there.
+
+    Raises:
+        DeltaError: there is one of this name already, or it cannot be renamed.
+    """
+    path = folder / staged.name
+    _check_new(path)
+    try:
+        if signature_of(staged).exists():  # first, as a server may read the delta at once
+            _rename(signature_of(staged), signature_of(path))
+        _rename(staged, path)
+    except OSError as error:
+        refuse(path, f"cannot be written: {error.strerror}", "damaged")
+    return path
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        refuse(path, "is there already; each generation has one delta", "fork")
 
 
 def _own(values: np.ndarray) -> np.ndarray:
@@ -178,7 +202,7 @@ def _seal(path: Path) -> bytes:
     return text[: found.start(1)] + digest + text[found.end(1) :]
 
 
-def _publish(staged: Path, path: Path) -> None:
+def _rename(staged: Path, path: Path) -> None:
     """Rename a file once it is on the disk, and put the name there."""
     with staged.open("rb") as file:
         os.fchmod(file.fileno(), 0o644)

@@ -126,8 +126,8 @@ def remaps_of(key: TableKey, dense: Mapping[str, torch.Tensor]) -> list[str]:
     inside = f"{_REMAPPED}._managed_collision_modules.{key.table}."
     found = []
     for name in dense:
-        module, is_remap, rest = name.rpartition(inside)
-        is_inside = f".{key.collection}.".endswith(f".{module}._embedding_module.")
+        module, is_remap, rest = f".{name}".rpartition(inside)
+        is_inside = f".{key.collection}".endswith(f"{module}._embedding_module")
         if is_remap and rest in REMAPS and is_inside:
             found.append(name)
     return found

@@ -107,7 +107,8 @@ def reworked(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None
 
 
 def test_a_delta_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    outputs = ({"score": (torch.tensor([0.5]), torch.tensor([1, 2]))}, {"score": (torch.ones(2),)})
+    scores = [(torch.tensor([0.5]), torch.tensor([1, 2])), (torch.ones(2),)]
+    outputs = tuple({"score": score} for score in scores)
     tables = [rows([0, 3, 9]), rows([8], ENTRIES[1], 0), rows([], ENTRIES[2])]
     weights = {"over.weight": torch.rand(2, 3), "over.bias": torch.ones(3, dtype=torch.bfloat16)}
     path = write(tmp_path, 7, OTHER, tables=tables, dense=weights, outputs=outputs, kind=ROLLBACK)
@@ -126,8 +127,8 @@ def test_a_delta_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert list(delta.dense) == list(weights)
     assert all(torch.equal(delta.dense[name], weights[name]) for name in weights)
     assert delta.outputs is not None
-    for told, asked in zip(delta.outputs, outputs, strict=True):
-        assert all(map(torch.equal, told["score"], asked["score"]))
+    for told, asked in zip(delta.outputs, scores, strict=True):
+        assert all(map(torch.equal, told["score"], asked))
 
 
 def test_any_safetensors_reader_reads_it_and_its_digest_is_told_by_the_page(tmp_path: Path) -> None:
