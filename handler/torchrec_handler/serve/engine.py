@@ -37,7 +37,8 @@ class Engine:
         observer: Observer | None = None,
         updates: Served | None = None,
     ) -> None:
-        self._updates = updates
+        self.updates = updates
+        """What changes while it is served, if anything does."""
         self._stages = Stages(observer)
         self.model_name = model_name
         self._predictor = predictor
@@ -59,7 +60,7 @@ class Engine:
     @property
     def sequence(self) -> int | None:
         """The generation of the answers that `predict` gave last; None without updates."""
-        return self._updates.sequence if self._updates else None
+        return self.updates.sequence if self.updates else None
 
     def predict(self, requests: Sequence[RawRequest]) -> list[Response | RequestError]:
         """Answer a batch of requests, each on its own, in order.
@@ -75,7 +76,7 @@ class Engine:
         self._done("read", parts)
         parts = self._reading.check(parts)
         self._done("check", parts)
-        updates = self._updates
+        updates = self.updates
         if updates is None:
             return self._write(self._answered(requests, parts), parts)
         updates.enter()

@@ -42,19 +42,12 @@ class Arrivals:
         """Of generations that were served, as far as they are known."""
         self._is_first = True
         self._changed, self._listed = -1, 0.0
-        self._gap_since: float | None = None
-
-    @property
-    def gap(self) -> float:
-        """Seconds since deltas wait for one that is missing; 0 where none does."""
-        since = self._gap_since
-        return 0.0 if since is None else time.monotonic() - since
 
     def next(self, control: Control, refuse: Refuse) -> tuple[Path, Head] | None:
         """The delta that leads on from what is served, the furthest if there are several.
 
         Args:
-            control: tells what is served.
+            control: tells what is served, and is told what there is.
             refuse: is given those that never will.
 
         Raises:
@@ -78,8 +71,10 @@ class Arrivals:
                     f" but {_short(digest)} is served; it belongs to another line of deltas"
                 )
                 refuse(path, DeltaError(message, reason="previous"))
+        newest = max((head.sequence for head in self._waiting.values()), default=0)
+        control.published = max(newest, served)
         is_gap = found is None and bool(self._waiting)
-        self._gap_since = (self._gap_since or time.monotonic()) if is_gap else None
+        control.gap_since = (control.gap_since or int(time.time() * 1e6)) if is_gap else 0
         return found
 
     def took(self, path: Path, head: Head) -> None:

@@ -88,6 +88,10 @@ class Control:
     """How many copies were made."""
     writer = _Number(18)
     """The process whose thread is elected, or was last."""
+    published = _Number(19)
+    """The newest sequence that was found in the folder."""
+    gap_since = _Number(20)
+    """Since when deltas wait for one that is missing, in microseconds since 1970; 0: none does."""
     served_sha256 = _Text(1024, 64)
     """The digest that the next delta names as its previous one; empty: that of the archive."""
     applying_sha256 = _Text(1152, 64)

@@ -15,6 +15,7 @@ import torch
 from torchrec_handler.archive.delta import Delta, Head, check_delta, check_signed, read_delta
 from torchrec_handler.archive.format import TABLES, Index
 from torchrec_handler.errors import DeltaError, Unusable
+from torchrec_handler.histogram import Histogram
 from torchrec_handler.updates.arrivals import Arrivals
 from torchrec_handler.updates.gate import open_lock
 from torchrec_handler.updates.live import Live
@@ -23,6 +24,12 @@ logger = logging.getLogger(__name__)
 
 ELECTED = "follower"
 REFUSED = ".refused"
+REASONS = (
+    *("base", "run", "previous", "fork", "damaged", "signature"),
+    *("table", "ids", "values", "dense"),
+)
+"""Why deltas are refused: `DeltaError.reason`."""
+PAUSES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LATER = 1.0
 """Seconds until what failed is tried again."""
 
@@ -33,11 +40,10 @@ class Counts:
 
     rows: int = 0
     deltas: int = 0
-    redone: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     """By the reason of `DeltaError`."""
-    pause: float = 0.0
-    """Seconds that workers were kept from starting a forward call."""
+    pause: Histogram = field(default_factory=lambda: Histogram(PAUSES))
+    """Seconds of each that workers were kept from starting a forward call."""
     waited: float = 0.0
     """Seconds of it that running forward calls took."""
 
@@ -64,16 +70,11 @@ class Follower:
 
     def __init__(self, live: Live, source: Source) -> None:
         """Prepare it, with the copy as it was opened for this thread."""
-        self._live, self._control, self._source = live, live.control, source
+        self.live, self._control, self._source = live, live.control, source
         self._arrivals = Arrivals(source.deltas, source.base)
         self._lock = open_lock(live.folder / ELECTED)
         self.is_elected = False
         self.counts = Counts()
-
-    @property
-    def gap(self) -> float:
-        """Seconds since deltas wait for one that is missing; 0 where none does."""
-        return self._arrivals.gap
 
     def step(self) -> bool:
         """Do what there is to do; whether the live copy is all that the folder makes it."""
@@ -105,16 +106,15 @@ class Follower:
         """Make the copy, and finish what another one left."""
         if self._control.copy and self._control.turns % 2:
             try:
-                self._live.redo()
-                self.counts.redone += 1
+                self.live.redo()
             except Unusable as error:
                 logger.error("%s; the live copy is made again", error)  # noqa: TRY400  known
                 self._control.copy = 0
         if not self._control.copy:
             began = time.perf_counter()
-            self._live.make(self._source.archive / TABLES)
+            self.live.make(self._source.archive / TABLES)
             seconds = time.perf_counter() - began
-            logger.info("%s: made in %.1f s", self._live.path, seconds)
+            logger.info("%s: made in %.1f s", self.live.path, seconds)
 
     def _take(self, path: Path, head: Head) -> None:
         try:
@@ -128,12 +128,12 @@ class Follower:
         except DeltaError as error:
             self._refuse(path, error)
             return
-        self._live.touch(delta)
-        self._live.apply(delta)
+        self.live.touch(delta)
+        self.live.apply(delta)
         self._arrivals.took(path, delta.head)
         self.counts.deltas += 1
         self.counts.rows += sum(len(table.ids) for table in delta.tables)
-        self.counts.pause += self._control.pause / 1e6
+        self.counts.pause.add(self._control.pause / 1e6)
         self.counts.waited += self._control.waited / 1e6
 
     def _check(self, delta: Delta) -> None:

@@ -127,6 +127,8 @@ class Live:
         self.folder, self.control = folder, Control(folder)
         self.gate = Gate(folder, self.control)
         self._entries, self._deltas, self._read = entries, deltas, read
+        self.redone = 0
+        """Deltas that were written again by this thread."""
         self._copy = 0
         self._tables: dict[TableKey, npt.NDArray[np.uint8]] = {}
 
@@ -247,6 +249,7 @@ class Live:
                 raise Unusable(message)
             self._write(delta)
             control.redone += 1
+            self.redone += 1
 
     def _write(self, delta: Generation) -> None:
         """With the gate closed and `turns` odd."""

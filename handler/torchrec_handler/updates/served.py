@@ -1,13 +1,13 @@
 """What a worker's forward calls go through, so that each is of one generation."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torchrec_handler.archive.delta import list_deltas, read_delta
-from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index
+from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index, sha256
 from torchrec_handler.errors import LoadError, OptionError, Unusable
 from torchrec_handler.load.loader import read_dense
 from torchrec_handler.load.states import Predictor
@@ -77,6 +77,44 @@ class Served:
         logger.info("Generation %d is served after %.1f s", self.sequence, seconds)
 
     @property
+    def served(self) -> int:
+        """The generation that forward calls are of which begin now."""
+        return self._control.served if self._copy else 0
+
+    @property
+    def lag(self) -> int:
+        """Generations from what is served to the newest that is published."""
+        return max(self._control.published - self.served, 0)
+
+    @property
+    def gap(self) -> float:
+        """Seconds since deltas wait for one that is missing; 0 where none does."""
+        since = self._control.gap_since
+        return max(time.time() - since / 1e6, 0.0) if since else 0.0
+
+    @property
+    def redone(self) -> int:
+        """Deltas that this worker wrote again, as their writer ended half way."""
+        return self._live.redone + self.following.follower.live.redone
+
+    def as_json(self) -> dict[str, Any]:
+        """The state of it, and what this worker did, as JSON holds it."""
+        counts = self.counts
+        return {
+            "sequence": self.served,
+            "age_seconds": round(self.age, 3),
+            "lag_sequences": self.lag,
+            "gap_seconds": round(self.gap, 3),
+            "live_bytes": self.live_bytes,
+            "run": self._control.run,
+            "is_elected": self.following.follower.is_elected,
+            "deltas": counts.deltas,
+            "rows": counts.rows,
+            "redone": self.redone,
+            "refused": dict(counts.refused),
+        }
+
+    @property
     def counts(self) -> Counts:
         """What this worker's thread did."""
         return self.following.follower.counts
@@ -120,23 +158,34 @@ def serve_updates(
     if options.folder is None:
         return None
     index, store = _updatable(predictor)
-    deltas, place = Path(options.folder), Path(options.place)
-    if not deltas.is_dir():
+    if not Path(options.folder).is_dir():
         message = f"torchrec.updates.folder: received {options.folder!r}, which is no folder"
         raise OptionError(message)
-    base = hashlib.sha256((archive / INDEX).read_bytes()).hexdigest()
-    folder, held = hold_folder(place, model, base, deltas)
-    live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
-    if not live.control.copy:
-        check_room(place, (archive / TABLES).stat().st_size)
     source = Source(
         archive=archive,
         index=index,
-        base=base,
+        base=sha256(archive / INDEX),
         dense=read_dense(archive / DENSE),
-        deltas=deltas,
+        deltas=Path(options.folder),
         keys=keys,
     )
+    return start(options, model, source, store)
+
+
+def start(options: Updates, model: str, source: Source, store: TableStore) -> Served:
+    """Follow a folder of deltas, see `serve_updates`.
+
+    Args:
+        options: say where the live copy lies.
+        model: its name.
+        source: what the live copy is made of.
+        store: what lookups read.
+    """
+    place, deltas = Path(options.place), source.deltas
+    folder, held = hold_folder(place, model, source.base, deltas)
+    live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
+    if not live.control.copy:
+        check_room(place, (source.archive / TABLES).stat().st_size)
     is_waited_for = bool(live.control.copy or list_deltas(deltas))
     served = Served(live, store, held, Following(Follower(own, source), options.poll_seconds))
     if is_waited_for:

@@ -1,6 +1,5 @@
 """Deltas of a folder, taken in order or refused as a whole."""
 
-import hashlib
 import logging
 import os
 import random
@@ -15,70 +14,14 @@ import pytest
 import torch
 
 from tests.support import updating
+from tests.support.followed import BASE, ENTRIES, OTHER, Server
 from tests.support.keys import make_keys
-from tests.support.line import Line, drawn
+from tests.support.line import drawn
 from torchrec_handler.archive.delta import read_delta
-from torchrec_handler.archive.format import FORMAT_VERSION, Index, Signature, TableKey
+from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import OptionError
-from torchrec_handler.updates.follow import Follower, Following, Source
-from torchrec_handler.updates.live import Live
+from torchrec_handler.updates.follow import Following
 from torchrec_handler.updates.place import check_room, hold_folder
-
-BASE = hashlib.sha256(b"archive.json").hexdigest()
-OTHER = hashlib.sha256(b"other").hexdigest()
-ENTRIES = tuple(updating.ENTRIES.values())
-SOURCE = Source(
-    archive=Path(),
-    index=Index(
-        format_version=FORMAT_VERSION,
-        versions={},
-        signature=Signature(inputs=(), methods={}, result_metadata="dict_of_tensor"),
-        tables=ENTRIES,
-        extra_files=(),
-        sha256={},
-        samples=0,
-    ),
-    base=BASE,
-    dense={"over.weight": torch.zeros(2, 3)},
-    deltas=Path(),
-    keys=(),
-)
-
-
-class Server:
-    """One worker's follower, beside the folder that it follows."""
-
-    def __init__(self, folder: Path) -> None:
-        self.archive, self.deltas, self.live = (folder / name for name in ("a", "d", "live"))
-        for one in (self.archive, self.deltas, self.live):
-            one.mkdir()
-        (self.archive / "tables.bin").write_bytes(bytes(updating.SIZE))
-        self.source = replace(SOURCE, archive=self.archive, deltas=self.deltas)
-        self.dice = np.random.default_rng(0)
-        self.line = Line(self.deltas, BASE)
-        self.state = bytearray(updating.SIZE)
-        """What rows have to be."""
-        self.follower = self.worker()
-
-    def worker(self, **source: object) -> Follower:
-        live = Live(self.live, updating.ENTRIES, self.deltas, read_delta)
-        return Follower(live, replace(self.source, **source))  # type: ignore[arg-type]
-
-    def publish(self, **others: object) -> Path:
-        tables = [drawn(entry, 20, self.dice) for entry in ENTRIES[:3]]
-        path = self.line.publish(tables, **others)
-        self.expect(path)
-        return path
-
-    def expect(self, path: Path) -> None:
-        for table in read_delta(path).tables:
-            entry = updating.ENTRIES[table.key]
-            for at, row in zip(table.ids, table.rows, strict=True):
-                start = entry.offset + int(at) * entry.row_bytes
-                self.state[start : start + entry.row_bytes] = row.tobytes()
-
-    def is_right(self) -> bool:
-        return (self.live / "live.bin").read_bytes() == self.state
 
 
 @pytest.fixture
@@ -119,13 +62,12 @@ def test_a_gap_is_waited_for(server: Server, tmp_path: Path) -> None:
     kept = shutil.move(missing, tmp_path / missing.name)
     server.publish()
     server.follower.step()
-    time.sleep(0.01)
-    server.follower.step()
-    assert server.follower._control.served == 1
-    assert server.follower.gap >= 0.01
+    control = server.follower._control
+    assert (control.served, control.published) == (1, 3)
+    assert 0 <= time.time() - control.gap_since / 1e6 < 10
     shutil.move(kept, missing)
     server.follower.step()
-    assert (server.follower._control.served, server.follower.gap) == (3, 0)
+    assert (control.served, control.published, control.gap_since) == (3, 3, 0)
     assert server.is_right()
 
 
