@@ -106,9 +106,8 @@ def changed_dense(dense: Mapping[str, torch.Tensor], state: State) -> dict[str, 
         BuildError: one has another shape, or the archive has others.
     """
     own = state.dense
-    if dense.keys() != own.keys():
-        odd = sorted(dense.keys() ^ own.keys())
-        message = f"weights: {odd[0]} is not in both the checkpoint and the archive"
+    if odd := sorted(dense.keys() - own.keys()):
+        message = f"weights: {odd[0]} is not one of the archive's dense weights"
         raise BuildError(message)
     changed = {}
     for name, value in dense.items():
@@ -122,7 +121,7 @@ def changed_dense(dense: Mapping[str, torch.Tensor], state: State) -> dict[str, 
             raise BuildError(message)
         given = value.detach().to("cpu", own[name].dtype)
         if not _is_same(given, own[name]):
-            changed[name] = given
+            changed[name] = given.clone()  # training goes on
     return changed
 
 

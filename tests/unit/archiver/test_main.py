@@ -386,7 +386,8 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
                 "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'delta', 'apply', "
-                "'squash', 'rollback', 'sign', 'admit', 'swap', 'completion')\nhint: did you mean build? See torchrec-archiver --help"
+                "'squash', 'rollback', 'sign', 'admit', 'swap', 'completion')\nhint: did you mean "
+                "build? See torchrec-archiver --help"
             ),
         ),
         (
