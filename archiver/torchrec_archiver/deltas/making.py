@@ -191,9 +191,12 @@ def differing(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         for words in (np.uint64, np.uint32, np.uint16, np.uint8)
         if not one.shape[1] % np.dtype(words).itemsize
     )
-    is_other = one.view(words) != other.view(words)
-    found: np.ndarray = np.flatnonzero(is_other.any(axis=1))
-    return found
+    found = np.flatnonzero(one.view(words) != other.view(words))
+    rows = found // (one.shape[1] // np.dtype(words).itemsize)
+    is_first = np.ones(len(rows), bool)
+    np.not_equal(rows[1:], rows[:-1], out=is_first[1:])
+    first: np.ndarray = rows[is_first]
+    return first
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
