@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tests.soak import altered, filled, hostile, hung, killed, mixed, overloaded, swapped
+from tests.soak import altered, filled, fresh, hostile, hung, killed, mixed, overloaded, swapped
 from tests.soak.row import Row
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ ROWS: Mapping[str, Callable[[Path], Row]] = {
     "builds": filled.builds,
     "tables": altered.tables,
     "clients": hostile.clients,
+    "fresh": fresh.updates,
     "mixed": partial(mixed.load, minutes=MINUTES),
 }
 

@@ -1,0 +1,207 @@
+"""What a worker's forward calls go through, so that each is of one generation."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchrec_handler.archive.delta import list_deltas, read_delta
+from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index, sha256
+from torchrec_handler.errors import LoadError, OptionError, Unusable
+from torchrec_handler.load.loader import read_dense
+from torchrec_handler.load.states import Predictor
+from torchrec_handler.options import Updates
+from torchrec_handler.tables.store import TableStore
+from torchrec_handler.updates.follow import Counts, Follower, Following, Source
+from torchrec_handler.updates.live import Live
+from torchrec_handler.updates.place import check_room, hold_folder
+
+logger = logging.getLogger(__name__)
+
+
+class Served:
+    """Entered before forward calls and left behind them, by the thread that serves."""
+
+    def __init__(self, live: Live, store: TableStore, held: int, following: Following) -> None:
+        """Begin with the archive's own rows.
+
+        Args:
+            live: the copy, opened for this thread.
+            store: what lookups read.
+            held: the file descriptor that keeps the copy's folder.
+            following: the thread that writes.
+        """
+        self._live, self._control, self._store = live, live.control, store
+        self._held, self.following = held, following
+        self._copy = 0
+        self.sequence = 0
+        """Of the forward calls since `enter`."""
+
+    def enter(self) -> None:
+        """Wait until rows are those of one generation, and keep them so until `leave`.
+
+        Raises:
+            Unusable: the live copy is lost, so that another worker has to make it.
+        """
+        self._live.enter()
+        try:
+            if self._control.copy != self._copy:
+                self._switch()
+        except BaseException:
+            self._live.leave()
+            raise
+        if self._copy:
+            self.sequence = self._control.served
+        elif self._store.file is not None:
+            self._store.file.check()
+
+    def leave(self) -> None:
+        """Let rows change."""
+        self._live.leave()
+
+    def ready(self) -> None:
+        """Wait until what is published is served.
+
+        Raises:
+            LoadError: it cannot be.
+        """
+        began = time.perf_counter()
+        self.following.ready.wait()
+        if self.following.failure is not None:
+            message = f"torchrec.updates: {self.following.failure}"
+            raise LoadError(message) from self.following.failure
+        self.enter()
+        self.leave()
+        seconds = time.perf_counter() - began
+        logger.info("Generation %d is served after %.1f s", self.sequence, seconds)
+
+    @property
+    def served(self) -> int:
+        """The generation that forward calls are of which begin now."""
+        return self._control.served if self._copy else 0
+
+    @property
+    def lag(self) -> int:
+        """Generations from what is served to the newest that is published."""
+        return max(self._control.published - self.served, 0)
+
+    @property
+    def gap(self) -> float:
+        """Seconds since deltas wait for one that is missing; 0 where none does."""
+        since = self._control.gap_since
+        return max(time.time() - since / 1e6, 0.0) if since else 0.0
+
+    @property
+    def redone(self) -> int:
+        """Deltas that this worker wrote again, as their writer ended half way."""
+        return self._live.redone + self.following.follower.live.redone
+
+    def as_json(self) -> dict[str, Any]:
+        """The state of it, and what this worker did, as JSON holds it."""
+        counts = self.counts
+        return {
+            "sequence": self.served,
+            "age_seconds": round(self.age, 3),
+            "lag_sequences": self.lag,
+            "gap_seconds": round(self.gap, 3),
+            "live_bytes": self.live_bytes,
+            "run": self._control.run,
+            "is_elected": self.following.follower.is_elected,
+            "deltas": counts.deltas,
+            "rows": counts.rows,
+            "redone": self.redone,
+            "refused": dict(counts.refused),
+        }
+
+    @property
+    def counts(self) -> Counts:
+        """What this worker's thread did."""
+        return self.following.follower.counts
+
+    @property
+    def age(self) -> float:
+        """Seconds since what is served was made; 0 of the archive itself."""
+        created = self._control.served_created
+        return max(time.time() - created / 1e6, 0.0) if created else 0.0
+
+    @property
+    def live_bytes(self) -> int:
+        """Of the copy; 0 before there is one."""
+        return self._store.buffer.numel() if self._copy else 0
+
+    def _switch(self) -> None:
+        """Look rows up in the copy from now on."""
+        if not self._control.copy or self._copy:
+            message = f"{self._live.path}: the live copy is made again"
+            raise Unusable(message)
+        if self._store.buffer.numel():
+            self._store.switch(self._live.path)
+        self._live.open()
+        self._copy = self._control.copy
+        if self._store.file is not None:
+            self._store.file.forget()
+
+
+def serve_updates(
+    options: Updates, model: str, archive: Path, predictor: Predictor, keys: Sequence[Path]
+) -> Served | None:
+    """Follow the folder of deltas that the options name; None where they name none.
+
+    A worker waits for what is published already, and for a live copy that is there. Where there is
+    nothing yet, the archive is served while the copy is made.
+
+    Raises:
+        OptionError: the model cannot be updated, or there is no place for the copy.
+        LoadError: what is published cannot be served.
+    """
+    if options.folder is None:
+        return None
+    index, store = _updatable(predictor)
+    if not Path(options.folder).is_dir():
+        message = f"torchrec.updates.folder: received {options.folder!r}, which is no folder"
+        raise OptionError(message)
+    source = Source(
+        archive=archive,
+        index=index,
+        base=sha256(archive / INDEX),
+        dense=read_dense(archive / DENSE),
+        deltas=Path(options.folder),
+        keys=keys,
+    )
+    return start(options, model, source, store)
+
+
+def start(options: Updates, model: str, source: Source, store: TableStore) -> Served:
+    """Follow a folder of deltas, see `serve_updates`.
+
+    Args:
+        options: say where the live copy lies.
+        model: its name.
+        source: what the live copy is made of.
+        store: what lookups read.
+    """
+    place, deltas = Path(options.place), source.deltas
+    folder, held = hold_folder(place, model, source.base, deltas)
+    live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
+    if not live.control.copy:
+        check_room(place, (source.archive / TABLES).stat().st_size)
+    is_waited_for = bool(live.control.copy or list_deltas(deltas))
+    served = Served(live, store, held, Following(Follower(own, source), options.poll_seconds))
+    if is_waited_for:
+        served.ready()
+    return served
+
+
+def _updatable(predictor: Predictor) -> tuple[Index, TableStore]:
+    index, store = predictor.index, predictor.tables
+    if predictor.device.type != "cpu":
+        why = f"a model on {predictor.device}: updates are for the CPU"
+    elif index is None:
+        why = "a plain archive, which deltas cannot name; build it with torchrec-archiver"
+    elif store is None or store.file is None:
+        why = "a model without tables in its archive"
+    else:
+        return index, store
+    message = f"torchrec.updates.folder: received {why}"
+    raise OptionError(message)
