@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import yaml
 
 from tests.soak import asking
 from tests.soak.row import Row
 from tests.support.archives import good
-from tests.support.factories.fresh import DENSE, FEATURES, ROWS, FreshPredictFactory
+from tests.support.factories.fresh import DENSE_FEATURES, FEATURES, ROWS, FreshPredictFactory
 from tests.support.line import Line, drawn
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
-from torchrec_handler.archive.format import INDEX, TABLES, Index, sha256
+from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index, sha256
+from torchrec_handler.load.loader import load_again, read_dense
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest
@@ -39,6 +41,8 @@ RANKED = 200
 """Rows of the largest request."""
 CHANGED = 5_000
 """Rows of a table that a delta changes, beside those that are asked for."""
+DENSE_EVERY = 10
+"""Each so manieth delta has dense weights, too."""
 KEPT = 50
 """Deltas that stay in the folder."""
 TOLERANCE = 1e-3
@@ -96,7 +100,7 @@ def asked() -> Asked:
         lengths = np.full(rows * len(FEATURES), 2)
         values = [dice.choice(ids[name], 2 * rows) for name in FEATURES]
         document = {
-            "float_features": dice.normal(size=(rows, DENSE)).tolist(),
+            "float_features": dice.normal(size=(rows, DENSE_FEATURES)).tolist(),
             "id_list_features.lengths": lengths.tolist(),
             "id_list_features.values": np.concatenate(values).tolist(),
         }
@@ -125,6 +129,7 @@ class Fresh:
         self.index = Index.loads((self.archive / INDEX).read_text())
         self.base = sha256(self.archive / INDEX)
         self.line = Line(self.deltas, self.base)
+        self._dense = read_dense(self.archive / DENSE)
         self.asked = asked()
         self.answers: list[Answer] = []
         self.killed = Killed()
@@ -150,9 +155,17 @@ class Fresh:
             for one in entries
         ]
 
+    def dense(self, sequence: int) -> dict[str, torch.Tensor]:
+        """The dense weights that come with a generation, if any do."""
+        if sequence % DENSE_EVERY:
+            return {}
+        dice = torch.Generator().manual_seed(sequence)
+        return {name: torch.randn(one.shape, generator=dice) for name, one in self._dense.items()}
+
     def publish(self) -> Path:
         """The next delta."""
-        path = self.line.publish(self.tables(self.line.sequence + 1))
+        sequence = self.line.sequence + 1
+        path = self.line.publish(self.tables(sequence), dense=self.dense(sequence))
         old = self.deltas / f"{self.line.sequence - KEPT:08d}.delta"
         old.unlink(missing_ok=True)
         return path
@@ -209,7 +222,7 @@ class Fresh:
         predictor = good.load_folder(self.archive)
         assert predictor.tables is not None
         predictor.tables.switch(state)
-        engine = Engine(NAME, predictor, Options())
+        options, dense = Options(), self._dense
         rows = np.memmap(state, np.uint8, "r+")
         wanted: dict[int, list[Answer]] = {}
         for answer in self.answers:
@@ -221,7 +234,10 @@ class Fresh:
                 entry = next(one for one in self.index.tables if one.key == table.key)
                 block = rows[entry.offset : entry.offset + entry.nbytes]
                 block.reshape(-1, entry.row_bytes)[table.ids] = table.rows
+            dense = self.dense(sequence) if sequence and self.dense(sequence) else dense
             given = wanted.pop(sequence, [])
+            if given:
+                engine = Engine(NAME, load_again(predictor, options, dense), options)
             expected = {body: self._expected(engine, body) for body in {one.body for one in given}}
             wrong += sum(
                 not np.allclose(one.scores, expected[one.body], atol=TOLERANCE) for one in given

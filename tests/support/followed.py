@@ -1,6 +1,7 @@
 """A folder of deltas and who follows it, without a model."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from torchrec_handler.tables.store import TableStore
 from torchrec_handler.updates.follow import Follower, Source
 from torchrec_handler.updates.live import Live
 from torchrec_handler.updates.served import Served, start
+from torchrec_handler.updates.weights import Weights
+
+Dense = Mapping[str, torch.Tensor]
+"""Stands for a model with these weights."""
 
 BASE = hashlib.sha256(b"archive.json").hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
@@ -55,7 +60,8 @@ class Server:
 
     def worker(self, **source: object) -> Follower:
         live = Live(self.live, updating.ENTRIES, self.deltas, read_delta)
-        return Follower(live, replace(self.source, **source))  # type: ignore[arg-type]
+        given = replace(self.source, **source)  # type: ignore[arg-type]
+        return Follower(live, given, Weights(self.live, given.dense, given.dense, dict))
 
     def publish(self, **others: object) -> Path:
         tables = [drawn(entry, 20, self.dice) for entry in ENTRIES[:3]]
@@ -70,11 +76,11 @@ class Server:
                 start = entry.offset + int(at) * entry.row_bytes
                 self.state[start : start + entry.row_bytes] = row.tobytes()
 
-    def serve(self) -> Served:
+    def serve(self) -> Served[Dense]:
         """A worker that follows the folder, with its live copy beside that."""
         store = TableStore.map(self.archive / "tables.bin", ENTRIES)
         options = Updates(folder=str(self.deltas), place=str(self.live), poll_seconds=0.001)
-        return start(options, "model", self.source, store)
+        return start(options, "model", self.source, store, (self.source.dense, dict))
 
     def is_right(self) -> bool:
         return (self.live / "live.bin").read_bytes() == self.state

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,6 @@ class Filled:
     path: Path
     head: Head
     tables: Sequence[Rows]
-    dense: dict[str, object] = field(default_factory=dict)
 
 
 def publish(folder: Path, sequence: int) -> Path:
@@ -117,7 +116,7 @@ def main(folder: Path, kind: str, count: int) -> None:
     for _ in range(count):
         live.enter()
         live.leave()
-        live.apply(read(publish(folder, live.control.served + 1)))
+        live.apply(read(publish(folder, live.control.served + 1)), 0)
 
 
 if __name__ == "__main__":

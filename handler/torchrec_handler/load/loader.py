@@ -19,7 +19,7 @@ from torchrec_handler.archive.format import (
 )
 from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.archive.verify import Archive, verify
-from torchrec_handler.errors import ArchiveError, FactoryError
+from torchrec_handler.errors import ArchiveError, FactoryError, WeightsError
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
@@ -48,7 +48,7 @@ from torchrec_handler.load.signature.recorded import check_metadata, check_model
 from torchrec_handler.load.states import Made, Predictor, Quantized, Weighted
 from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
-from torchrec_handler.options import Options
+from torchrec_handler.options import GRAPH, Options
 from torchrec_handler.ranks import init_process_group
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.find import find_collections
@@ -118,6 +118,41 @@ def _load(archive: Archive, options: Options, device: torch.device) -> Predictor
     else:
         check_model(predictor.signature, made.output, predictor.module, device, samples)
     return replace(predictor, index=index)
+
+
+def load_again(
+    predictor: Predictor, options: Options, dense: Mapping[str, torch.Tensor]
+) -> Predictor:
+    """The model of an archive with other dense weights, which looks rows up where the first does.
+
+    Without graphs, as what is followed is followed with changes of the whole process, beside which
+    another thread cannot serve.
+
+    Args:
+        predictor: what `load` gave, of an archive with tables.
+        options: those it was loaded with.
+        dense: the archive's names -> tensors.
+
+    Raises:
+        LoadError: see the steps.
+    """
+    package, index = predictor.package, predictor.index
+    if package is None or index is None:
+        message = "a plain archive's weights are its factory's"
+        raise WeightsError(message)
+    kernels = options.kernels
+    if kernels.allow(GRAPH):
+        kernels = kernels.model_copy(update={"off": [*kernels.off, GRAPH]})
+    without = options.model_copy(update={"kernels": kernels})
+    weighted = load_weights(make(package, without, predictor.device), dense)
+    made = make_ready(
+        weighted,
+        _widened(weighted, index),
+        lambda _: predictor.tables,
+        predictor.signature,
+        choose=as_recorded(index.dense),
+    )
+    return replace(made, index=index)
 
 
 def read_dense(path: Path) -> dict[str, torch.Tensor]:
@@ -288,4 +323,5 @@ def make_ready(  # noqa: PLR0913
         report=placed.report,
         graphs=placed.graphs,
         dense=placed.dense,
+        package=made.package,
     )

@@ -35,7 +35,7 @@ class Engine:
         predictor: Predictor,
         options: Options,
         observer: Observer | None = None,
-        updates: Served | None = None,
+        updates: Served[Predictor] | None = None,
     ) -> None:
         self.updates = updates
         """What changes while it is served, if anything does."""
@@ -80,6 +80,7 @@ class Engine:
         if updates is None:
             return self._write(self._answered(requests, parts), parts)
         updates.enter()
+        self._predictor = updates.model
         try:
             answers = self._answered(requests, parts)
         finally:

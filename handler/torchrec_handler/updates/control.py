@@ -62,14 +62,14 @@ class Control:
     served = _Number(3)
     """The sequence of the rows; 0: they are the archive's."""
     served_dense = _Number(4)
-    """The newest sequence up to `served` that brought dense weights; 0: they are the archive's."""
+    """The number of the dense weights beside the copy; 0: they are the archive's."""
     served_created = _Number(5)
     """When `served` was made, in microseconds since 1970."""
     applying = _Number(6)
     applying_dense = _Number(7)
     applying_created = _Number(8)
     preparing = _Number(9)
-    """A sequence whose dense weights workers are to get ready; 0: none."""
+    """The number of the dense weights that workers are to get ready; 0: none."""
     caught_up = _Number(10)
     """Whether the folder's deltas were all looked at since a worker was elected."""
     redone = _Number(11)
@@ -92,6 +92,8 @@ class Control:
     """The newest sequence that was found in the folder."""
     gap_since = _Number(20)
     """Since when deltas wait for one that is missing, in microseconds since 1970; 0: none does."""
+    numbers = _Number(21)
+    """How many dense weights were laid beside the copy."""
     served_sha256 = _Text(1024, 64)
     """The digest that the next delta names as its previous one; empty: that of the archive."""
     applying_sha256 = _Text(1152, 64)

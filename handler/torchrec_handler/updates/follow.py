@@ -9,16 +9,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from torchrec_handler.archive.delta import Delta, Head, check_delta, check_signed, read_delta
 from torchrec_handler.archive.format import TABLES, Index
-from torchrec_handler.errors import DeltaError, Unusable
+from torchrec_handler.errors import DeltaError, LoadError, Unusable
 from torchrec_handler.histogram import Histogram
 from torchrec_handler.updates.arrivals import Arrivals
 from torchrec_handler.updates.gate import open_lock
 from torchrec_handler.updates.live import Live
+from torchrec_handler.updates.weights import Weights
+from torchrec_handler.updates.workers import Seat, missing
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ REASONS = (
 )
 """Why deltas are refused: `DeltaError.reason`."""
 PAUSES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+LONGEST_SECONDS = 30.0
+"""That workers are waited for until they have dense weights ready."""
 LATER = 1.0
 """Seconds until what failed is tried again."""
 
@@ -68,9 +73,10 @@ class Source:
 class Follower:
     """Follows a folder of deltas."""
 
-    def __init__(self, live: Live, source: Source) -> None:
-        """Prepare it, with the copy as it was opened for this thread."""
+    def __init__(self, live: Live, source: Source, weights: Weights[Any]) -> None:
+        """Prepare it, with the copy as it was opened for this thread, and its dense weights."""
         self.live, self._control, self._source = live, live.control, source
+        self._weights, self._seat = weights, Seat(live.folder)
         self._arrivals = Arrivals(source.deltas, source.base)
         self._lock = open_lock(live.folder / ELECTED)
         self.is_elected = False
@@ -78,11 +84,14 @@ class Follower:
 
     def step(self) -> bool:
         """Do what there is to do; whether the live copy is all that the folder makes it."""
+        control = self._control
         if not self.is_elected:
             if not self._elect():
-                return bool(self._control.copy and self._control.caught_up)
-            self._control.caught_up = 0
+                self._prepare(control.preparing or control.served_dense)
+                return bool(control.copy and control.caught_up)
+            control.caught_up = control.preparing = 0
         self._mend()
+        self._prepare(control.served_dense)
         while (found := self._arrivals.next(self._control, self._refuse)) is not None:
             self._take(*found)
         self._control.caught_up = 1
@@ -125,11 +134,14 @@ class Follower:
                 self._arrivals.look_again(path)
                 return
             self._check(delta)
+            dense = self._lay(delta) if delta.dense else self._control.served_dense
         except DeltaError as error:
             self._refuse(path, error)
             return
         self.live.touch(delta)
-        self.live.apply(delta)
+        self.live.apply(delta, dense)
+        self._control.preparing = 0
+        self._weights.keep(dense)
         self._arrivals.took(path, delta.head)
         self.counts.deltas += 1
         self.counts.rows += sum(len(table.ids) for table in delta.tables)
@@ -138,9 +150,33 @@ class Follower:
 
     def _check(self, delta: Delta) -> None:
         check_delta(delta, self._source.index, self._source.dense)
-        if delta.dense:
-            message = f"{delta.path.name}: holds dense weights, which are not followed yet"
-            raise DeltaError(message, reason="dense")
+
+    def _prepare(self, number: int) -> None:
+        """Have dense weights ready, before a forward call needs them."""
+        self._weights.make(number)
+        self._seat.tell(number)
+
+    def _lay(self, delta: Delta) -> int:
+        """Lay dense weights beside the copy, and wait until all workers have them ready.
+
+        One that takes too long makes them before its next forward call.
+        """
+        control = self._control
+        control.numbers += 1
+        number = control.numbers
+        self._weights.write(number, control.served_dense, delta.dense)
+        try:
+            self._prepare(number)
+        except LoadError as error:
+            message = f"{delta.path.name}: {error}"
+            raise DeltaError(message, reason="dense") from error
+        control.preparing = number
+        end = time.monotonic() + LONGEST_SECONDS
+        while (left := missing(self.live.folder, number)) and time.monotonic() < end:
+            time.sleep(0.005)
+        if left:
+            logger.warning("%s: %d workers do not have its weights ready", delta.path.name, left)
+        return number
 
     def _refuse(self, path: Path, error: DeltaError) -> None:
         logger.error("Delta refused (%s): %s", error.reason, error)

@@ -78,10 +78,6 @@ class Generation(Protocol):
     def tables(self) -> Sequence[Rows]:
         """Changed rows."""
 
-    @property
-    def dense(self) -> Mapping[str, object]:
-        """Changed dense weights."""
-
 
 Read = Callable[[Path], Generation]
 """Opens a delta, and checks that it is whole."""
@@ -204,18 +200,19 @@ class Live:
                 for column in (0, -1):  # the last byte may lie on the next page
                     int(rows[table.ids, column].max())
 
-    def apply(self, delta: Generation) -> None:
+    def apply(self, delta: Generation, dense: int) -> None:
         """Write a delta's rows; forward calls are of the generation before it or behind it.
 
         Args:
             delta: one that leads on from what is served, checked.
+            dense: the number of the dense weights from then on.
         """
         control, head = self.control, delta.head
         self.open()
         with self.gate.closed() as waited:
             began = time.perf_counter()
             control.applying = head.sequence
-            control.applying_dense = head.sequence if delta.dense else control.served_dense
+            control.applying_dense = dense
             control.applying_created = int(head.created * 1e6)
             control.applying_sha256 = head.digest
             control.applying_run = head.run

@@ -2,38 +2,54 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import torch
 
 from torchrec_handler.archive.delta import list_deltas, read_delta
 from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index, sha256
 from torchrec_handler.errors import LoadError, OptionError, Unusable
-from torchrec_handler.load.loader import read_dense
+from torchrec_handler.load.loader import load_again, read_dense
+from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.states import Predictor
-from torchrec_handler.options import Updates
+from torchrec_handler.options import Options, Updates
 from torchrec_handler.tables.store import TableStore
 from torchrec_handler.updates.follow import Counts, Follower, Following, Source
 from torchrec_handler.updates.live import Live
 from torchrec_handler.updates.place import check_room, hold_folder
+from torchrec_handler.updates.weights import Weights
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-class Served:
+class Served(Generic[T]):
     """Entered before forward calls and left behind them, by the thread that serves."""
 
-    def __init__(self, live: Live, store: TableStore, held: int, following: Following) -> None:
+    def __init__(
+        self,
+        live: Live,
+        store: TableStore,
+        weights: Weights[T],
+        held: int,
+        following: Following,
+    ) -> None:
         """Begin with the archive's own rows.
 
         Args:
             live: the copy, opened for this thread.
             store: what lookups read.
+            weights: what this worker has ready.
             held: the file descriptor that keeps the copy's folder.
             following: the thread that writes.
         """
         self._live, self._control, self._store = live, live.control, store
-        self._held, self.following = held, following
+        self._weights, self._held, self.following = weights, held, following
+        self._dense, self.model = weights.ready
+        """To be called until `leave`, in `model`; the number of its dense weights."""
         self._copy = 0
         self.sequence = 0
         """Of the forward calls since `enter`."""
@@ -44,17 +60,17 @@ class Served:
         Raises:
             Unusable: the live copy is lost, so that another worker has to make it.
         """
-        self._live.enter()
-        try:
-            if self._control.copy != self._copy:
-                self._switch()
-        except BaseException:
+        while True:
+            self._live.enter()
+            try:
+                if self._is_whole():
+                    return
+            except BaseException:
+                self._live.leave()
+                raise
+            number = self._control.served_dense
             self._live.leave()
-            raise
-        if self._copy:
-            self.sequence = self._control.served
-        elif self._store.file is not None:
-            self._store.file.check()
+            self._make(number)
 
     def leave(self) -> None:
         """Let rows change."""
@@ -130,6 +146,33 @@ class Served:
         """Of the copy; 0 before there is one."""
         return self._store.buffer.numel() if self._copy else 0
 
+    def _is_whole(self) -> bool:
+        """Whether rows and model are of one generation, once they are taken from where it is."""
+        control = self._control
+        if control.copy != self._copy:
+            self._switch()
+        if not self._copy:
+            if self._store.file is not None:
+                self._store.file.check()
+            return True
+        if control.served_dense != self._dense:
+            ready = self._weights.ready
+            if ready.number != control.served_dense:
+                return False
+            self._dense, self.model = ready
+        self.sequence = control.served
+        return True
+
+    def _make(self, number: int) -> None:
+        """Make a model that was not ready in time."""
+        try:
+            self._weights.make(number)
+        except FileNotFoundError:
+            logger.info("Weights %d: there are newer ones", number)
+        except Exception as error:
+            message = f"its dense weights cannot be made ready ({error})"
+            raise Unusable(message) from error
+
     def _switch(self) -> None:
         """Look rows up in the copy from now on."""
         if not self._control.copy or self._copy:
@@ -144,8 +187,8 @@ class Served:
 
 
 def serve_updates(
-    options: Updates, model: str, archive: Path, predictor: Predictor, keys: Sequence[Path]
-) -> Served | None:
+    options: Options, name: str, archive: Path, predictor: Predictor, keys: Sequence[Path]
+) -> Served[Predictor] | None:
     """Follow the folder of deltas that the options name; None where they name none.
 
     A worker waits for what is published already, and for a live copy that is there. Where there is
@@ -155,39 +198,54 @@ def serve_updates(
         OptionError: the model cannot be updated, or there is no place for the copy.
         LoadError: what is published cannot be served.
     """
-    if options.folder is None:
+    updates = options.updates
+    if updates.folder is None:
         return None
     index, store = _updatable(predictor)
-    if not Path(options.folder).is_dir():
-        message = f"torchrec.updates.folder: received {options.folder!r}, which is no folder"
+    if not Path(updates.folder).is_dir():
+        message = f"torchrec.updates.folder: received {updates.folder!r}, which is no folder"
         raise OptionError(message)
     source = Source(
         archive=archive,
         index=index,
         base=sha256(archive / INDEX),
         dense=read_dense(archive / DENSE),
-        deltas=Path(options.folder),
+        deltas=Path(updates.folder),
         keys=keys,
     )
-    return start(options, model, source, store)
+
+    def build(dense: Mapping[str, torch.Tensor]) -> Predictor:
+        with unchanged_process():
+            return load_again(predictor, options, dense)
+
+    return start(updates, name, source, store, (predictor, build))
 
 
-def start(options: Updates, model: str, source: Source, store: TableStore) -> Served:
+def start(
+    options: Updates,
+    name: str,
+    source: Source,
+    store: TableStore,
+    model: tuple[T, Callable[[Mapping[str, torch.Tensor]], T]],
+) -> Served[T]:
     """Follow a folder of deltas, see `serve_updates`.
 
     Args:
         options: say where the live copy lies.
-        model: its name.
+        name: of the model.
         source: what the live copy is made of.
         store: what lookups read.
+        model: with the archive's dense weights, and how to make one with others.
     """
     place, deltas = Path(options.place), source.deltas
-    folder, held = hold_folder(place, model, source.base, deltas)
+    folder, held = hold_folder(place, name, source.base, deltas)
+    weights = Weights(folder, source.dense, *model)
     live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
     if not live.control.copy:
         check_room(place, (source.archive / TABLES).stat().st_size)
     is_waited_for = bool(live.control.copy or list_deltas(deltas))
-    served = Served(live, store, held, Following(Follower(own, source), options.poll_seconds))
+    following = Following(Follower(own, source, weights), options.poll_seconds)
+    served = Served(live, store, weights, held, following)
     if is_waited_for:
         served.ready()
     return served

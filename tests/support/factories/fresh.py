@@ -8,7 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.support.factories.base import ForwardFactory
 
-DENSE = 3
+DENSE_FEATURES = 3
 FEATURES = ("user", "movie", "genre", "tag")
 ROWS = 100_000
 WIDTH = 64
@@ -29,13 +29,13 @@ class Fresh(torch.nn.Module):
             ]
         )
         self.over = torch.nn.Sequential(
-            torch.nn.Linear(DENSE + WIDTH * len(FEATURES), 16),
+            torch.nn.Linear(DENSE_FEATURES + WIDTH * len(FEATURES), 16),
             torch.nn.ReLU(),
             torch.nn.Linear(16, 1),
         )
 
     def forward(self, dense: torch.Tensor, sparse: KeyedJaggedTensor) -> torch.Tensor:
-        """[B, DENSE] and features to [B]."""
+        """[B, DENSE_FEATURES] and features to [B]."""
         pooled = self.sparse(sparse).values()
         scores: torch.Tensor = self.over(torch.cat([dense, pooled], dim=1))
         return scores.squeeze(1)

@@ -71,7 +71,7 @@ class Metrics:
         model: tuple[str, str],
         totals: Totals,
         out_of_range: Callable[[], Mapping[str, int]],
-        updates: Served | None = None,
+        updates: Served[Any] | None = None,
     ) -> None:
         """Declare the metrics, unless `metrics_config` does.
 
@@ -131,7 +131,7 @@ class Metrics:
             yield from _updated(self._updates)
 
 
-def _updated(updates: Served) -> Iterator[tuple[Series, float]]:
+def _updated(updates: Served[Any]) -> Iterator[tuple[Series, float]]:
     counts = updates.counts
     yield ("torchrec_update_deltas_total", ()), counts.deltas
     yield ("torchrec_update_applied_rows_total", ()), counts.rows

@@ -123,7 +123,7 @@ class TorchRecHandler(BaseHandler):
         folder = Path(properties["model_dir"])
         keys = trusted_keys()
         predictor = loader.load(folder, options, self.device, keys)
-        updates = serve_updates(options.updates, context.model_name, folder, predictor, keys)
+        updates = serve_updates(options, context.model_name, folder, predictor, keys)
         self.model = predictor.module
         totals = Totals()
         self.engine = engine.Engine(context.model_name, predictor, options, totals, updates)

@@ -35,8 +35,8 @@ def seen(live: Live) -> set[int]:
 
 
 def test_rows_are_those_of_a_generation(live: Live, tmp_path: Path) -> None:
-    live.apply(updating.read(updating.publish(tmp_path, 1)))
-    live.apply(updating.read(updating.publish(tmp_path, 2)))
+    live.apply(updating.read(updating.publish(tmp_path, 1)), 0)
+    live.apply(updating.read(updating.publish(tmp_path, 2)), 0)
     assert seen(live) == {2}
     control = live.control
     assert (control.served, control.served_sha256, control.run) == (2, f"{2:064x}", "run")
@@ -130,7 +130,7 @@ def test_a_writer_waits_for_forward_calls_and_lets_none_begin(live: Live, tmp_pa
     delta = updating.read(updating.publish(tmp_path, 1))
     live.enter()
     other = updating.open_live(tmp_path)
-    writing = threading.Thread(target=other.apply, args=(delta,))
+    writing = threading.Thread(target=other.apply, args=(delta, 0))
     writing.start()
     while not live.control.wants:
         time.sleep(0.001)

@@ -1,16 +1,19 @@
 """What forward calls see of a folder of deltas."""
 
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.followed import BASE, ENTRIES, OTHER, Server
+from tests.support.followed import BASE, ENTRIES, OTHER, Dense, Server
 from torchrec_handler.errors import LoadError, Unusable
 from torchrec_handler.updates.live import live_folder
 from torchrec_handler.updates.served import Served
+from torchrec_handler.updates.workers import Seat, missing
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def server(tmp_path: Path) -> Server:
     return Server(tmp_path)
 
 
-def rows(served: Served) -> bytes:
+def rows(served: Served[Dense]) -> bytes:
     """What lookups read, of whichever file."""
     return bytes(served._store.buffer.numpy().tobytes())
 
@@ -30,7 +33,7 @@ def soon(is_so: Callable[[], bool]) -> bool:
     return found
 
 
-def entered(served: Served) -> int:
+def entered(served: Served[Dense]) -> int:
     served.enter()
     served.leave()
     return served.sequence
@@ -72,6 +75,63 @@ def test_rows_stay_those_of_a_generation_while_they_are_looked_up(server: Server
     assert soon(lambda: entered(served) == 2)
     assert rows(served) == server.state
     served.following.stop()
+
+
+def bias(served: Served[Dense]) -> float:
+    """What tells dense weights apart."""
+    return float(served.model["over.weight"][0, 0])
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"over.weight": torch.full((2, 3), float(value))}
+
+
+def test_dense_weights_change_with_the_rows(server: Server) -> None:
+    workers = [server.serve(), server.serve()]
+    seen: set[tuple[int, float]] = set()
+
+    def sees(served: Served[Dense], sequence: int) -> bool:
+        seen.add((entered(served), bias(served)))
+        return served.sequence == sequence
+
+    for sequence in range(1, 8):
+        server.publish(**({"dense": weights(sequence)} if sequence % 2 else {}))
+        for one in workers:
+            assert soon(partial(sees, one, sequence))
+            assert rows(one) == server.state
+    assert seen <= {(0, 0), (1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (7, 7)}
+    assert {sequence for sequence, _ in seen} >= {1, 3, 5, 7}
+    folder = live_folder(server.live, "model", BASE, server.deltas)
+    assert [path.name for path in folder.glob("dense-*")] == ["dense-4.safetensors"]
+    third = server.serve()
+    assert (third.sequence, bias(third)) == (7, 7)
+    for one in (*workers, third):
+        one.following.stop()
+
+
+def test_a_worker_that_is_late_makes_its_weights_itself(server: Server) -> None:
+    server.publish()
+    late, writer = server.serve(), server.serve()
+    late.following.stop()
+    late.following.follower.resign()
+    late.following.follower._seat.tell(1)
+    server.publish(dense=weights(2))
+    assert soon(lambda: entered(writer) == 2)
+    assert late._weights.ready.number == 0
+    assert (entered(late), bias(late)) == (2, 2)
+    writer.following.stop()
+
+
+def test_workers_that_are_gone_are_not_waited_for(tmp_path: Path) -> None:
+    first, second = Seat(tmp_path), Seat(tmp_path)
+    first.tell(3)
+    assert missing(tmp_path, 3) == 1
+    second.tell(3)
+    assert missing(tmp_path, 3) == 0
+    assert missing(tmp_path, 4) == 2
+    os.close(second._file)
+    assert missing(tmp_path, 4) == 1
+    assert len(list((tmp_path / "workers").iterdir())) == 1
 
 
 def test_a_copy_that_is_made_again_ends_workers_that_look_up_in_the_old_one(

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ts
@@ -33,7 +34,9 @@ Series = tuple[str, str]
 class Worker:
     """Counts, and tells what its frontend would have added up."""
 
-    def __init__(self, caplog: pytest.LogCaptureFixture, updates: Served | None = None) -> None:
+    def __init__(
+        self, caplog: pytest.LogCaptureFixture, updates: Served[Any] | None = None
+    ) -> None:
         cache = MetricsCacheYamlImpl(str(STOCK))
         cache.initialize_cache()
         caplog.set_level(logging.INFO)
