@@ -106,9 +106,8 @@ def changed_dense(dense: Mapping[str, torch.Tensor], state: State) -> dict[str, 
         BuildError: one has another shape, or the archive has others.
     """
     own = state.dense
-    if dense.keys() != own.keys():
-        odd = sorted(dense.keys() ^ own.keys())
-        message = f"weights: {odd[0]} is not in both the checkpoint and the archive"
+    if odd := sorted(dense.keys() - own.keys()):
+        message = f"weights: {odd[0]} is not one of the archive's dense weights"
         raise BuildError(message)
     changed = {}
     for name, value in dense.items():
@@ -122,7 +121,7 @@ def changed_dense(dense: Mapping[str, torch.Tensor], state: State) -> dict[str, 
             raise BuildError(message)
         given = value.detach().to("cpu", own[name].dtype)
         if not _is_same(given, own[name]):
-            changed[name] = given
+            changed[name] = given.clone()  # training goes on
     return changed
 
 
@@ -192,9 +191,12 @@ def differing(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         for words in (np.uint64, np.uint32, np.uint16, np.uint8)
         if not one.shape[1] % np.dtype(words).itemsize
     )
-    is_other = one.view(words) != other.view(words)
-    found: np.ndarray = np.flatnonzero(is_other.any(axis=1))
-    return found
+    found = np.flatnonzero(one.view(words) != other.view(words))
+    rows = found // (one.shape[1] // np.dtype(words).itemsize)
+    is_first = np.ones(len(rows), bool)
+    np.not_equal(rows[1:], rows[:-1], out=is_first[1:])
+    first: np.ndarray = rows[is_first]
+    return first
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -1,12 +1,10 @@
 """Deltas of checkpoints: what they lead to is byte for byte what a build of the checkpoint is."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,16 +13,14 @@ from tests.support.command_line import run
 from tests.support.factories.kinds_pooled import ManagedFactory
 from tests.support.factories.ranking import MetaRankingPredictFactory, seeded
 from tests.support.keys import make_keys
+from tests.support.replayed import Weights, assert_same, replayed
 from torchrec_archiver.deltas.base import Base, open_base
 from torchrec_archiver.deltas.history import rollback, squash
 from torchrec_archiver.deltas.making import Made, make_delta
 from torchrec_archiver.model import WeightsOf
 from torchrec_handler.archive.delta import list_deltas, read_delta, signature_of
-from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index
 from torchrec_handler.errors import BuildError, DeltaError
-from torchrec_handler.load.loader import read_dense
 
-Weights = dict[str, torch.Tensor]
 GENERATIONS = 5
 REMAPPED = "_mch_remapped_ids_mapping"
 USER = "sparse.embedding_bags.t_user.weight"
@@ -84,27 +80,6 @@ def copied(training: Trained, tmp_path: Path) -> Trained:
 
 def make(base: Base, folder: Path, weights: Weights, **arguments: Any) -> Made:
     return make_delta(base, WeightsOf(source=weights), folder, **arguments)
-
-
-def replayed(archive: Path, paths: Iterable[Path]) -> tuple[bytes, Weights]:
-    """What a server has after some deltas: tables, and dense weights."""
-    index = Index.loads((archive / INDEX).read_text())
-    tables = np.fromfile(archive / TABLES, np.uint8)
-    dense = read_dense(archive / DENSE)
-    for path in paths:
-        delta = read_delta(path)
-        dense |= delta.dense
-        for table in delta.tables:
-            entry = next(entry for entry in index.tables if entry.key == table.key)
-            block = tables[entry.offset : entry.offset + entry.nbytes]
-            block.reshape(entry.rows, entry.row_bytes)[table.ids] = table.rows
-    return tables.tobytes(), dense
-
-
-def assert_same(one: tuple[bytes, Weights], other: tuple[bytes, Weights]) -> None:
-    assert one[0] == other[0]
-    assert one[1].keys() == other[1].keys()
-    assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
 def test_deltas_lead_to_what_a_build_is(training: Trained, tmp_path: Path) -> None:
