@@ -12,6 +12,7 @@ from torchrec_handler.errors import TorchRecServeError
 
 COMMANDS = (
     *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
+    *("delta", "apply", "squash", "rollback"),
     *("plan", "join", "triton-repository", "sign", "admit", "swap", "completion"),
 )
 """Modules of `torchrec_archiver.commands`, `-` for `_`, in the order in which they are shown."""

@@ -65,8 +65,7 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
     """
     with unpacked(archive) as folder:
         manifest = read_manifest(folder)
-        config = manifest.get("configFile")
-        options = _read_options(folder / str(config)) if config else Options()
+        options = options_of(folder)
         if self_test is not None:
             options = options.model_copy(update={"self_test": self_test})
         device = _device(options.device)
@@ -78,8 +77,16 @@ def answering(archive: Path, *, self_test: bool | None = None) -> Iterator[Answe
             yield Answering(name, folder, options, predictor, Engine(name, predictor, options))
 
 
-def _read_options(path: Path) -> Options:
-    if not path.is_file():
+def options_of(folder: Path) -> Options:
+    """The options under `torchrec:` in an archive's model-config.yaml.
+
+    Raises:
+        ArchiveError: it cannot be read.
+        OptionError: one is wrong.
+    """
+    config = read_manifest(folder).get("configFile")
+    path = folder / str(config)
+    if not config or not path.is_file():
         return Options()
     try:
         return read_options(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -2,11 +2,14 @@
 
 import argparse
 import logging
+from collections.abc import Iterable
 from difflib import get_close_matches
+from getpass import getpass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from torchrec_handler.archive.trust import TRUSTED_KEYS, find_keys, trusted_keys
+from torchrec_handler.errors import BuildError
 
 LONGEST_COMMAND = 14
 """Characters, with the indent."""
@@ -129,6 +132,98 @@ def seconds(text: str) -> float:
         message = f"received {text!r}, expected a number above 0"
         raise argparse.ArgumentTypeError(message)
     return given
+
+
+def add_weights(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Give a parser the options that name a checkpoint and what of it to read."""
+    parser.add_argument(
+        "--weights",
+        required=required,
+        metavar="PATH",
+        help="a torch.save file, safetensors, an index of either, a folder with a file of each "
+        "rank, or a torch.distributed.checkpoint",
+    )
+    parser.add_argument(
+        "--weights-map",
+        action="append",
+        default=[],
+        type=prefixes,
+        metavar="OLD=NEW",
+        help="a prefix of the checkpoint's names to replace, repeatable",
+    )
+    parser.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="the part of the checkpoint that is the model's, such as ema or app.model",
+    )
+    parser.add_argument(
+        "--ignore-weights",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names of the checkpoint to leave out, such as '*._metrics.*', repeatable",
+    )
+
+
+def add_deltas(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options that name an archive and the folder of its deltas."""
+    parser.add_argument(
+        "--base", required=True, metavar="ARCHIVE", help="that deltas change: a .mar or a folder"
+    )
+    parser.add_argument(
+        "--folder", required=True, metavar="FOLDER", help="where its deltas are published"
+    )
+    add_keys(parser)
+    parser.add_argument(
+        "--sign", metavar="KEY", help="a PEM file with the private key to sign with"
+    )
+    parser.add_argument("--ask-password", action="store_true", help="of the private key")
+
+
+def signer_of(options: argparse.Namespace) -> tuple[Path | None, str | None]:
+    """The private key to sign with, and its password; None where nothing is signed."""
+    password = getpass("Password of the private key: ") if options.ask_password else None
+    return options.sign and Path(options.sign), password
+
+
+def whole(text: str) -> int:
+    """A whole number, 0 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal():
+        message = f"received {text!r}, expected 0, 1, 2, …"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def by_name(option: str, named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Name -> value; a name given twice would silently lose one.
+
+    Raises:
+        BuildError: one is.
+    """
+    values: dict[str, str] = {}
+    for name, value in named:
+        if name in values:
+            message = f"{option}: {name!r} is given twice: {values[name]} and {value}"
+            raise BuildError(message)
+        values[name] = value
+    return values
+
+
+def prefixes(text: str) -> tuple[str, str]:
+    """OLD and NEW of OLD=NEW.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    old, separator, new = text.partition("=")
+    if not separator:
+        message = f"received {text!r}, expected OLD=NEW"
+        raise argparse.ArgumentTypeError(message)
+    return old, new
 
 
 def log() -> None:

@@ -5,7 +5,8 @@ Runs the worker's own steps of loading, with the archive's writing in between.
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,32 @@ class Model:
     """What was decided by layer."""
 
 
-class _Fitted(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class WeightsOf:
+    """A checkpoint, and which of it to read under which names."""
+
+    source: Path | Mapping[str, Any]
+    """A checkpoint, or its tensors."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes of the checkpoint's names to replace, OLD -> NEW."""
+    key: str | None = None
+    """The part of the checkpoint that is the model's."""
+    ignored: Sequence[str] = ()
+    """Patterns of names to leave out."""
+
+    def read(self, scratch: Path) -> Checkpoint:
+        """Read it, with a folder for temporary files.
+
+        Raises:
+            BuildError: it cannot be read.
+        """
+        checkpoint = read_checkpoint(self.source, scratch)
+        if self.key is not None:
+            checkpoint = checkpoint.under(self.key)
+        return checkpoint.without(self.ignored).renamed(self.renamed)
+
+
+class Fitted(NamedTuple):
     """A module with its weights."""
 
     weighted: Weighted
@@ -125,14 +151,11 @@ def write_model(  # noqa: PLR0913
     if weights is None:
         fitted = _with_own_weights(package, options, allow_invalid_rows)
     else:
-
-        def read() -> Checkpoint:
-            checkpoint = read_checkpoint(weights, scratch)
-            if weights_key is not None:
-                checkpoint = checkpoint.under(weights_key)
-            return checkpoint.without(ignore_weights).renamed(weights_map)
-
-        fitted = _with_weights(package, read, options, allow_invalid_rows, progress=progress)
+        given = WeightsOf(
+            source=weights, renamed=weights_map, key=weights_key, ignored=ignore_weights
+        )
+        read = partial(given.read, scratch)
+        fitted = fit_weights(package, read, options, allow_invalid_rows, progress=progress)
     weighted, dense, rows = fitted
     output = weighted.made.output
     if weighted.hidden:
@@ -200,7 +223,7 @@ def write_model(  # noqa: PLR0913
     )
 
 
-def _with_own_weights(package: Package, options: Options, allowed: Collection[str]) -> _Fitted:
+def _with_own_weights(package: Package, options: Options, allowed: Collection[str]) -> Fitted:
     made = make(package, options, CPU)
     module = made.output.module
     # Before the transformations that the worker will run on them again.
@@ -209,17 +232,30 @@ def _with_own_weights(package: Package, options: Options, allowed: Collection[st
     check_dense(dense, module, allowed)
     weighted = load_weights(made, None)
     dense |= {name: value.clone() for name, value in weighted.hidden.items()}
-    return _Fitted(weighted, dense, dict(weighted.own_rows))
+    return Fitted(weighted, dense, dict(weighted.own_rows))
 
 
-def _with_weights(
+def fit_weights(
     package: Package,
     read: Callable[[], Checkpoint],
     options: Options,
     allowed: Collection[str],
     *,
     progress: bool,
-) -> _Fitted:
+) -> Fitted:
+    """Find the weights of a package's module in a checkpoint.
+
+    Args:
+        package: of the archive.
+        read: reads the checkpoint, once the module is there.
+        options: as the worker will read them.
+        allowed: names of dense weights that need not be finite.
+        progress: whether to show bars.
+
+    Raises:
+        BuildError: weights and module do not fit.
+        LoadError: the worker's own steps failed.
+    """
     made = make(package, options, CPU)
     module = made.output.module
     if made.collections.is_sharded:
@@ -240,7 +276,7 @@ def _with_weights(
         weighted = load_weights(make(package, options, CPU), dense)
     for key, source in rows.items():
         check_kind(key.table, source, encoded=False)
-    return _Fitted(weighted, dense, {**weighted.own_rows, **rows})
+    return Fitted(weighted, dense, {**weighted.own_rows, **rows})
 
 
 def _check_allowed(

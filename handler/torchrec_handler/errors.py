@@ -9,6 +9,7 @@ TorchRecServeError
 │   ├── FactoryError             the package or its PredictFactory failed
 │   ├── WeightsError             weights and module do not fit
 │   └── SelfTestError            the model does not answer as it did when it was built
+├── DeltaError                   a delta file is refused
 ├── Unusable                     a worker's process can answer nothing more, and ends
 ├── AnswerError                  what a client got instead of an answer
 └── RequestError                 one request failed
@@ -73,6 +74,15 @@ class WeightsError(LoadError):
 
 class SelfTestError(LoadError):
     """A recorded sample gives another output than it gave when the archive was built."""
+
+
+class DeltaError(TorchRecServeError):
+    """A delta file is damaged, or not for the archive or the generation that it was given to."""
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        """Keep what is wrong, and one word for it, which metrics count by."""
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class Unusable(TorchRecServeError):

@@ -207,6 +207,21 @@ class Record(_Section):
         return self
 
 
+class Updates(_Section):
+    """Rows and dense weights that change while they are served, from delta files; on the CPU."""
+
+    folder: Annotated[str | None, AfterValidator(_full_path)] = None
+    """Where deltas are published: a full path, outside of the archive. None: nothing changes, and
+    nothing is paid for it. Those that are refused are renamed, with `.refused` behind their names,
+    where the worker may do that."""
+    place: Annotated[str, AfterValidator(_full_path)] = "/dev/shm"  # noqa: S108  every Linux's
+    """Where the live copy of the tables lies, in a folder of its own: a full path in a tmpfs. One
+    for all workers of a machine, as large as the archive's tables. On a disk each row that changes
+    would cost pages of writing."""
+    poll_seconds: float = Field(default=0.02, ge=0.001, le=60)
+    """How often the folder is looked at."""
+
+
 class Options(_Section):
     """All options; every one has a default, so the section may be left out."""
 
@@ -220,6 +235,7 @@ class Options(_Section):
     sharding: Sharding = Sharding()
     limits: Limits = Limits()
     record: Record = Record()
+    updates: Updates = Updates()
     self_test: bool = True
     """Replay the archive's samples before the first request, which also warms the worker up; a
     plain archive's model has to take some of what is drawn. A signature that is not the model's is

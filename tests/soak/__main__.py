@@ -19,7 +19,18 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tests.soak import altered, filled, hostile, hung, joined, killed, mixed, overloaded, swapped
+from tests.soak import (
+    altered,
+    filled,
+    fresh,
+    hostile,
+    hung,
+    joined,
+    killed,
+    mixed,
+    overloaded,
+    swapped,
+)
 from tests.soak.row import Row
 
 logger = logging.getLogger(__name__)
@@ -38,6 +49,7 @@ ROWS: Mapping[str, Callable[[Path], Row]] = {
     "tables": altered.tables,
     "join": joined.machines,
     "clients": hostile.clients,
+    "fresh": fresh.updates,
     "mixed": partial(mixed.load, minutes=MINUTES),
 }
 

@@ -8,11 +8,10 @@ from typing import get_args
 
 from rich.console import Console
 
-from torchrec_archiver.command_line import add_invalid_rows
+from torchrec_archiver.command_line import add_invalid_rows, add_weights, by_name
 from torchrec_archiver.report.terminal import show
 from torchrec_archiver.store import ArchiveFormat
 from torchrec_handler.archive.read import read_description
-from torchrec_handler.errors import BuildError
 
 HELP = "package a factory and its weights as an archive"
 EXAMPLES = """\
@@ -39,32 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="a config of the package, repeatable; a .pkl is packed as an object, others as text",
     )
-    parser.add_argument(
-        "--weights",
-        metavar="PATH",
-        help="a torch.save file, safetensors, an index of either, a folder with a file of each "
-        "rank, or a torch.distributed.checkpoint",
-    )
-    parser.add_argument(
-        "--weights-map",
-        action="append",
-        default=[],
-        type=_prefixes,
-        metavar="OLD=NEW",
-        help="a prefix of the checkpoint's names to replace, repeatable",
-    )
-    parser.add_argument(
-        "--weights-key",
-        metavar="KEY",
-        help="the part of the checkpoint that is the model's, such as ema or app.model",
-    )
-    parser.add_argument(
-        "--ignore-weights",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="names of the checkpoint to leave out, such as '*._metrics.*', repeatable",
-    )
+    add_weights(parser)
     parser.add_argument(
         "--samples",
         metavar="PATH",
@@ -124,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
         factory=options.factory,
         configs=_paths("--config", options.config),
         weights=options.weights,
-        weights_map=_by_name("--weights-map", options.weights_map),
+        weights_map=by_name("--weights-map", options.weights_map),
         weights_key=options.weights_key,
         ignore_weights=options.ignore_weights,
         samples=options.samples,
@@ -148,26 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _paths(option: str, named: Iterable[tuple[str, str]]) -> dict[str, Path]:
-    return {name: Path(path) for name, path in _by_name(option, named).items()}
-
-
-def _by_name(option: str, named: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Name -> value; a name given twice would silently lose one."""
-    values: dict[str, str] = {}
-    for name, value in named:
-        if name in values:
-            message = f"{option}: {name!r} is given twice: {values[name]} and {value}"
-            raise BuildError(message)
-        values[name] = value
-    return values
-
-
-def _prefixes(text: str) -> tuple[str, str]:
-    old, separator, new = text.partition("=")
-    if not separator:
-        message = f"received {text!r}, expected OLD=NEW"
-        raise argparse.ArgumentTypeError(message)
-    return old, new
+    return {name: Path(path) for name, path in by_name(option, named).items()}
 
 
 def _name_and_path(text: str) -> tuple[str, str]:

@@ -8,18 +8,20 @@ from rich.console import Console
 from torchrec_archiver.near import check_there
 from torchrec_archiver.report.terminal import show
 from torchrec_handler.archive.read import read_description, read_index
+from torchrec_handler.errors import BuildError
 
-HELP = "show what an archive says of itself"
+HELP = "show what an archive or a delta says of itself"
 EXAMPLES = """\
 torchrec-archiver inspect model_store/shop.mar
 torchrec-archiver inspect model_store/shop.mar --json | jq .signature
 torchrec-archiver inspect model_store/shop.mar --html shop.html --time
+torchrec-archiver inspect updates/shop/00000042.delta
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Give a parser this command's options."""
-    parser.add_argument("archive", metavar="ARCHIVE", help="a .mar, .tar.gz or folder")
+    parser.add_argument("archive", metavar="ARCHIVE", help="a .mar, .tar.gz, folder or .delta")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print one JSON document")
     forms.add_argument(
@@ -38,10 +40,19 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ArchiveError: see `read_description`.
         LoadError: with `--time`, the archive cannot be loaded or does not answer its samples.
-        BuildError: the page cannot be written.
+        BuildError: the page cannot be written, or is asked of a delta.
+        DeltaError: the delta is damaged.
     """
     archive = Path(options.archive)
     check_there(archive)
+    if archive.suffix == ".delta":
+        from torchrec_archiver.report.delta import show_delta  # noqa: PLC0415  as does numpy
+
+        if options.html or options.time:
+            message = "--html and --time are of archives; a delta has its head and its rows to show"
+            raise BuildError(message)
+        print(show_delta(archive, as_json=options.json))
+        return 0
     if options.json:
         print(read_index(archive).dumps())
         return 0

@@ -61,20 +61,23 @@ def find_keys(given_as: str, paths: Iterable[Path]) -> list[Path]:
     return keys
 
 
-def sign(index: bytes, private_key: Path, password: str | None = None) -> bytes:
-    """A signature over an index.
+def sign(
+    index: bytes, private_key: Path, password: str | None = None, *, name: str = INDEX
+) -> bytes:
+    """A signature over an index, or the head of a delta.
 
     Args:
         index: the bytes of `archive.json`.
         private_key: a PEM file with an elliptic curve's private key (P-256, P-384 or P-521).
         password: of that file.
+        name: what the signature calls what is signed.
 
     Raises:
         LoadError: model-signing is not installed.
         ArchiveError: the key cannot be used.
     """
     signing = _library("signing")
-    with _folder(index) as folder:
+    with _folder(index, name) as folder:
         made = folder.parent / SIGNATURE
         try:
             # It says that it takes text, and takes bytes (1.1.1).
@@ -89,13 +92,16 @@ def sign(index: bytes, private_key: Path, password: str | None = None) -> bytes:
         return made.read_bytes()
 
 
-def check_signature(index: bytes, signature: bytes, keys: Sequence[Path]) -> Path:
-    """Find the trusted key that an index was signed with.
+def check_signature(
+    index: bytes, signature: bytes, keys: Sequence[Path], *, name: str = INDEX
+) -> Path:
+    """Find the trusted key that an index, or the head of a delta, was signed with.
 
     Args:
         index: the bytes of `archive.json`.
         signature: those of `model.sig`.
         keys: PEM files of public keys, at least one.
+        name: what the signature calls what is signed.
 
     Returns:
         The key's file.
@@ -105,7 +111,7 @@ def check_signature(index: bytes, signature: bytes, keys: Sequence[Path]) -> Pat
         ArchiveError: no key has signed it.
     """
     verifying = _library("verifying")
-    with _folder(index) as folder:
+    with _folder(index, name) as folder:
         given = folder.parent / SIGNATURE
         given.write_bytes(signature)
         faults = []
@@ -117,19 +123,19 @@ def check_signature(index: bytes, signature: bytes, keys: Sequence[Path]) -> Pat
             else:
                 return key
     message = (
-        f"{SIGNATURE}: {INDEX} was signed with none of the trusted keys ({'; '.join(faults)}); "
+        f"{SIGNATURE}: {name} was signed with none of the trusted keys ({'; '.join(faults)}); "
         "load an archive that one of them signed, with torchrec-archiver sign"
     )
     raise ArchiveError(message)
 
 
 @contextmanager
-def _folder(index: bytes) -> "Iterator[Path]":
-    """A folder that holds an index alone, which is what is signed."""
+def _folder(index: bytes, name: str) -> "Iterator[Path]":
+    """A folder that holds what is signed alone."""
     with tempfile.TemporaryDirectory(prefix="torchrec-signed-") as outer:
         folder = Path(outer, "archive")
         folder.mkdir()
-        (folder / INDEX).write_bytes(index)
+        (folder / name).write_bytes(index)
         yield folder
 
 

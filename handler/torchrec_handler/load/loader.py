@@ -20,7 +20,14 @@ from torchrec_handler.archive.format import (
 )
 from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.archive.verify import Archive, verify
-from torchrec_handler.errors import ArchiveError, FactoryError, LoadError, OptionError, Unusable
+from torchrec_handler.errors import (
+    ArchiveError,
+    FactoryError,
+    LoadError,
+    OptionError,
+    Unusable,
+    WeightsError,
+)
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
@@ -49,7 +56,7 @@ from torchrec_handler.load.signature.recorded import check_metadata, check_model
 from torchrec_handler.load.states import LaidOut, Made, Predictor, Quantized, Weighted
 from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
-from torchrec_handler.options import Options
+from torchrec_handler.options import GRAPH, Options
 from torchrec_handler.ranks import Ranks, init_process_group
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.exchange import Follower, Leader
@@ -134,7 +141,7 @@ def _lay_out_archive(
     if ranks:
         options = _over_ranks(options, device, ranks)
     made = make(open_package(archive.package), options, device)
-    dense = _read_dense(folder / DENSE) if index and DENSE in index.sha256 else None
+    dense = read_dense(folder / DENSE) if index and DENSE in index.sha256 else None
     weighted = load_weights(made, dense)
     if index:
         check_metadata(index.signature, made.output)
@@ -202,7 +209,42 @@ def _over_ranks(options: Options, device: torch.device, ranks: Ranks) -> Options
     return options.model_copy(update={"sharding": over})
 
 
-def _read_dense(path: Path) -> dict[str, torch.Tensor]:
+def load_again(
+    predictor: Predictor, options: Options, dense: Mapping[str, torch.Tensor]
+) -> Predictor:
+    """The model of an archive with other dense weights, which looks rows up where the first does.
+
+    Without graphs, as what is followed is followed with changes of the whole process, beside which
+    another thread cannot serve.
+
+    Args:
+        predictor: what `load` gave, of an archive with tables.
+        options: those it was loaded with.
+        dense: the archive's names -> tensors.
+
+    Raises:
+        LoadError: see the steps.
+    """
+    package, index = predictor.package, predictor.index
+    if package is None or index is None:
+        message = "a plain archive's weights are its factory's"
+        raise WeightsError(message)
+    kernels = options.kernels
+    if kernels.allow(GRAPH):
+        kernels = kernels.model_copy(update={"off": [*kernels.off, GRAPH]})
+    without = options.model_copy(update={"kernels": kernels})
+    weighted = load_weights(make(package, without, predictor.device), dense)
+    laid = lay_out(weighted, _widened(weighted, index), lambda _: predictor.tables)
+    choose = as_recorded(index.dense)
+    return replace(make_ready(weighted, laid, predictor.signature, choose=choose), index=index)
+
+
+def read_dense(path: Path) -> dict[str, torch.Tensor]:
+    """An archive's dense weights.
+
+    Raises:
+        ArchiveError: the file is damaged.
+    """
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -385,4 +427,5 @@ def make_ready(
         report=placed.report,
         graphs=placed.graphs,
         dense=placed.dense,
+        package=made.package,
     )

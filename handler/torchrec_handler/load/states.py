@@ -91,6 +91,8 @@ class Predictor:
     """Methods that are computed as graphs, by their names; the module calls them by itself."""
     dense: DenseDtypes | None = None
     """What was decided by layer."""
+    package: Package | None = None
+    """Where the module came from."""
     index: Index | None = None
     """What the archive says of itself; None for a plain one."""
     leader: Leader | None = None

@@ -21,6 +21,7 @@ from torchrec_handler.serve.request import AnyRequest, Response, ValidRequest
 from torchrec_handler.serve.split import Answer, Splitter, answer
 from torchrec_handler.serve.users import combine_users, find_shared
 from torchrec_handler.tables.once import look_up_once
+from torchrec_handler.updates.served import Served
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,10 @@ class Engine:
         predictor: Predictor,
         options: Options,
         observer: Observer | None = None,
+        updates: Served[Predictor] | None = None,
     ) -> None:
+        self.updates = updates
+        """What changes while it is served, if anything does."""
         self._stages = Stages(observer)
         self.model_name = model_name
         self._predictor = predictor
@@ -51,7 +55,12 @@ class Engine:
         self._limits = options.limits
         self._looks_up_once = options.kernels.allow(ONCE)
         on_host = predictor.tables is not None and predictor.device.type == "cpu"
-        self._file = predictor.tables.file if on_host and predictor.tables else None
+        self._file = predictor.tables.file if on_host and predictor.tables and not updates else None
+
+    @property
+    def sequence(self) -> int | None:
+        """The generation of the answers that `predict` gave last; None without updates."""
+        return self.updates.sequence if self.updates else None
 
     def predict(self, requests: Sequence[AnyRequest]) -> list[Response | RequestError]:
         """Answer a batch of requests, each on its own, in order.
@@ -67,6 +76,19 @@ class Engine:
         self._done("read", parts)
         parts = self._reading.check(parts)
         self._done("check", parts)
+        updates = self.updates
+        if updates is None:
+            return self._write(self._answered(requests, parts), parts)
+        updates.enter()
+        self._predictor = updates.model
+        try:
+            answers = self._answered(requests, parts)
+        finally:
+            updates.leave()
+        return self._write(answers, parts)
+
+    def _answered(self, requests: Sequence[AnyRequest], parts: Sequence[Part]) -> list[Any]:
+        """What becomes of each request, on the host: all forward calls are behind it."""
         answers: list[Any] = [NO_REPLY] * len(requests)
         waiting: dict[str, list[Part]] = {}
         alone: list[Part] = []
@@ -83,6 +105,7 @@ class Engine:
             qualname = requests[at].qualname
             arguments = part.content
             answers[at] = attempt(qualname, call, self._predictor.module, qualname, arguments)
+        stages = self._stages
         if alone:
             outcomes = [answers[part.positions[0]] for part in alone]
             stages.done("predict", outcomes, [part.size.rows for part in alone])
@@ -93,7 +116,7 @@ class Engine:
                 found = [found] * len(positions)
             for at, outcome in zip(positions, found, strict=True):
                 answers[at] = outcome
-        return self._write(answers, parts)
+        return answers
 
     def out_of_range_ids(self) -> dict[str, int]:
         """How many ids of each feature lay outside of its table, since the engine was made."""

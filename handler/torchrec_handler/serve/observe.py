@@ -2,13 +2,12 @@
 
 import logging
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torchrec_handler.errors import RequestError
+from torchrec_handler.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -113,24 +112,6 @@ class Stages:
 
 def _is_error(outcome: object) -> bool:
     return isinstance(outcome, RequestError)
-
-
-class Histogram:
-    """How many values there were up to each of some bounds, as Prometheus counts them."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = (*bounds, float("inf"))
-        self.sum = 0.0
-        self._counts = [0] * len(self.bounds)
-
-    def add(self, value: float) -> None:
-        """Count a value."""
-        self._counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def counts(self) -> list[int]:
-        """Of each bound, how many values were no larger; the last one counts all."""
-        return list(accumulate(self._counts))
 
 
 class Totals:

@@ -54,6 +54,10 @@ class MappedFile:
         )
         raise Unusable(message)
 
+    def forget(self) -> None:
+        """Give back the memory that keeps what was read of it, as nothing maps it any more."""
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def _look(self) -> tuple[int, int]:
         found = os.fstat(self._descriptor)
         return found.st_size, found.st_mtime_ns

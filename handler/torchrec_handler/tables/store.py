@@ -6,6 +6,7 @@ inference lookup (`IntNBitTableBatchedEmbeddingBagsCodegen` with a row alignment
 reads any table at any offset of a buffer, so one buffer serves every plan.
 """
 
+import ctypes
 import mmap
 import os
 import warnings
@@ -27,6 +28,15 @@ from torchrec_handler.tables.rows import NAMES, check_kind, encode_rows, find_in
 
 KEPT_SHARE = 0.75
 """How much of a machine's memory tables may take and still stay there as a whole."""
+
+MAP_FIXED = 0x10
+MADV_POPULATE_READ = 22
+"""Of Linux's mman.h."""
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap, _madvise = _libc.mmap, _libc.madvise
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,7 @@ class TableStore:
         with path.open("rb") as file:
             watched = MappedFile(path, file.fileno())
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        if mapped.size() < KEPT_SHARE * _memory_bytes():
+        if is_kept(mapped.size()):
             with suppress(OSError):  # a kernel without huge pages
                 mapped.madvise(mmap.MADV_HUGEPAGE)
         with warnings.catch_warnings():
@@ -100,10 +110,52 @@ class TableStore:
             store.rows(entry).copy_(encode_rows(own[: entry.rows], entry.dtype))
         return store
 
+    def switch(self, path: Path) -> None:
+        """Map another file in the place of the one that `map` did.
+
+        At the same addresses, so that everything that looks rows up, or has read where they are,
+        finds those of the other file. No lookup may run meanwhile.
+
+        Raises:
+            OSError: it cannot be mapped, or is of another size.
+        """
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != self.buffer.numel():
+                message = f"{path}: received {size} bytes, expected {self.buffer.numel()}"
+                raise OSError(message)
+            found = _mmap(
+                self.buffer.data_ptr(),
+                size,
+                mmap.PROT_READ,
+                mmap.MAP_SHARED | MAP_FIXED,
+                file.fileno(),
+                0,
+            )
+        if found != self.buffer.data_ptr():
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+        if is_kept(size):
+            self._advise(mmap.MADV_HUGEPAGE)
+
+    def bring(self) -> None:
+        """Let this process know where in memory all pages of the file are, before lookups ask."""
+        if is_kept(self.buffer.numel()):
+            self._advise(MADV_POPULATE_READ)
+
+    def _advise(self, advice: int) -> None:
+        """A kernel that does not know an advice does without it."""
+        _madvise(self.buffer.data_ptr(), self.buffer.numel(), advice)
+
     def rows(self, entry: TableEntry) -> torch.Tensor:
         """One table's rows, [rows, row_bytes] uint8, a view."""
         block = self.buffer[entry.offset : entry.offset + entry.nbytes]
         return block.view(entry.rows, entry.row_bytes)
+
+
+def is_kept(size: int) -> bool:
+    """Whether tables of so many bytes stay in this machine's memory as a whole."""
+    return size < KEPT_SHARE * _memory_bytes()
 
 
 def _memory_bytes() -> int:

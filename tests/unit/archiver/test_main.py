@@ -37,6 +37,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def test_the_commands_are_these() -> None:
     assert list(_commands()) == [
         *("init", "build", "inspect", "verify", "compare", "predict", "serve", "bench"),
+        *("delta", "apply", "squash", "rollback"),
         *("plan", "join", "triton-repository", "sign", "admit", "swap", "completion"),
     ]
 
@@ -141,6 +142,45 @@ def test_the_options_of_the_others_are_these() -> None:
         "--qualname": ("METHOD", False, "forward", None),
         "--content-type": ("TYPE", False, None, None),
         "--accept": ("TYPE", False, None, None),
+    }
+
+
+DELTAS: dict[str, tuple[object, ...]] = {
+    "--base": ("ARCHIVE", True, None, None),
+    "--folder": ("FOLDER", True, None, None),
+    "--trusted-keys": ("PATH", False, [], None),
+}
+SIGNED = {"--sign": ("KEY", False, None, None), "--ask-password": (None, False, False, None)}
+
+
+def test_the_options_of_deltas_are_these() -> None:
+    assert _options(_commands()["delta"]) == {
+        "--weights": ("PATH", True, None, None),
+        "--weights-map": ("OLD=NEW", False, [], None),
+        "--weights-key": ("KEY", False, None, None),
+        "--ignore-weights": ("PATTERN", False, [], None),
+        "--after": ("N", False, None, None),
+        "--max-rows": ("ROWS", False, 100_000, None),
+        **DELTAS,
+        **SIGNED,
+    }
+    assert _options(_commands()["apply"]) == {
+        "": ("DELTA", True, None, None),
+        "--wait": ("SECONDS", False, None, None),
+        "--management-address": ("URL", False, "http://127.0.0.1:8081", None),
+        **DELTAS,
+    }
+    assert _options(_commands()["squash"]) == {
+        "--from": ("N", False, 1, None),
+        "--to": ("N", False, None, None),
+        "--remove": (None, False, False, None),
+        **DELTAS,
+        **SIGNED,
+    }
+    assert _options(_commands()["rollback"]) == {
+        "--to": ("N", True, None, None),
+        **DELTAS,
+        **SIGNED,
     }
 
 
@@ -370,9 +410,9 @@ def test_wrong_input_is_one_error_line_and_leaves_nothing(  # noqa: PLR0913, PLR
             ("bild",),
             (
                 "argument COMMAND: invalid choice: 'bild' (choose from 'init', 'build', "
-                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'plan', 'join', "
-                "'triton-repository', 'sign', 'admit', 'swap', 'completion')\n"
-                "hint: did you mean build? See torchrec-archiver --help"
+                "'inspect', 'verify', 'compare', 'predict', 'serve', 'bench', 'delta', 'apply', "
+                "'squash', 'rollback', 'plan', 'join', 'triton-repository', 'sign', 'admit', "
+                "'swap', 'completion')\nhint: did you mean build? See torchrec-archiver --help"
             ),
         ),
         (

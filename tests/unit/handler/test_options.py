@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from torchrec_handler.errors import OptionError
-from torchrec_handler.options import Options, read_options
+from torchrec_handler.options import Options, Updates, read_options
 
 
 def read(text: str) -> Options:
@@ -43,6 +43,7 @@ def test_every_option_has_a_default(text: str) -> None:
             "rows_per_forward": 4_096,
         },
         "record": {"rate": 0.0, "folder": None, "max_bytes": 100_000_000},
+        "updates": {"folder": None, "place": Updates().place, "poll_seconds": 0.02},
         "self_test": True,
         "verify": "code",
         "out_of_range_ids": "reject",
@@ -75,6 +76,7 @@ def test_every_option_can_be_given() -> None:
             seconds_of_reading: 5
             rows_per_forward: 6
           record: {rate: 0.5, folder: /var/requests, max_bytes: 7}
+          updates: {folder: /var/deltas, place: /mnt/memory, poll_seconds: 0.5}
           self_test: false
           verify: full
           out_of_range_ids: modulo
@@ -107,6 +109,7 @@ def test_every_option_can_be_given() -> None:
             "rows_per_forward": 6,
         },
         "record": {"rate": 0.5, "folder": "/var/requests", "max_bytes": 7},
+        "updates": {"folder": "/var/deltas", "place": "/mnt/memory", "poll_seconds": 0.5},
         "self_test": False,
         "verify": "full",
         "out_of_range_ids": "modulo",
@@ -129,7 +132,8 @@ WRONG = [
         text="torchrec: {dtype: int8}",
         message=(
             "torchrec.dtype: unknown option, expected one of dense, device, kernels, "
-            "limits, out_of_range_ids, record, self_test, sharding, tables, threads, verify"
+            "limits, out_of_range_ids, record, self_test, sharding, tables, threads, updates, "
+            "verify"
         ),
     ),
     Wrong(

@@ -42,7 +42,8 @@ class Books:
             tasks.append(recorder.write)
         if cache is not None:
             named = (engine.model_name, version)
-            tasks.append(Metrics(cache, named, totals, engine.out_of_range_ids).emit)
+            counted = engine.out_of_range_ids
+            tasks.append(Metrics(cache, named, totals, counted, engine.updates).emit)
         self._periodic = Periodic(tasks)
 
     def enter(
@@ -62,4 +63,6 @@ class Books:
 
     def served(self) -> dict[str, Any]:
         """What there was since the worker started, as JSON holds it."""
-        return {**self._totals.as_json(), "out_of_range_ids": self._engine.out_of_range_ids()}
+        served = {**self._totals.as_json(), "out_of_range_ids": self._engine.out_of_range_ids()}
+        updates = self._engine.updates
+        return {**served, "updates": updates.as_json()} if updates else served

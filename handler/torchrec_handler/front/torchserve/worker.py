@@ -28,13 +28,16 @@ from torchrec_handler.ranks import meet
 from torchrec_handler.serve import engine
 from torchrec_handler.serve.observe import Totals
 from torchrec_handler.serve.record import Recorder
-from torchrec_handler.serve.request import RawRequest
+from torchrec_handler.serve.request import RawRequest, Response
+from torchrec_handler.updates.served import serve_updates
 
 logger = logging.getLogger(__name__)
 
 LAST_OF_STREAM = ("ts_stream_next", "false")
 """That an answer is the only one of its request. TorchServe's gRPC, which gives a handler no header
 to know `StreamPredictions` by, dies with the worker where an answer to that has no header."""
+SEQUENCE = "X-TorchRec-Sequence"
+"""Which generation an answer is of, where `torchrec.updates.folder` is given."""
 DESCRIBE = "describe"
 """TorchServe's own header of GET /models/NAME?customized=true, see `_is_describe`."""
 
@@ -93,12 +96,15 @@ class TorchRecHandler(BaseHandler):
         except Unusable as error:
             _end(error)
         self.books.enter(requests, outcomes, context.request_ids or {})
+        sequence = self.engine.sequence
         bodies: list[Any] = []
         for processor, head, outcome in zip(processors, heads, outcomes, strict=True):
             if head.is_call:
                 bodies.append(model_infer.answer(outcome, self.engine.model_name, self.version))
                 continue
             response = http_answer(outcome)
+            if sequence is not None and type(outcome) is Response:
+                processor.add_response_property(SEQUENCE, str(sequence))
             if not head.is_http:
                 processor.add_response_property(*LAST_OF_STREAM)
             processor.report_status(response.status, response.phrase)
@@ -117,16 +123,17 @@ class TorchRecHandler(BaseHandler):
         folder = Path(properties["model_dir"])
         # All ranks of its machine get every batch of TorchServe's, which sends the first's answer.
         ranks = meet(leads=os.environ.get("LOCAL_RANK", "0") == "0")
+        keys = trusted_keys()
         if ranks and not ranks.is_leader:
-            keys = trusted_keys()
             self.follows = True
             logging.getLogger().setLevel(logging.WARNING)  # TorchServe tells of every batch
             follow_beside(loader.load_follower(folder, options, self.device, ranks, keys), _end)
             return
-        predictor = loader.load(folder, options, self.device, trusted_keys(), ranks)
+        predictor = loader.load(folder, options, self.device, keys, ranks)
+        updates = serve_updates(options, context.model_name, folder, predictor, keys)
         self.model = predictor.module
         totals = Totals()
-        self.engine = engine.Engine(context.model_name, predictor, options, totals)
+        self.engine = engine.Engine(context.model_name, predictor, options, totals, updates)
         named = f"{context.model_name}-{self.version}"
         recorder = Recorder(named, predictor, options) if options.record.rate else None
         self.books = Books(self.engine, totals, recorder, self.version, context.metrics)

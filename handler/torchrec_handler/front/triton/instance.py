@@ -23,6 +23,7 @@ from torchrec_handler.front.triton.requests import read
 from torchrec_handler.load import loader
 from torchrec_handler.load.process import become_worker, keep_what_is_loaded, worker_device
 from torchrec_handler.serve.engine import Engine
+from torchrec_handler.updates.served import serve_updates
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +49,12 @@ class TritonPythonModel:
             options.device, int(args["model_instance_device_id"]) if is_gpu else None
         )
         become_worker(options, device)
-        predictor = loader.load(folder, options, device, trusted_keys())
+        keys = trusted_keys()
+        predictor = loader.load(folder, options, device, keys)
+        updates = serve_updates(options, args["model_name"], folder, predictor, keys)
         if options.record.rate:
             logger.warning("torchrec.record: requests are recorded by TorchServe's workers only")
-        self._engine = Engine(args["model_name"], predictor, options)
+        self._engine = Engine(args["model_name"], predictor, options, updates=updates)
         configured = json.loads(args["model_config"])["output"]
         self._answers = Answers([output["name"] for output in configured])
         keep_what_is_loaded()

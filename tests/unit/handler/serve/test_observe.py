@@ -11,9 +11,10 @@ import torch
 from tests.support.answered import ask
 from tests.support.exact import DENSE, Exact, predictor
 from torchrec_handler.errors import InvalidRequest, PredictError, UnknownQualname
+from torchrec_handler.histogram import Histogram
 from torchrec_handler.options import Limits, Options
 from torchrec_handler.serve.engine import Engine
-from torchrec_handler.serve.observe import Event, Histogram, Observer, Totals
+from torchrec_handler.serve.observe import Event, Observer, Totals
 from torchrec_handler.serve.request import RawRequest
 
 STAGES = ["read", "check", "batch", "predict", "split", "split", "write"]

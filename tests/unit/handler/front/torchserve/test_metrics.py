@@ -5,14 +5,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ts
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
+from tests.support.followed import Server
+from tests.support.paths import ROOT
 from torchrec_handler.errors import InvalidRequest
-from torchrec_handler.front.torchserve.metrics import METRICS, Metrics
+from torchrec_handler.front.torchserve.metrics import GAUGES, METRICS, UPDATES, Metrics
 from torchrec_handler.serve.observe import Event, Totals
+from torchrec_handler.updates.served import Served
 
 # TorchServe leaves it to be closed when it is read.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*metrics.yaml:ResourceWarning")
@@ -31,14 +35,16 @@ Series = tuple[str, str]
 class Worker:
     """Counts, and tells what its frontend would have added up."""
 
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+    def __init__(
+        self, caplog: pytest.LogCaptureFixture, updates: Served[Any] | None = None
+    ) -> None:
         cache = MetricsCacheYamlImpl(str(STOCK))
         cache.initialize_cache()
         caplog.set_level(logging.INFO)
         self.totals = Totals()
         self.features = {"user": 0, "a,b:c|d": 0}
         model = ("shop:ranking", "1.0")
-        self.metrics = Metrics(cache, model, self.totals, lambda: self.features)
+        self.metrics = Metrics(cache, model, self.totals, lambda: self.features, updates)
         self._caplog = caplog
 
     def emitted(self) -> dict[Series, float]:
@@ -53,10 +59,14 @@ class Worker:
             assert found, message
             name, unit, value, dimensions, kind = found.group(1, 2, 3, 4, 6)
             pairs = [pair.split(":") for pair in dimensions.split(",")]
-            own = METRICS[name][1]
+            if name in GAUGES:
+                assert (kind, unit, len(pairs)) == ("GAUGE", GAUGES[name], 2)
+                yield (name, ""), float(value)
+                continue
+            own = {**METRICS, **UPDATES}[name][1]
             assert [pair[0] for pair in pairs] == ["ModelName", "ModelVersion", *own]
             assert [pair[1] for pair in pairs[:2]] == ["shop_ranking", "1.0"]
-            assert (kind, unit) == ("COUNTER", METRICS[name][0])
+            assert (kind, unit) == ("COUNTER", {**METRICS, **UPDATES}[name][0])
             yield (name, ",".join(value for _, value in pairs[2:])), float(value)
 
 
@@ -99,6 +109,37 @@ def test_what_has_grown_since_is_emitted(worker: Worker) -> None:
     assert found["torchrec_batch_rows_sum", ""] == 20
     assert found["torchrec_stage_seconds_sum", "predict"] == 1e-5
     assert worker.emitted() == {}
+
+
+def test_updates_are_told_where_there_are_any(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(tmp_path)
+    server.publish()
+    served = server.serve()
+    worker = Worker(caplog, served)
+    first = worker.emitted()
+    assert {name for name, _ in first} == {*METRICS, *UPDATES, *GAUGES}
+    assert first["torchrec_update_sequence", ""] == 1
+    assert first["torchrec_update_deltas_total", ""] == 1
+    assert first["torchrec_update_applied_rows_total", ""] == 60
+    assert first["torchrec_update_pause_seconds_count", ""] == 1
+    assert first["torchrec_update_refused_total", "damaged"] == 0
+    assert first["torchrec_update_live_bytes", ""] == len(server.state)
+    served.counts.refused["damaged"] += 1
+    grown = worker.emitted()
+    assert {name for name, _ in grown} == {"torchrec_update_refused_total", *GAUGES}
+    assert grown["torchrec_update_refused_total", "damaged"] == 1
+    served.following.stop()
+
+
+def test_what_the_dashboard_and_alerts_ask_of_updates_is_told() -> None:
+    monitoring = ROOT / "docs" / "monitoring"
+    texts = [(monitoring / name).read_text("utf-8") for name in ("grafana.json", "alerts.yaml")]
+    for text in texts:
+        asked = set(re.findall(r"torchrec_update_\w+", text))
+        assert asked
+        assert asked <= {*UPDATES, *GAUGES}
 
 
 def test_all_that_is_emitted_adds_up(worker: Worker) -> None:

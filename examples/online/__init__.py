@@ -1,0 +1,1 @@
+"""MovieLens trained while it is served: a delta every second."""

@@ -1,0 +1,98 @@
+"""Folders of live copies: each held while a worker needs it, gone once the next one is made."""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from torchrec_handler.errors import OptionError
+from torchrec_handler.updates.live import live_folder, prefix_of
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MEMORY = Path("/proc/meminfo")
+SHARED = ("tmpfs", "ramfs", "hugetlbfs")
+
+
+def hold_folder(place: Path, model: str, base: str, deltas: Path) -> tuple[Path, int]:
+    """Make the folder of a live copy, or share in it; see `live_folder` for what is given.
+
+    Copies of the model that no process holds any more, those of other archives, are removed.
+
+    Returns:
+        The folder, and a file descriptor that holds it while it is open.
+
+    Raises:
+        OptionError: it cannot be made, or is somebody else's.
+    """
+    folder = live_folder(place, model, base, deltas)
+    try:
+        while True:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            held = os.open(folder, FOLDER)
+            fcntl.flock(held, fcntl.LOCK_SH)
+            if folder.exists() and os.path.samestat(folder.stat(), os.fstat(held)):
+                break
+            os.close(held)  # removed before it was held
+    except OSError as error:
+        message = (
+            f"torchrec.updates.place: received {str(place)!r}, in which no folder can be made "
+            f"({error.strerror})"
+        )
+        raise OptionError(message) from error
+    if os.fstat(held).st_uid != os.geteuid():
+        os.close(held)
+        message = f"torchrec.updates.place: {folder} belongs to another user"
+        raise OptionError(message)
+    for other in place.glob(f"{prefix_of(model)}*"):
+        if other != folder:
+            _remove_if_left(other)
+    return folder, held
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        lock = os.open(folder, FOLDER)
+    except OSError:  # another user's, no folder, or gone already
+        return
+    try:
+        if os.fstat(lock).st_uid == os.geteuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def check_room(place: Path, needed: int) -> None:
+    """See that a copy of so many bytes fits.
+
+    Raises:
+        OptionError: there is less room, or less memory.
+    """
+    found = os.statvfs(place)
+    room = {f"{place}": found.f_bavail * found.f_frsize}
+    if _is_memory(place):
+        room["memory"] = _available()
+    for where, free in room.items():
+        if free < needed:
+            message = (
+                f"torchrec.updates.place: the live copy of the tables takes {needed / 1e9:.2f} GB, "
+                f"and {where} has {free / 1e9:.2f} GB left; name another folder, or leave out "
+                "torchrec.updates.folder"
+            )
+            raise OptionError(message)
+
+
+def _is_memory(place: Path) -> bool:
+    """Whether a folder's files are kept in memory alone."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
+    real = place.resolve()
+    owners = [(mount[1], mount[2]) for mount in mounts if real.is_relative_to(mount[1])]
+    return max(owners, key=lambda owner: len(owner[0]), default=("", ""))[1] in SHARED
+
+
+def _available() -> int:
+    lines = MEMORY.read_text("ascii").splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kilobytes) * 1024
