@@ -21,6 +21,7 @@ from torchrec_handler.archive.format import (
 from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.archive.verify import Archive, verify
 from torchrec_handler.errors import ArchiveError, FactoryError, LoadError, OptionError, Unusable
+from torchrec_handler.kernels.direct import DirectKernel, follow
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
@@ -98,13 +99,7 @@ def load_follower(
     """
     with _opened(folder, options, keys) as archive:
         _, _, laid = _lay_out_archive(archive, options, device, ranks)
-        file = laid.store.file if laid.store else None
-        return Follower(
-            ranks,
-            own_lookups(laid.sites, ranks),
-            options.sharding.timeout_seconds,
-            *([file.check] if file else []),
-        )
+        return make_follower(laid, options, ranks)
 
 
 @contextmanager
@@ -164,8 +159,7 @@ def _load(
         )
         raise ArchiveError(message)
     if ranks:
-        leader = Leader(ranks, options.sharding.timeout_seconds)
-        ask_others(laid.sites, leader)
+        leader = make_leader(laid, options, ranks)
     predictor = make_ready(
         weighted,
         laid,
@@ -343,6 +337,24 @@ def lay_out(
     return LaidOut(
         module=module, store=store, plan=plan, sites=sites(found) if ranks and store else ()
     )
+
+
+def make_follower(laid: LaidOut, options: Options, ranks: Ranks) -> Follower:
+    """What looks up for the rank that leads."""
+    own = own_lookups(laid.sites, ranks)
+    if options.kernels.allow(DirectKernel.name):
+        direct = {number: follow(laid.sites[number], ranks.own) for number in own}
+        own |= {number: found for number, found in direct.items() if found is not None}
+    file = laid.store.file if laid.store else None
+    checks = [file.check] if file else []
+    return Follower(ranks, own, options.sharding.timeout_seconds, *checks)
+
+
+def make_leader(laid: LaidOut, options: Options, ranks: Ranks) -> Leader:
+    """Let a model ask the other ranks, which follow already or will soon."""
+    leader = Leader(ranks, options.sharding.timeout_seconds)
+    ask_others(laid.sites, leader)
+    return leader
 
 
 def make_ready(

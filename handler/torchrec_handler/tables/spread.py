@@ -20,8 +20,11 @@ from torchrec_handler.ranks import Ranks
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.exchange import Asked, Leader, LookUp
 
-SPREAD = "spread_over"
-"""What a collection has whose lookups are on several ranks: how many."""
+Lists = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Ids [N], offsets [F * B + 1] and weights [N]."""
+
+SPREAD = "torchrec_handler_spread"
+"""What a collection has whose lookups are on several ranks: its `Spread`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,10 +59,33 @@ class Site:
         widths = [config.embedding_dims() for config in self.parts[rank].grouped_configs]
         return sum(map(sum, widths)) if self.is_pooled else widths[0][0]
 
+    def count(self, rank: int) -> int:
+        """F of what a rank looks up."""
+        configs = self.parts[rank].grouped_configs
+        return sum(config.num_features() for config in configs)
+
+    def is_weighted(self, rank: int) -> bool:
+        """Whether a rank's lookups read weights."""
+        return any(config.is_weighted for config in self.parts[rank].grouped_configs)
+
     def features(self, rank: int) -> list[str]:
         """F names of what a rank looks up, in order."""
         configs = self.parts[rank].grouped_configs
         return [name for config in configs for name in config.feature_names()]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spread:
+    """A collection on the leader, and who is asked for the rest of it."""
+
+    leader: Leader
+    sites: Sequence[Site]
+
+
+def spread_of(collection: Any) -> Spread | None:
+    """How a collection is spread over ranks; None where it is not."""
+    found: Spread | None = vars(collection).get(SPREAD)
+    return found
 
 
 def sites(collections: Collections) -> list[Site]:
@@ -75,7 +101,8 @@ def sites(collections: Collections) -> list[Site]:
 def ask_others(found: Sequence[Site], leader: Leader) -> None:
     """Let the sites of the leader's model ask the other ranks."""
     for site in found:
-        setattr(site.collection, SPREAD, leader.ranks.size)
+        own = [other for other in found if other.collection is site.collection]
+        setattr(site.collection, SPREAD, Spread(leader=leader, sites=own))
         site.whole.forward = partial(_forward, site, leader)
 
 
@@ -88,35 +115,46 @@ def _forward(site: Site, leader: Leader, given: Any) -> list[torch.Tensor]:
     """What TorchRec's module of all ranks gives: of each what it found."""
     features: Sequence[KeyedJaggedTensor] = given.features
     own = leader.ranks.own
-    asked = [
-        _asked(site, rank, features[rank])
+    lists = {
+        rank: (features[rank].values(), features[rank].offsets(), features[rank].weights_or_none())
         for rank in site.parts
-        if rank != own and features[rank].lengths().numel()
-    ]
-    mine, theirs = leader.look_up(
-        asked, lambda: site.parts[own].forward(features[own]) if own in site.parts else None
-    )
-    answers = {each.rank: rows for each, rows in zip(asked, theirs, strict=True)}
-    answers |= {} if mine is None else {own: mine}
-    nothing = torch.empty(0)
+    }
+    found = look_up_on_all(site, leader, lists, lambda: site.parts[own].forward(features[own]))
     every: Sequence[int] = [*site.parts] if site.is_pooled else range(len(features))
-    return [
-        answers[rank]
-        if rank in answers
-        else nothing.new_empty((0, site.width(rank)) if rank in site.parts else (0,))
-        for rank in every
-    ]
+    return [found[rank] if rank in found else torch.empty(0) for rank in every]
 
 
-def _asked(site: Site, rank: int, features: KeyedJaggedTensor) -> Asked:
-    offsets, ids = features.offsets(), features.values()
-    rows = (offsets.numel() - 1) // len(site.features(rank)) if site.is_pooled else ids.numel()
+def look_up_on_all(
+    site: Site, leader: Leader, lists: Mapping[int, Lists], own: Callable[[], torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """What each rank of a site finds.
+
+    Args:
+        site: on the leader.
+        leader: asks the other ranks.
+        lists: rank -> what is looked up there.
+        own: looks up what is here.
+
+    Returns:
+        Rank -> [B, D], or of sequences [N, D].
+    """
+    here = leader.ranks.own
+    asked = [_asked(site, rank, *each) for rank, each in lists.items() if rank != here]
+    mine, theirs = leader.look_up(asked, own if here in lists else lambda: None)
+    found = {each.rank: rows for each, rows in zip(asked, theirs, strict=True)}
+    return found if mine is None else {**found, here: mine}
+
+
+def _asked(
+    site: Site, rank: int, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
+) -> Asked:
+    rows = (offsets.numel() - 1) // site.count(rank) if site.is_pooled else ids.numel()
     return Asked(
         rank=rank,
         site=site.number,
         ids=ids,
         offsets=offsets,
-        weights=features.weights_or_none(),
+        weights=weights if site.is_weighted(rank) else None,
         shape=(rows, site.width(rank)),
         dtype=site.parts[rank].output_dtype,
     )
