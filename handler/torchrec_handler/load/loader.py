@@ -353,7 +353,7 @@ def make_follower(laid: LaidOut, options: Options, ranks: Ranks) -> Follower:
 def make_leader(laid: LaidOut, options: Options, ranks: Ranks) -> Leader:
     """Let a model ask the other ranks, which follow already or will soon."""
     leader = Leader(ranks, options.sharding.timeout_seconds)
-    ask_others(laid.sites, leader)
+    ask_others(laid.sites, leader, getattr(torch, options.sharding.exchange_dtype))
     return leader
 
 

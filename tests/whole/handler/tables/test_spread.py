@@ -24,7 +24,8 @@ from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.spread import own_lookups
 from torchrec_handler.tables.store import TableStore, layout
 
-ROWS = (1, 2, 9)
+ROWS = (1, 2, 90)
+"""Of the last, lists that are empty do not travel."""
 SECONDS = 30.0
 
 
