@@ -30,6 +30,7 @@ TableDtype = Literal["float32", "float16", "int8", "int4", "int2"]
 DenseDtype = Literal["float32", "float16", "bfloat16", "int8"]
 KernelDtype = Literal["float32", "bfloat16", "int8"]
 DenseOption = Literal["float32", "float16", "bfloat16", "int8", "auto"]
+ExchangeDtype = Literal["float32", "float16", "bfloat16"]
 ShardingType = Literal["table_wise", "row_wise"]
 
 KERNEL_DTYPES: tuple[KernelDtype, ...] = ("float32", "bfloat16", "int8")
@@ -154,6 +155,8 @@ class Sharding(_Section):
     plan: str | None = None
     """Name of a config of the package that holds a pickled `ShardingPlan`; the rest of this
     section, `world_size` and the timeout apart, is then not looked at."""
+    exchange_dtype: ExchangeDtype = "float32"
+    """What looked up rows travel in between ranks; float16 and bfloat16 halve their bytes."""
     timeout_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """How long one rank waits for another before the worker ends. Below `responseTimeout`, so that
     no request waits longer for a rank that is gone."""

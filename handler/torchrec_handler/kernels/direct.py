@@ -6,7 +6,7 @@ costs. Shapes: B rows, F features, D the sum of their widths, N ids.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -22,8 +22,9 @@ from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_handler.kernels.kernel import Forward, Target, not_for
+from torchrec_handler.tables.exchange import Leader
 from torchrec_handler.tables.modules import ShardedBags, ShardedSequences
-from torchrec_handler.tables.spread import SPREAD
+from torchrec_handler.tables.spread import Lists, Site, look_up_on_all, spread_of
 
 Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D]."""
@@ -48,13 +49,21 @@ def why_not(bags: Any) -> str | None:
     """Why a collection's lookups cannot be called directly; None where they can."""
     if type(bags) not in COLLECTIONS:
         return f"is a {type(bags).__name__}"
-    if hasattr(bags, SPREAD):
-        return f"has tables on {getattr(bags, SPREAD)} ranks"
     groups = bags.sharding_type_device_group_to_sharding_infos()
     others = {kind for kind, _ in groups} - {ShardingType.TABLE_WISE.value}
     if others:
         return f"has {', '.join(sorted(others))} tables, whose ids go to several places"
-    return next(filter(None, map(_why_not, bags.tbes_configs())), None)
+    return next(filter(None, map(_why_not, _own_operators(bags))), None)
+
+
+def _own_operators(bags: Any) -> Iterable[Any]:
+    """Those that have their rows in this process."""
+    spread = spread_of(bags)
+    if spread is None:
+        return list(bags.tbes_configs())
+    own = spread.leader.ranks.own
+    parts = [site.parts[own] for site in spread.sites if own in site.parts]
+    return [operator for part in parts for operator in part.get_tbes_to_register()]
 
 
 def _why_not(operator: Any) -> str | None:
@@ -114,17 +123,41 @@ class Pooled:
         groups = bags.tbes_configs().values()
         self.features = [name for group in groups for name in group.feature_names()]
         self.is_weighted = any(group.is_weighted for group in groups)
-        self._lookups = list(map(lookup, bags.tbes_configs()))
-        self._counts = list(accumulate(group.num_features() for group in groups))
+        self._parts: Part | SpreadPart
+        spread = spread_of(bags)
+        if spread:
+            (site,) = spread.sites
+            self._parts = SpreadPart(site, spread.leader)
+        else:
+            self._parts = Part(bags.tbes_configs())
 
     def __call__(
         self, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """Look up."""
+        return self._parts(ids, offsets, weights)
+
+
+class Part:
+    """Pooled lookups of this process, side by side."""
+
+    def __init__(self, groups: Mapping[Any, Any]) -> None:
+        """Bind to operators.
+
+        Args:
+            groups: operator -> TorchRec's configuration of its tables.
+        """
+        self._lookups = list(map(lookup, groups))
+        self._counts = list(accumulate(group.num_features() for group in groups.values()))
+
+    def __call__(
+        self, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Look up, as `Pooled` does."""
         if len(self._lookups) == 1:
             return self._lookups[0](ids, offsets, weights)
         # Each lookup gets all ids, and where those of its own features start and end.
-        rows = (offsets.numel() - 1) // len(self.features)
+        rows = (offsets.numel() - 1) // self._counts[-1]
         ends = [0, *(rows * count for count in self._counts)]
         return torch.cat(
             [
@@ -135,9 +168,54 @@ class Pooled:
         )
 
 
+class SpreadPart:
+    """Pooled lookups of several ranks, side by side, asked by the one that leads."""
+
+    def __init__(self, site: Site, leader: Leader) -> None:
+        """Bind to a collection's only site."""
+        self._site, self._leader = site, leader
+        own = leader.ranks.own
+        here = site.parts.get(own)
+        self._own = Part(here.get_tbes_to_register()) if here else None
+        self._counts = list(accumulate(map(site.count, site.parts)))
+
+    def __call__(
+        self, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Look up, as `Pooled` does."""
+        site, here = self._site, self._leader.ranks.own
+        rows = (offsets.numel() - 1) // self._counts[-1]
+        ends = [0, *(rows * count for count in self._counts)]
+        first = offsets[ends].tolist()
+        lists: dict[int, Lists] = {}
+        for rank, (start, end), (low, high) in zip(
+            site.parts, pairwise(ends), pairwise(first), strict=True
+        ):
+            own = rank == here  # whose lookups take all ids
+            lists[rank] = (
+                ids if own else ids[low:high],
+                offsets[start : end + 1] - (0 if own else low),
+                weights if own or weights is None else weights[low:high],
+            )
+        found = look_up_on_all(site, self._leader, lists, lambda: self._look_up(lists[here]))
+        return torch.cat([found[rank] for rank in site.parts], dim=1)
+
+    def _look_up(self, lists: Lists) -> torch.Tensor:
+        assert self._own is not None  # noqa: S101  called where there are tables
+        return self._own(*lists)
+
+
+def follow(site: Site, rank: int) -> Lookup | None:
+    """What a follower looks up at a site; None where that takes TorchRec's own module."""
+    operators = site.parts[rank].get_tbes_to_register()
+    if any(map(_why_not, operators)) or not (site.is_pooled or len(operators) == 1):
+        return None
+    return Part(operators)
+
+
 def sequences(collection: Any) -> tuple[list[str], Lookup] | None:
     """Features and lookup [N, D] of an EmbeddingCollection, where one operator holds all tables."""
-    if type(collection) not in SEQUENCES or hasattr(collection, SPREAD):
+    if type(collection) not in SEQUENCES or spread_of(collection):
         return None
     if len(collection.tbes_configs()) != 1:
         return None

@@ -17,6 +17,7 @@ from torchrec_handler.kernels.packed import BLOCK_ROWS, FEW_ROWS, Layers
 from torchrec_handler.kernels.products import Layer, half_precision
 from torchrec_handler.options import PRECISIONS
 from torchrec_handler.tables.once import find_shared
+from torchrec_handler.tables.spread import spread_of
 from torchrec_handler.tables.variable_batch import is_variable
 
 DLRM = "torchrec.models.dlrm.DLRM"
@@ -116,7 +117,7 @@ class Dlrm:
     def _lookup(self, dtype: torch.dtype) -> Callable[[KeyedJaggedTensor], torch.Tensor] | None:
         """The lookup of all features in their order, if there is one."""
         bags = self._sparse_arch.embedding_bag_collection
-        if why_not(bags) or len(bags.tbes_configs()) > 1:
+        if why_not(bags) or spread_of(bags) or len(bags.tbes_configs()) > 1:
             return None
         ((operator, group),) = bags.tbes_configs().items()
         if group.feature_names() != self._names:

@@ -28,6 +28,7 @@ from torchrec_handler.errors import (
     Unusable,
     WeightsError,
 )
+from torchrec_handler.kernels.direct import DirectKernel, follow
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
@@ -105,13 +106,7 @@ def load_follower(
     """
     with _opened(folder, options, keys) as archive:
         _, _, laid = _lay_out_archive(archive, options, device, ranks)
-        file = laid.store.file if laid.store else None
-        return Follower(
-            ranks,
-            own_lookups(laid.sites, ranks),
-            options.sharding.timeout_seconds,
-            *([file.check] if file else []),
-        )
+        return make_follower(laid, options, ranks)
 
 
 @contextmanager
@@ -171,8 +166,7 @@ def _load(
         )
         raise ArchiveError(message)
     if ranks:
-        leader = Leader(ranks, options.sharding.timeout_seconds)
-        ask_others(laid.sites, leader)
+        leader = make_leader(laid, options, ranks)
     predictor = make_ready(
         weighted,
         laid,
@@ -385,6 +379,24 @@ def lay_out(
     return LaidOut(
         module=module, store=store, plan=plan, sites=sites(found) if ranks and store else ()
     )
+
+
+def make_follower(laid: LaidOut, options: Options, ranks: Ranks) -> Follower:
+    """What looks up for the rank that leads."""
+    own = own_lookups(laid.sites, ranks)
+    if options.kernels.allow(DirectKernel.name):
+        direct = {number: follow(laid.sites[number], ranks.own) for number in own}
+        own |= {number: found for number, found in direct.items() if found is not None}
+    file = laid.store.file if laid.store else None
+    checks = [file.check] if file else []
+    return Follower(ranks, own, options.sharding.timeout_seconds, *checks)
+
+
+def make_leader(laid: LaidOut, options: Options, ranks: Ranks) -> Leader:
+    """Let a model ask the other ranks, which follow already or will soon."""
+    leader = Leader(ranks, options.sharding.timeout_seconds)
+    ask_others(laid.sites, leader, getattr(torch, options.sharding.exchange_dtype))
+    return leader
 
 
 def make_ready(

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from torchrec_handler.errors import Unusable
 from torchrec_handler.ranks import Ranks
+from torchrec_handler.tables.compact import kept
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,10 @@ LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tenso
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D], or of sequences [N, D]."""
 
 IDLE, LOOK_UP, STOP = range(3)
-HEAD = 7
+HEAD = 9
 """Numbers of a command: which one, site, ids, offsets, bytes of each, whether there are weights,
-bytes of the rows."""
+bytes of the rows, their type's place in `ROW_TYPES`, whether rows of empty lists are left out."""
+ROW_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SAID = 512
 """Bytes of an answer before its rows: the length of what went wrong, and that."""
 LENGTH = 8
@@ -55,7 +57,9 @@ class Asked:
     shape: tuple[int, int]
     """Of the rows."""
     dtype: torch.dtype
-    """Of the rows."""
+    """Of the rows, as they travel."""
+    is_compact: bool = False
+    """Whether rows of empty lists are left out."""
 
 
 class Leader:
@@ -209,7 +213,15 @@ class Follower:
                 return
 
     def _look_up(  # noqa: PLR0913, PLR0917  the numbers of a command
-        self, site: int, ids: int, offsets: int, each: int, is_weighted: int, size: int
+        self,
+        site: int,
+        ids: int,
+        offsets: int,
+        each: int,
+        is_weighted: int,
+        size: int,
+        dtype: int,
+        is_compact: int,
     ) -> torch.Tensor:
         body = torch.empty(ids * (each + 4 * is_weighted) + offsets * each, dtype=torch.uint8)
         self._wait(dist.irecv, body)
@@ -217,8 +229,10 @@ class Follower:
         answer = _answer(size)
         try:
             with torch.inference_mode():
-                found = self._sites[site](*_unpacked(body, ids, offsets, each, is_weighted))
-            answer[SAID:] = found.contiguous().view(-1).view(torch.uint8)
+                lists = _unpacked(body, ids, offsets, each, is_weighted)
+                found = self._sites[site](*lists)
+                found = kept(found, lists[1]) if is_compact else found
+            answer[SAID:] = found.to(ROW_TYPES[dtype]).contiguous().view(-1).view(torch.uint8)
         except Exception as error:
             logger.warning("a lookup raised", exc_info=True)
             text = f"{type(error).__name__}: {error}".encode()[: SAID - LENGTH]
@@ -243,7 +257,8 @@ def _packed(asked: Asked, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     numbers = [ids.to(kind), offsets.to(kind), *([] if weights is None else [weights.float()])]
     is_weighted = int(weights is not None)
     counts = [ids.numel(), offsets.numel(), kind.itemsize, is_weighted, size]
-    head = torch.tensor([LOOK_UP, asked.site, *counts])
+    form = [ROW_TYPES.index(asked.dtype), int(asked.is_compact)]
+    head = torch.tensor([LOOK_UP, asked.site, *counts, *form])
     return head, torch.cat([part.contiguous().view(torch.uint8) for part in numbers])
 
 

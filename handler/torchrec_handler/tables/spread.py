@@ -8,7 +8,7 @@ Shapes: B rows, F features, D the sum of widths, N ids.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_handler.ranks import Ranks
 from torchrec_handler.tables.collection import Collections
+from torchrec_handler.tables.compact import Compact, Compacting
 from torchrec_handler.tables.exchange import Asked, Leader, LookUp
 
-SPREAD = "spread_over"
-"""What a collection has whose lookups are on several ranks: how many."""
+Lists = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Ids [N], offsets [F * B + 1] and weights [N]."""
+
+SPREAD = "torchrec_handler_spread"
+"""What a collection has whose lookups are on several ranks: its `Spread`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +39,10 @@ class Site:
     parts: Mapping[int, Any]
     """Rank -> TorchRec's module of its own, where it has tables."""
     is_pooled: bool
+    travels: torch.dtype | None = None
+    """The type in which rows travel; None for the one they are looked up in."""
+    compacting: Mapping[int, Compacting] = field(default_factory=dict)
+    """Rank -> what finds out which rows need not travel, where all have one width."""
 
     @classmethod
     def of(cls, number: int, collection: Any, whole: Any) -> "Site":
@@ -47,19 +55,49 @@ class Site:
         found = {
             rank: part for rank, part in zip(ranks, parts, strict=True) if part.grouped_configs
         }
-        return cls(
+        site = cls(
             number=number, collection=collection, whole=whole, parts=found, is_pooled=is_pooled
         )
+        alike = [rank for rank in found if is_pooled and len(set(site.widths(rank))) == 1]
+        return replace(site, compacting={rank: Compacting(site.count(rank)) for rank in alike})
 
     def width(self, rank: int) -> int:
         """D of what a rank finds."""
-        widths = [config.embedding_dims() for config in self.parts[rank].grouped_configs]
-        return sum(map(sum, widths)) if self.is_pooled else widths[0][0]
+        widths = self.widths(rank)
+        return sum(widths) if self.is_pooled else widths[0]
+
+    def widths(self, rank: int) -> list[int]:
+        """D of each feature that a rank looks up."""
+        configs = self.parts[rank].grouped_configs
+        return [width for config in configs for width in config.embedding_dims()]
+
+    def count(self, rank: int) -> int:
+        """F of what a rank looks up."""
+        configs = self.parts[rank].grouped_configs
+        return sum(config.num_features() for config in configs)
+
+    def is_weighted(self, rank: int) -> bool:
+        """Whether a rank's lookups read weights."""
+        return any(config.is_weighted for config in self.parts[rank].grouped_configs)
 
     def features(self, rank: int) -> list[str]:
         """F names of what a rank looks up, in order."""
         configs = self.parts[rank].grouped_configs
         return [name for config in configs for name in config.feature_names()]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spread:
+    """A collection on the leader, and who is asked for the rest of it."""
+
+    leader: Leader
+    sites: Sequence[Site]
+
+
+def spread_of(collection: Any) -> Spread | None:
+    """How a collection is spread over ranks; None where it is not."""
+    found: Spread | None = vars(collection).get(SPREAD)
+    return found
 
 
 def sites(collections: Collections) -> list[Site]:
@@ -72,10 +110,18 @@ def sites(collections: Collections) -> list[Site]:
     return [Site.of(number, *each) for number, each in enumerate(wholes)]
 
 
-def ask_others(found: Sequence[Site], leader: Leader) -> None:
-    """Let the sites of the leader's model ask the other ranks."""
+def ask_others(found: Sequence[Site], leader: Leader, travels: torch.dtype) -> None:
+    """Let the sites of the leader's model ask the other ranks.
+
+    Args:
+        found: of all collections.
+        leader: asks.
+        travels: the type in which rows travel that are looked up in float32.
+    """
+    found = [replace(site, travels=travels) for site in found]
     for site in found:
-        setattr(site.collection, SPREAD, leader.ranks.size)
+        own = [other for other in found if other.collection is site.collection]
+        setattr(site.collection, SPREAD, Spread(leader=leader, sites=own))
         site.whole.forward = partial(_forward, site, leader)
 
 
@@ -88,38 +134,70 @@ def _forward(site: Site, leader: Leader, given: Any) -> list[torch.Tensor]:
     """What TorchRec's module of all ranks gives: of each what it found."""
     features: Sequence[KeyedJaggedTensor] = given.features
     own = leader.ranks.own
-    asked = [
-        _asked(site, rank, features[rank])
+    lists = {
+        rank: (features[rank].values(), features[rank].offsets(), features[rank].weights_or_none())
         for rank in site.parts
-        if rank != own and features[rank].lengths().numel()
-    ]
-    mine, theirs = leader.look_up(
-        asked, lambda: site.parts[own].forward(features[own]) if own in site.parts else None
-    )
-    answers = {each.rank: rows for each, rows in zip(asked, theirs, strict=True)}
-    answers |= {} if mine is None else {own: mine}
-    nothing = torch.empty(0)
+    }
+    found = look_up_on_all(site, leader, lists, lambda: site.parts[own].forward(features[own]))
     every: Sequence[int] = [*site.parts] if site.is_pooled else range(len(features))
-    return [
-        answers[rank]
-        if rank in answers
-        else nothing.new_empty((0, site.width(rank)) if rank in site.parts else (0,))
-        for rank in every
-    ]
+    return [found[rank] if rank in found else torch.empty(0) for rank in every]
 
 
-def _asked(site: Site, rank: int, features: KeyedJaggedTensor) -> Asked:
-    offsets, ids = features.offsets(), features.values()
-    rows = (offsets.numel() - 1) // len(site.features(rank)) if site.is_pooled else ids.numel()
-    return Asked(
+def look_up_on_all(
+    site: Site, leader: Leader, lists: Mapping[int, Lists], own: Callable[[], torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """What each rank of a site finds.
+
+    Args:
+        site: on the leader.
+        leader: asks the other ranks.
+        lists: rank -> what is looked up there.
+        own: looks up what is here.
+
+    Returns:
+        Rank -> [B, D], or of sequences [N, D].
+    """
+    here = leader.ranks.own
+    asked = [_asked(site, rank, *each) for rank, each in lists.items() if rank != here]
+    mine, theirs = leader.look_up(
+        [each for each, _ in asked], own if here in lists else lambda: None
+    )
+    found = {
+        each.rank: _rows(site, each.rank, rows, compact)
+        for (each, compact), rows in zip(asked, theirs, strict=True)
+    }
+    return found if mine is None else {**found, here: mine}
+
+
+def _asked(
+    site: Site, rank: int, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[Asked, Compact | None]:
+    dtype = site.parts[rank].output_dtype
+    weights = weights if site.is_weighted(rank) else None
+    compact = site.compacting[rank](ids, offsets, weights) if rank in site.compacting else None
+    if compact:
+        ids, offsets = compact.ids, compact.offsets
+        shape = (compact.count, site.widths(rank)[0])
+    elif site.is_pooled:
+        shape = ((offsets.numel() - 1) // site.count(rank), site.width(rank))
+    else:
+        shape = (ids.numel(), site.width(rank))
+    asked = Asked(
         rank=rank,
         site=site.number,
         ids=ids,
         offsets=offsets,
-        weights=features.weights_or_none(),
-        shape=(rows, site.width(rank)),
-        dtype=site.parts[rank].output_dtype,
+        weights=weights,
+        shape=shape,
+        dtype=site.travels if site.travels and dtype == torch.float32 else dtype,
+        is_compact=compact is not None,
     )
+    return asked, compact
+
+
+def _rows(site: Site, rank: int, rows: torch.Tensor, compact: Compact | None) -> torch.Tensor:
+    rows = rows.to(site.parts[rank].output_dtype)
+    return compact.expanded(rows, site.count(rank)) if compact else rows
 
 
 def _own(site: Site, rank: int) -> LookUp:

@@ -32,6 +32,7 @@ def test_every_option_has_a_default(text: str) -> None:
             "type": "table_wise",
             "per_table": {},
             "plan": None,
+            "exchange_dtype": "float32",
             "timeout_seconds": 5.0,
         },
         "limits": {
@@ -98,6 +99,7 @@ def test_every_option_can_be_given() -> None:
             "type": "row_wise",
             "per_table": {"t_user": "table_wise"},
             "plan": "plan.pkl",
+            "exchange_dtype": "float32",
             "timeout_seconds": 5.0,
         },
         "limits": {
@@ -192,8 +194,8 @@ WRONG = [
     Wrong(
         text="torchrec: {sharding: {ranks: 2}}",
         message=(
-            "torchrec.sharding.ranks: unknown option, expected one of per_table, plan, "
-            "timeout_seconds, type, world_size"
+            "torchrec.sharding.ranks: unknown option, expected one of exchange_dtype, "
+            "per_table, plan, timeout_seconds, type, world_size"
         ),
     ),
     Wrong(

@@ -10,31 +10,38 @@ import torch
 from tests.support.kinds import CPU, KINDS, batch, prepare, random_request, signature
 from tests.support.on_ranks import on_ranks
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import lay_out, load_weights
+from torchrec_handler.load.loader import (
+    lay_out,
+    load_weights,
+    make_follower,
+    make_leader,
+    make_ready,
+)
 from torchrec_handler.load.states import Made
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import Ranks
-from torchrec_handler.tables.exchange import Follower, Leader
 from torchrec_handler.tables.find import find_collections
-from torchrec_handler.tables.spread import ask_others, own_lookups
+from torchrec_handler.tables.spread import own_lookups
 from torchrec_handler.tables.store import TableStore, layout
 
-ROWS = (1, 2, 9)
+ROWS = (1, 2, 90)
+"""Of the last, lists that are empty do not travel."""
 SECONDS = 30.0
 
 
 def differences(
-    ranks: Ranks, names: Sequence[str], sharding: Mapping[str, Any]
+    ranks: Ranks, names: Sequence[str], sharding: Mapping[str, Any], off: str | Sequence[str]
 ) -> Mapping[str, float]:
     """How far off the leader's answers are at most from those of one process, by kind.
 
     Of a follower, how many lookups it has.
     """
     logging.disable(logging.WARNING)  # of the planner's topology
-    given = {"sharding": {**sharding, "world_size": ranks.size}}
-    options = Options.model_validate(given)
+    over = {**sharding, "world_size": ranks.size, "timeout_seconds": SECONDS}
+    options = Options.model_validate({"sharding": over, "kernels": {"off": off}})
     found: dict[str, float] = {}
     for name in names:
+        known = signature(KINDS[name])
         output = run_factory(KINDS[name](), CPU, world_size=ranks.size)
         nothing: Any = None
         made = Made(
@@ -44,22 +51,20 @@ def differences(
             output=output,
             collections=find_collections(output.module),
         )
+        weighted = load_weights(made, None)
         laid = lay_out(
-            load_weights(made, None),
+            weighted,
             {},
             lambda given: TableStore.encode(layout(given.collections), given.own_rows),
             ranks,
         )
         if not ranks.is_leader:
-            own = own_lookups(laid.sites, ranks)
-            Follower(ranks, own, SECONDS).run()
-            found[name] = len(own)
+            make_follower(laid, options, ranks).run()
+            found[name] = len(own_lookups(laid.sites, ranks))
             continue
-        leader = Leader(ranks, SECONDS)
-        ask_others(laid.sites, leader)
-        module = laid.module.eval()
+        leader = make_leader(laid, options, ranks)
+        module = make_ready(weighted, laid, known).module
         single = prepare(KINDS[name]().create_predict_module()).eval()
-        known = signature(KINDS[name])
         found[name] = max(
             _difference(module, single, batch(random_request(known, rows, seed=rows)))
             for rows in ROWS
@@ -75,10 +80,11 @@ def _difference(module: torch.nn.Module, single: torch.nn.Module, inputs: Any) -
     return max(float((received[name] - wanted[name]).abs().max()) for name in wanted)
 
 
-def test_table_wise_it_is_the_same_bit_for_bit() -> None:
+@pytest.mark.parametrize("off", ["all", ["graph"]], ids=str)
+def test_table_wise_it_is_the_same_bit_for_bit(off: str | Sequence[str]) -> None:
     """Also with fewer tables or rows than ranks."""
     names = ["widths", "weighted", "shared", "position-weighted", "managed", "sequence", "dlrm"]
-    leader, *followers = on_ranks(4, differences, names, {"type": "table_wise"})
+    leader, *followers = on_ranks(4, differences, names, {"type": "table_wise"}, off)
     assert leader == dict.fromkeys(names, 0.0)
     lookups = {name: [follower[name] for follower in followers] for name in names}
     assert lookups["widths"] == [1, 1, 1]
@@ -96,6 +102,6 @@ def test_row_wise_it_is_the_same_but_for_rounding(
     names: Sequence[str], sharding: Mapping[str, Any]
 ) -> None:
     """Sums of each rank's rows, also beside whole tables on one of the ranks."""
-    leader, follower = on_ranks(2, differences, names, sharding)
+    leader, follower = on_ranks(2, differences, names, sharding, ["graph"])
     assert max(leader.values()) <= 1e-6
     assert min(follower.values()) >= 1
