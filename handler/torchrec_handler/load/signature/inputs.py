@@ -118,6 +118,7 @@ def _input(name: str, kind: str, facts: Facts, collections: Collections) -> Inpu
         ids_below=rows if is_sparse else (),
         longest=longest if is_sparse and any(longest) else (),
         width=facts.width,
+        is_wide=facts.is_wide,
     )
 
 
