@@ -174,6 +174,32 @@ def test_what_a_model_raises_on_any_ids_is_told_as_it_was_first(
     )
 
 
+class Misspelt(PredictModule):
+    def predict_forward(self, batch: Batch) -> Batch:
+        kjt = KeyedJaggedTensor(
+            keys=["user", "itme"], values=batch["ids.values"], lengths=batch["ids.lengths"]
+        )
+        return {"default": self.predict_module(kjt).values().sum(dim=1)}
+
+
+class MisspeltFactory(ForwardFactory):
+    inputs = {"ids": "sparse"}  # noqa: RUF012
+
+    def create_predict_module(self) -> Any:
+        return Misspelt(bags(), "cpu")
+
+    def model_inputs_data(self) -> dict[str, Any]:
+        return {"ids": {"features": ["user", "itme"]}}
+
+
+def test_a_feature_that_is_misspelt_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    observed(MisspeltFactory())
+    assert caplog.messages[0] == (
+        "signature: a sample of one row raised KeyError: 'item'; no input has item of the tables' "
+        "features, and no table itme of the inputs'"
+    )
+
+
 def test_a_row_that_a_model_made_beyond_its_table_is_refused() -> None:
     """A native lookup would read what lies behind it."""
     _, module = observed(factory(lambda ids: ids * 3))
