@@ -237,7 +237,7 @@ def call(
     try:
         outputs = call_recorded(module, qualname, inputs, output.result_metadata, CPU)
     except Exception as error:  # noqa: BLE001  a user's model may raise anything
-        return Failure(qualname=qualname, rows=rows, said=said(error))
+        return Failure(qualname=qualname, rows=rows, said=said(error).removeprefix(f"{qualname}: "))
     return Sample(qualname=qualname, rows=rows, inputs=inputs, outputs=outputs)
 
 

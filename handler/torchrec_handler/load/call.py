@@ -138,7 +138,7 @@ def said(error: Exception) -> str:
 def _tensors(where: str, value: Any, result_metadata: str) -> tuple[torch.Tensor, ...]:
     if result_metadata == "dict_of_tensor":
         if isinstance(value, torch.Tensor):
-            return (value,)
+            return (_writable(where, value),)
         expected = "a tensor"
     else:
         expected = "a tuple of tensors"
@@ -150,9 +150,17 @@ def _tensors(where: str, value: Any, result_metadata: str) -> tuple[torch.Tensor
             and all(isinstance(part, torch.Tensor) for part in value)
             and (not pair or len(value) == 2)
         ):
-            return tuple(value)
+            return tuple(_writable(where, part) for part in value)
     message = f"{where} is {type(value).__name__}, expected {expected} ({result_metadata})"
     raise PredictError(message)
+
+
+def _writable(where: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex() or tensor.layout is not torch.strided:
+        kind = str(tensor.dtype if tensor.is_complex() else tensor.layout).removeprefix("torch.")
+        message = f"{where} is {kind}, expected a dense tensor of real numbers"
+        raise PredictError(message)
+    return tensor
 
 
 def _is_script(module: torch.nn.Module) -> bool:

@@ -160,6 +160,13 @@ class NoDict(EveryInput):
         return super().forward(model, batch)["default"]
 
 
+class Listed(EveryInput):
+    """Answers with numbers that are no tensor."""
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> Any:
+        return {"default": super().forward(model, batch)["default"].tolist()}
+
+
 class OtherName(EveryInput):
     """Asks for an input that it did not say."""
 

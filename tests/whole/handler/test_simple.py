@@ -271,6 +271,13 @@ ENDING = (
             ),
         ),
         (
+            simple.Listed,
+            (
+                "samples: forward output 'default' is list, expected a tensor (dict_of_tensor)"
+                f"{ENDING}"
+            ),
+        ),
+        (
             simple.OtherName,
             (
                 "samples: forward raised LookupError: OtherName.inputs: has no 'dense_features', "

@@ -22,6 +22,9 @@ from torchrec_handler.tables.collection import Collections
 
 logger = logging.getLogger(__name__)
 
+FEW = 8
+"""Features that a warning names."""
+
 
 def observe_signature(
     output: FactoryOutput,
@@ -54,7 +57,8 @@ def observe_signature(
         said = str(failure)
         if isinstance(failure, torch.jit.Error):  # a stack of TorchScript's, and then what it is
             said = said.strip().rpartition("\n")[2]
-        logger.warning("signature: a sample of one row raised %s: %s", type(failure).__name__, said)
+        said = f"{type(failure).__name__}: {said}{_misnamed(output, known, collections)}"
+        logger.warning("signature: a sample of one row raised %s", said)
         for facts in known.values():
             if facts.is_guess:
                 facts.num_features = None
@@ -91,6 +95,20 @@ def observe_signature(
     return with_raw(signature, output)
 
 
+def _misnamed(output: FactoryOutput, known: Mapping[str, Facts], collections: Collections) -> str:
+    """What may be a typing error: features of tables that no input has, beside others."""
+    inputs = [known[name] for name, entry in output.batching.items() if "sparse" in entry.type]
+    given = {name for facts in inputs for name in facts.features}
+    tables = {name for one in collections.found for table in one.tables for name in table.features}
+    lacking, unknown = sorted(tables - given), sorted(given - tables)
+    if not (lacking and unknown and all(facts.features for facts in inputs)):
+        return ""
+    return (
+        f"; no input has {', '.join(lacking[:FEW])} of the tables' features, and no table "
+        f"{', '.join(unknown[:FEW])} of the inputs'"
+    )
+
+
 def _hints(output: FactoryOutput, name: str) -> Facts:
     hint = output.model_inputs_data.get(name)
     if not isinstance(hint, Mapping):
@@ -118,6 +136,7 @@ def _input(name: str, kind: str, facts: Facts, collections: Collections) -> Inpu
         ids_below=rows if is_sparse else (),
         longest=longest if is_sparse and any(longest) else (),
         width=facts.width,
+        is_wide=facts.is_wide,
     )
 
 

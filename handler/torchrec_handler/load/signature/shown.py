@@ -3,6 +3,7 @@
 The KeyedJaggedTensors and the first layers that a sample of one row meets tell them.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ class Facts:
     """Position -> the names by which KeyedJaggedTensors pass the feature on to tables."""
     is_guess: bool = False
     """Whether `num_features` was concluded, not seen."""
+    is_wide: bool = False
+    """Whether the model takes ids as int64 alone, as training gives them."""
 
 
 def _observe_until_settled(
@@ -85,8 +88,7 @@ def observe(
 ) -> tuple[Any, Exception | None]:
     """Call the module on samples of what is known, until it shows nothing new.
 
-    A model may take lengths apart before it shows how many there have to be: then a sparse input
-    that has not shown its features is tried with as many as the tables have.
+    Where it takes no ids of int32, as TorchRec's servers give them, it is given them as int64.
 
     Args:
         batching: the inputs of the factory.
@@ -97,6 +99,36 @@ def observe(
 
     Returns:
         The module's result, and what it raised on a sample that fits all that is known.
+    """
+    result, failure = _observe_features(batching, module, known, collections, device)
+    sparse = [facts for name, facts in known.items() if "sparse" in batching[name].type]
+    if failure is None or not sparse:
+        return result, failure
+    before = copy.deepcopy([vars(facts) for facts in known.values()])
+    for facts in sparse:
+        facts.is_wide = True
+    wide, fault = _observe_features(batching, module, known, collections, device)
+    if fault is not None:
+        for facts, were in zip(known.values(), before, strict=True):
+            vars(facts).update(were)
+        return result, failure
+    for facts in sparse if len(sparse) > 1 else ():
+        facts.is_wide = False
+        facts.is_wide = _observe_until_settled(batching, module, known, device)[1] is not None
+    return wide, None
+
+
+def _observe_features(
+    batching: Mapping[str, BatchingMetadata],
+    module: torch.nn.Module,
+    known: Mapping[str, Facts],
+    collections: Collections,
+    device: torch.device,
+) -> tuple[Any, Exception | None]:
+    """Call the module until it shows nothing new.
+
+    A model may take lengths apart before it shows how many there have to be: then a sparse input
+    that has not shown its features is tried with as many as the tables have.
     """
     result, failure = _observe_until_settled(batching, module, known, device)
     unknown = [
@@ -132,7 +164,8 @@ def one_row(
             sample[name] = [torch.zeros(1, width, device=device) for _ in range(features)]
         else:
             sample[f"{name}.lengths"] = torch.ones(features, dtype=torch.int32, device=device)
-            sample[f"{name}.values"] = torch.zeros(features, dtype=torch.int32, device=device)
+            dtype = torch.int64 if known[name].is_wide else torch.int32
+            sample[f"{name}.values"] = torch.zeros(features, dtype=dtype, device=device)
             if entry.type == "weighted_sparse":
                 sample[f"{name}.weights"] = torch.ones(features, device=device)
     return sample

@@ -96,6 +96,16 @@ class TestPredict:
                 "forward: output 'default' is tuple, expected a tuple of tensors (dict_of_tensors)",
             ),
             (
+                {"default": TENSOR.to(torch.complex64)},
+                "dict_of_tensor",
+                "forward: output 'default' is complex64, expected a dense tensor of real numbers",
+            ),
+            (
+                {"default": (TENSOR, TENSOR.to_sparse())},
+                "dict_of_tensors",
+                "forward: output 'default' is sparse_coo, expected a dense tensor of real numbers",
+            ),
+            (
                 {"default": (TENSOR,)},
                 "dict_with_mask_tensor",
                 (

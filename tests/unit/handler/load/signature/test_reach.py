@@ -112,6 +112,94 @@ def test_ids_that_come_as_they_were_sent_are_limited(change: Callable[..., Any])
     assert (entry.ids_below, entry.is_wide) == ((ROWS, ROWS), False)
 
 
+def written(ids: torch.Tensor) -> torch.Tensor:
+    """As TorchRec's managed collision writes rows of int64: into a tensor like the ids."""
+    return torch.empty_like(ids).scatter_(0, torch.arange(len(ids)), ids.long())
+
+
+@pytest.mark.parametrize(
+    ("change", "below"), [(written, ROWS), (lambda ids: written(ids) % ROWS, None)]
+)
+def test_a_model_that_takes_int64_alone_is_given_it(
+    change: Callable[[torch.Tensor], Any], below: int | None
+) -> None:
+    signature, _ = observed(factory(change))
+    (entry,) = signature.inputs
+    assert (entry.features, entry.ids_below, entry.is_wide) == (
+        ("user", "item"),
+        (below, below),
+        True,
+    )
+
+
+class Two(PredictModule):
+    """The second input alone has to be int64."""
+
+    def predict_forward(self, batch: Batch) -> Batch:
+        bags: Any = self.predict_module
+        ids = {"user": batch["users.values"], "item": written(batch["items.values"])}
+        lengths = {"user": batch["users.lengths"], "item": batch["items.lengths"]}
+        given = [
+            KeyedJaggedTensor(keys=[name], values=ids[name], lengths=lengths[name]) for name in ids
+        ]
+        return {"default": bags(KeyedJaggedTensor.concat(given)).values().sum(dim=1)}
+
+
+class TwoFactory(ForwardFactory):
+    inputs = {"users": "sparse", "items": "sparse"}  # noqa: RUF012
+
+    def create_predict_module(self) -> Any:
+        return Two(bags(), "cpu")
+
+
+def test_an_input_that_takes_int32_is_given_it_beside_another() -> None:
+    signature, _ = observed(TwoFactory())
+    assert [(entry.name, entry.is_wide) for entry in signature.inputs] == [
+        ("users", False),
+        ("items", True),
+    ]
+
+
+def test_what_a_model_raises_on_any_ids_is_told_as_it_was_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused(ids: torch.Tensor) -> torch.Tensor:
+        message = f"no {ids.dtype}"
+        raise ValueError(message)
+
+    signature, _ = observed(factory(refused))
+    assert [entry.is_wide for entry in signature.inputs] == [False]
+    assert caplog.messages[0] == (
+        "signature: a sample of one row raised ValueError: no torch.int32"
+    )
+
+
+class Misspelt(PredictModule):
+    def predict_forward(self, batch: Batch) -> Batch:
+        kjt = KeyedJaggedTensor(
+            keys=["user", "itme"], values=batch["ids.values"], lengths=batch["ids.lengths"]
+        )
+        return {"default": self.predict_module(kjt).values().sum(dim=1)}
+
+
+class MisspeltFactory(ForwardFactory):
+    inputs = {"ids": "sparse"}  # noqa: RUF012
+
+    def create_predict_module(self) -> Any:
+        return Misspelt(bags(), "cpu")
+
+    def model_inputs_data(self) -> dict[str, Any]:
+        return {"ids": {"features": ["user", "itme"]}}
+
+
+def test_a_feature_that_is_misspelt_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    observed(MisspeltFactory())
+    assert caplog.messages[0] == (
+        "signature: a sample of one row raised KeyError: 'item'; no input has item of the tables' "
+        "features, and no table itme of the inputs'"
+    )
+
+
 def test_a_row_that_a_model_made_beyond_its_table_is_refused() -> None:
     """A native lookup would read what lies behind it."""
     _, module = observed(factory(lambda ids: ids * 3))
