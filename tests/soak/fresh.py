@@ -44,7 +44,7 @@ CHANGED = 5_000
 DENSE_EVERY = 10
 """Each so manieth delta has dense weights, too."""
 KEPT = 50
-"""Deltas that stay in the folder."""
+"""Deltas behind what is served that stay in the folder."""
 TOLERANCE = 1e-3
 LONGEST_SECONDS = 60.0
 
@@ -133,6 +133,7 @@ class Fresh:
         self.asked = asked()
         self.answers: list[Answer] = []
         self.killed = Killed()
+        self._removed = 0
         self._server, self._folder = server, folder
         self._place = str(server.inference.base_url).removeprefix("http://").rstrip("/")
         self._is_over = threading.Event()
@@ -166,8 +167,9 @@ class Fresh:
         """The next delta."""
         sequence = self.line.sequence + 1
         path = self.line.publish(self.tables(sequence), dense=self.dense(sequence))
-        old = self.deltas / f"{self.line.sequence - KEPT:08d}.delta"
-        old.unlink(missing_ok=True)
+        while self._removed < self.control.served - KEPT:
+            self._removed += 1
+            (self.deltas / f"{self._removed:08d}.delta").unlink(missing_ok=True)
         return path
 
     @contextmanager
@@ -192,6 +194,9 @@ class Fresh:
             int(one["pid"]) for one in self._server.workers(NAME) if one["status"] == "READY"
         ]
         control = self.control
+        if len(workers) < WORKERS and dice.random() < 0.9:
+            time.sleep(0.2)
+            return
         if dice.random() < 0.7 and control.writer in workers:
             end = time.monotonic() + 5
             while control.turns % 2 == 0 and time.monotonic() < end:

@@ -165,12 +165,13 @@ class Follower:
         control.numbers += 1
         number = control.numbers
         self._weights.write(number, control.served_dense, delta.dense)
+        control.preparing = number
         try:
             self._prepare(number)
         except LoadError as error:
+            control.preparing = 0
             message = f"{delta.path.name}: {error}"
             raise DeltaError(message, reason="dense") from error
-        control.preparing = number
         end = time.monotonic() + LONGEST_SECONDS
         while (left := missing(self.live.folder, number)) and time.monotonic() < end:
             time.sleep(0.005)

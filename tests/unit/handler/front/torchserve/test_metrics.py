@@ -12,6 +12,7 @@ import ts
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from tests.support.followed import Server
+from tests.support.paths import ROOT
 from torchrec_handler.errors import InvalidRequest
 from torchrec_handler.front.torchserve.metrics import GAUGES, METRICS, UPDATES, Metrics
 from torchrec_handler.serve.observe import Event, Totals
@@ -130,6 +131,15 @@ def test_updates_are_told_where_there_are_any(
     assert {name for name, _ in grown} == {"torchrec_update_refused_total", *GAUGES}
     assert grown["torchrec_update_refused_total", "damaged"] == 1
     served.following.stop()
+
+
+def test_what_the_dashboard_and_alerts_ask_of_updates_is_told() -> None:
+    monitoring = ROOT / "docs" / "monitoring"
+    texts = [(monitoring / name).read_text("utf-8") for name in ("grafana.json", "alerts.yaml")]
+    for text in texts:
+        asked = set(re.findall(r"torchrec_update_\w+", text))
+        assert asked
+        assert asked <= {*UPDATES, *GAUGES}
 
 
 def test_all_that_is_emitted_adds_up(worker: Worker) -> None:
