@@ -15,6 +15,7 @@ from torchrec_archiver.locked import locked_folder
 from torchrec_handler.archive.delta import (
     check_delta,
     check_signed,
+    list_deltas,
     publish_delta,
     read_delta,
     read_head,
@@ -122,6 +123,9 @@ def wait_served(path: Path, server: Server, seconds: float) -> float:
             raise BuildError(message)
         if time.monotonic() - began > seconds:
             message = f"{path.name}: after {seconds:g} s generation {found} is served"
+            heads = [read_head(other) for other in list_deltas(path.parent)]
+            if not any(head.from_sequence <= found + 1 <= head.sequence for head in heads):
+                message += f"; generation {found + 1} is missing from {path.parent}"
             raise BuildError(message)
         time.sleep(POLL_SECONDS)
     return time.monotonic() - began
