@@ -29,6 +29,8 @@ DATA_TYPES: Mapping[str, DataType] = {
 EXCHANGED_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Data type of pooled rows on their way -> bytes of a value."""
 ID_BYTES = LENGTH_BYTES = 4
+MOST_RANKS = 1024
+"""The planner has something of every table for each of them."""
 
 # What `python -m benchmarks.exchange` measured: docs/scale.md says where and how.
 SECONDS_PER_LIST = 55e-9
