@@ -1,6 +1,6 @@
 """Fifth step of loading: lay the quantized tables over devices with TorchRec's planner."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -19,6 +19,11 @@ from torchrec_handler.tables.rows import DATA_TYPES, NAMES
 
 UNBOUNDED_BYTES = 2**50
 """Host memory given to the planner: tables are mapped from a file, so their size is no limit."""
+
+ROOM = (1.02, 1.1, 1.25, 1.5, 2.0)
+"""Over an even share of the tables, what a device may hold where that leads to a plan."""
+ROOM_BYTES = 2**16
+"""What the planner counts beside tables, with some to spare."""
 
 SHARDING_TYPES = ("table_wise", "row_wise")
 HOOKS = (
@@ -91,21 +96,26 @@ def shard(
     _show_logical_shapes(unsharded)
     # TorchRec counts GPUs from 0; a worker may have another one for itself.
     is_one_of_many = options.world_size == 1 and bool(device.index)
-    try:
-        with compute_device_everywhere():
-            result: tuple[torch.nn.Module, ShardingPlan] = shard_quant_model(
-                module,
-                world_size=options.world_size,
-                compute_device=device.type,
-                sharding_device=("meta" if device.type == "cpu" or is_one_of_many else device.type),
-                sharders=list(SHARDERS),
-                constraints=_constraints(types),
-                ddr_cap=UNBOUNDED_BYTES,
-                sharding_plan=plan,
-            )
-    except PlannerError as error:
-        message = f"torchrec.sharding: TorchRec's planner finds no plan: {error}"
-        raise OptionError(message) from error
+    for limit in _limits(unsharded, types, options.world_size):
+        try:
+            with compute_device_everywhere():
+                result: tuple[torch.nn.Module, ShardingPlan] = shard_quant_model(
+                    module,
+                    world_size=options.world_size,
+                    compute_device=device.type,
+                    sharding_device=(
+                        "meta" if device.type == "cpu" or is_one_of_many else device.type
+                    ),
+                    sharders=list(SHARDERS),
+                    constraints=_constraints(types),
+                    ddr_cap=limit,
+                    sharding_plan=plan,
+                )
+            break
+        except PlannerError as error:
+            if limit == UNBOUNDED_BYTES:
+                message = f"torchrec.sharding: TorchRec's planner finds no plan: {error}"
+                raise OptionError(message) from error
     for one in unsharded:
         _keep_hooks(one.module, result[0].get_submodule(one.path))
     return result
@@ -115,6 +125,22 @@ def _keep_hooks(old: torch.nn.Module, new: torch.nn.Module) -> None:
     """Let a collection's hooks be called around the one that takes its place."""
     for name in HOOKS:
         getattr(new, name).update(getattr(old, name))
+
+
+def _limits(
+    collections: Sequence[Collection], types: Mapping[str, str], devices: int
+) -> Iterator[int]:
+    """Bytes that a device may hold, tried in turn: TorchRec's planner evens out time, not memory.
+
+    Of a table-wise plan no less than its largest table.
+    """
+    tables = [table for one in collections for table in one.tables]
+    sizes = {table.key: table.owner.weight.nbytes for table in tables}
+    whole = [sizes[table.key] for table in tables if types[table.key.table] == "table_wise"]
+    even = max([sum(sizes.values()) / devices, *whole])
+    if devices > 1:
+        yield from (int(even * room) + ROOM_BYTES for room in ROOM)
+    yield UNBOUNDED_BYTES
 
 
 def _constraints(types: Mapping[str, str]) -> dict[str, ParameterConstraints]:
