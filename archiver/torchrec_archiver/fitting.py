@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from torchrec_archiver.planning import Layout, Part, Rank, lay_out
-from torchrec_archiver.report.words import counted, joined, plain, size
+from torchrec_archiver.planning import MOST_RANKS, Layout, Part, Rank, lay_out
+from torchrec_archiver.report.words import counted, plain, size
 from torchrec_archiver.sizes import Sizes
 
 ROW_WISE: Literal["row_wise"] = "row_wise"
 SMALLER: Mapping[str, int] = {"int8": 2, "int4": 4}
 """Data types to try -> the multiple that a width has to be of to be packed."""
+MOST_NAMED = 5
+"""Tables."""
 MOST_TRIES = 12
 """Numbers of nodes."""
 MORE = 1.15
@@ -39,10 +41,15 @@ def would_help(tables: Sequence[Sizes], layout: Layout, memory: int) -> Iterator
         layout: with which they do not fit.
         memory: bytes that a rank has.
     """
-    large = [table.key.table for table in tables if table.rows * table.row_bytes > memory]
+    large = [
+        table.key.table
+        for table in tables
+        if table.rows * table.row_bytes > memory
+        and layout.per_table.get(table.key.table) != ROW_WISE
+    ]
     some = replace(layout, per_table={**layout.per_table, **dict.fromkeys(large, ROW_WISE)})
     every = replace(layout, type=ROW_WISE, per_table={})
-    spread = f"row_wise for {joined(large)}" if large and layout.type != ROW_WISE else ""
+    spread = _spread(large) if layout.type != ROW_WISE else ""
     is_enough = bool(spread) and _most(tables, some) <= memory
     if is_enough:
         yield spread
@@ -57,6 +64,12 @@ def would_help(tables: Sequence[Sizes], layout: Layout, memory: int) -> Iterator
         yield f"{spread and f'{spread} and '}--nodes {nodes}"
 
 
+def _spread(tables: Sequence[str]) -> str:
+    if len(tables) > MOST_NAMED:
+        return f"row_wise for the {len(tables):,} tables that are larger than a rank"
+    return " ".join(f"--row-wise {plain(name)}" for name in tables)
+
+
 def _smaller(table: Sizes, dtype: str, multiple: int) -> Sizes:
     stored = table.stored_as(dtype)
     return stored if table.width % multiple == 0 and stored.row_bytes < table.row_bytes else table
@@ -67,6 +80,8 @@ def _enough(tables: Sequence[Sizes], layout: Layout, memory: int) -> int | None:
     total = sum(table.rows * table.row_bytes for table in tables)
     nodes = max(layout.nodes + 1, -(-total // (memory * layout.ranks_per_node)))
     for _ in range(MOST_TRIES):
+        if nodes * layout.ranks_per_node > MOST_RANKS:
+            return None
         if _most(tables, replace(layout, nodes=nodes)) <= memory:
             return nodes
         nodes = max(nodes + 1, round(nodes * MORE))

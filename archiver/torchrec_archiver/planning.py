@@ -29,6 +29,10 @@ DATA_TYPES: Mapping[str, DataType] = {
 EXCHANGED_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Data type of pooled rows on their way -> bytes of a value."""
 ID_BYTES = LENGTH_BYTES = 4
+MOST_KEPT = 0.75
+"""The share of lists that hold ids up to which the empty ones do not travel."""
+MOST_RANKS = 1024
+"""The planner has something of every table for each of them."""
 
 # What `python -m benchmarks.exchange` measured: docs/scale.md says where and how.
 SECONDS_PER_LIST = 55e-9
@@ -85,20 +89,24 @@ class Part:
         """In memory."""
         return self.rows * self.table.row_bytes
 
+    def lists(self, rows: int) -> int:
+        """How many lists of ids a request of B rows has for it, the empty ones included."""
+        return rows * self.table.features
+
+    def ids(self, rows: int) -> float:
+        """How many ids they hold."""
+        return self.lists(rows) * self.table.pooling_factor * self.rows / self.table.rows
+
+    def full(self, rows: int) -> float:
+        """How many of them hold any, ids being drawn at random."""
+        ids, share = self.table.pooling_factor, self.rows / self.table.rows
+        return self.lists(rows) * (1 - (1 - share) ** ids if ids > 1 else share * ids)
+
     def seconds(self, rows: int) -> float:
-        """How long its share of a request of B rows is looked up."""
-        lists = rows * self.table.features
-        ids = lists * self.table.pooling_factor * self.rows / self.table.rows
+        """How long they are looked up."""
         width, value = self.table.width, SECONDS_PER_VALUE[self.table.dtype]
         per_list, per_id = SECONDS_PER_LIST + width * SECONDS_PER_POOLED, SECONDS_PER_ID
-        return lists * per_list + ids * (per_id + width * value)
-
-    def sent(self, request: Request) -> tuple[float, int]:
-        """Bytes of lengths and ids on their way to it, and of pooled rows on their way back."""
-        lists = request.rows * self.table.features
-        ids = lists * self.table.pooling_factor * self.rows / self.table.rows
-        pooled = lists * self.table.width * EXCHANGED_BYTES[request.exchange_dtype]
-        return lists * LENGTH_BYTES + ids * ID_BYTES, pooled
+        return self.lists(rows) * per_list + self.ids(rows) * (per_id + width * value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +173,7 @@ def _rank(
     number: int, node: int, parts: Sequence[Part], request: Request, memory: int | None
 ) -> Rank:
     nbytes = sum(part.nbytes for part in parts)
-    sent = [part.sent(request) for part in parts if number]
+    sent = parts if number else ()
     return Rank(
         rank=number,
         node=node,
@@ -173,9 +181,32 @@ def _rank(
         nbytes=nbytes,
         missing=max(0, nbytes - memory) if memory is not None else 0,
         lookup_seconds=sum(part.seconds(request.rows) for part in parts),
-        received=round(sum(there for there, _ in sent)),
-        answered=sum(back for _, back in sent),
+        received=round(
+            sum(
+                LENGTH_BYTES * part.lists(request.rows) + ID_BYTES * part.ids(request.rows)
+                for part in sent
+            )
+        ),
+        answered=round(sum(_answers(sent, request))),
     )
+
+
+def _answers(parts: Sequence[Part], request: Request) -> Iterator[float]:
+    """Bytes of what one rank looks up at once: tables of a collection that are sharded alike.
+
+    Rows of empty lists do not travel where that is a part of all, and all have one width.
+    """
+    groups: dict[tuple[str, bool], list[Part]] = {}
+    for part in parts:
+        key = (part.table.key.collection, part.rows == part.table.rows)
+        groups.setdefault(key, []).append(part)
+    for own in groups.values():
+        lists = sum(part.lists(request.rows) for part in own)
+        full = sum(part.full(request.rows) for part in own)
+        is_compact = len({part.table.width for part in own}) == 1 and full <= MOST_KEPT * lists
+        for part in own:
+            rows = part.full(request.rows) if is_compact else part.lists(request.rows)
+            yield rows * part.table.width * EXCHANGED_BYTES[request.exchange_dtype]
 
 
 def imbalance(values: Sequence[float]) -> float:

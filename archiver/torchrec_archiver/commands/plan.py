@@ -109,8 +109,11 @@ def run(options: argparse.Namespace) -> int:
         type=options.type,
         per_table=dict.fromkeys(options.row_wise, "row_wise"),
     )
+    if layout.ranks > planning.MOST_RANKS:
+        message = f"plan: received {layout.ranks:,} ranks, expected at most {planning.MOST_RANKS:,}"
+        raise TorchRecServeError(message)
     request = planning.Request(rows=options.rows, exchange_dtype=options.exchange_dtype)
-    memory = None if options.memory is None else options.memory // options.ranks_per_node
+    memory = options.memory and max(1, options.memory // options.ranks_per_node)
     parts = planning.lay_out(tables, layout)
     ranks = planning.by_rank(parts, layout, request, memory)
     lacking = None if memory is None else fitting.missing(ranks, parts, memory)

@@ -42,20 +42,26 @@ def test_a_table_that_is_too_large_for_any_rank() -> None:
         [
             # 500 rows of it on each, and the other on one.
             *("--type row_wise (37.4 kB a rank at most)", "int4 tables (36.0 kB a rank at most)"),
-            "row_wise for t0 and --nodes 3",
+            "--row-wise t0 and --nodes 3",
         ],
     )
 
 
 def test_one_of_two_row_wise_is_enough_where_the_other_finds_room() -> None:
     _, found = helps(tables(1000, 100), TWO, 41_000)
-    assert found[0] == "row_wise for t0"
+    assert found[0] == "--row-wise t0"
 
 
 def test_tables_that_are_too_many() -> None:
     said, found = helps(tables(*[100] * 5), TWO, 14_000)
     assert said
     assert found == ["int4 tables (10.8 kB a rank at most)", "--nodes 3"]
+
+
+def test_many_large_tables_are_counted_and_ranks_without_end_are_not_tried() -> None:
+    _, found = helps(tables(*[1000] * 6), TWO, 60_000)
+    assert found[-1] == "row_wise for the 6 tables that are larger than a rank and --nodes 7"
+    assert helps(tables(1000), TWO, 1)[1] == []
 
 
 def test_what_cannot_be_packed_smaller_is_not_proposed() -> None:

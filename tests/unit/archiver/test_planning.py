@@ -1,5 +1,7 @@
 """What ranks have to do, by TorchRec's own planner; the figures by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from torchrec_archiver.planning import Layout, Part, Request, by_rank, imbalance, lay_out
@@ -68,11 +70,27 @@ def test_what_ranks_have_to_do() -> None:
     assert [rank.missing for rank in ranks] == [4800, 0, 0, 0]
     # 10 rows of 2 features are 20 lists of 4 bytes; half of 100 ids of 4; 20 rows of 64 float16.
     assert [rank.received for rank in ranks] == [0, 0, 20 * 4 + 50 * 4, 20 * 4 + 50 * 4]
+    # Of lists of 5 ids 31 of 32 hold one.
     assert [rank.answered for rank in ranks] == [0, 0, 20 * 64 * 2, 20 * 64 * 2]
     lists, ids = 20 * (55e-9 + 64 * 0.4e-9), 50 * (35e-9 + 64 * 0.3e-9)
     assert ranks[2].lookup_seconds == pytest.approx(lists + ids)
     assert ranks[0].lookup_seconds == pytest.approx(lists + 2 * ids)
     assert ranks[1].lookup_seconds == 0
+
+
+def test_rows_of_empty_lists_do_not_travel_where_they_are_many_and_of_one_width() -> None:
+    rare = replace(table("t", 100), pooling_factor=0.5)
+    parts = [Part(table=rare, rank=1, rows=100)]
+    request = Request(rows=10, exchange_dtype="float32")
+    assert by_rank(parts, layout(2), request, None)[1].answered == 10 * 64 * 4
+    # A fourth of the ids of lists of two: seven of sixteen hold one.
+    parts = [Part(table=replace(rare, pooling_factor=2), rank=1, rows=25)]
+    assert by_rank(parts, layout(2), request, None)[1].answered == 20 * 64 * 4 * 7 // 16
+    parts = [
+        Part(table=rare, rank=1, rows=100),
+        Part(table=replace(table("u", 100), pooling_factor=0.5, width=32), rank=1, rows=100),
+    ]
+    assert by_rank(parts, layout(2), request, None)[1].answered == 20 * (64 + 32) * 4
 
 
 def test_float32_is_twice_as_many_bytes_on_the_way() -> None:

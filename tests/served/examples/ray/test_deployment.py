@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.environments import environment
 from tests.support.command_line import build
 from tests.support.paths import ROOT
 from torchrec_archiver.answer import answering
+from torchrec_handler.archive.format import TABLES
 from torchrec_handler.front.torchserve.answers import http_answer
 from torchrec_handler.message.predictor_pb2 import (
     FloatFeatures,
@@ -102,7 +104,7 @@ def test_replicas_answer_as_the_engine_does(archive: Path, address: str) -> None
     assert [each.status for each in expected] == [200, 200, 200, 200, 200, 400, 404]
     with httpx.Client(base_url=address, timeout=60) as client:
         for each, answer in zip(asked, expected, strict=True):
-            given = client.post("", content=bytes(each.body), headers=headers(each))
+            given = ask(client, each)
             kind = given.headers["content-type"]
             assert (given.status_code, kind) == (answer.status, answer.content_type)
             assert decoded(given.content, kind) == decoded(answer.body, kind)
@@ -126,6 +128,32 @@ def test_both_replicas_answer_and_batches_give_each_its_own(archive: Path, addre
     assert len({answer.headers["x-replica"] for answer in given}) == 2
     for answer, logit in zip(given, expected, strict=True):
         assert answer.json()["logit"] == pytest.approx(logit, abs=1e-5)
+
+
+def test_a_replica_whose_tables_were_changed_is_replaced(archive: Path, address: str) -> None:
+    """It answers nothing more, Ray finds that out and starts another one."""
+    (asked, *_) = requests()
+    before: set[str] = set()
+    after: set[str] = set()
+    with httpx.Client(base_url=address, timeout=60) as client:
+        while len(before) < 2:
+            before.add(ask(client, asked).headers["x-replica"])
+        os.utime(archive / TABLES)
+        failed = 0
+        deadline = time.monotonic() + 400
+        while len(after) < 2 and time.monotonic() < deadline:
+            answer = ask(client, asked)
+            if answer.status_code == httpx.codes.OK:
+                after |= {answer.headers["x-replica"]} - before
+            else:
+                failed += 1
+            time.sleep(0.1)
+    assert failed
+    assert len(after) == 2
+
+
+def ask(client: httpx.Client, asked: RawRequest) -> httpx.Response:
+    return client.post("", content=bytes(asked.body), headers=headers(asked))
 
 
 def decoded(body: bytes, content_type: str) -> object:

@@ -89,12 +89,12 @@ def test_what_does_not_fit_is_an_error_with_what_would_help(
     out, err = capsys.readouterr()
     assert err == (
         "ERROR: memory: 1 of 2 ranks need more than the 50.0 kB of a rank; rank 0 lacks 18.7 kB, "
-        "its largest table is large with 68.0 kB\nhint: what would help: row_wise for large; or "
+        "its largest table is large with 68.0 kB\nhint: what would help: --row-wise large; or "
         "--type row_wise (35.0 kB a rank at most); or int4 tables (36.4 kB a rank at most)\n"
     )
     document = json.loads(out)
     assert not document["fits"]
-    assert document["would_help"][0] == "row_wise for large"
+    assert document["would_help"][0] == "--row-wise large"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,10 @@ def test_what_does_not_fit_is_an_error_with_what_would_help(
         (
             ("--tables", "{file}", "--row-wise", "larg"),
             "--row-wise: received 'larg', which is no table of {file}\nhint: did you mean large?",
+        ),
+        (
+            ("--tables", "{file}", "--nodes", "1000", "--ranks-per-node", "2"),
+            "plan: received 2,000 ranks, expected at most 1,024",
         ),
         (
             ("--tables", "{file}", "--memory", "much"),
@@ -129,6 +133,16 @@ def test_wrong_input_is_one_error_line(
 
     assert run("plan", *map(here, arguments)) == 1
     assert capsys.readouterr() == ("", f"ERROR: {here(message)}\n")
+
+
+def test_no_memory_is_too_small_to_be_counted(
+    listed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plan", "--tables", listed, "--memory", "1", "--ranks-per-node", "2") == 1
+    assert capsys.readouterr().err == (
+        "ERROR: memory: 2 of 2 ranks need more than the 1 B of a rank; rank 0 lacks 68.7 kB, its "
+        "largest table is large with 68.0 kB\n"
+    )
 
 
 def test_an_archive_without_tables_has_nothing_to_plan(
