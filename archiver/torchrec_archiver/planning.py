@@ -17,6 +17,7 @@ from torchrec_archiver.sizes import Sizes
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Sharding, ShardingType
+from torchrec_handler.tables.compact import MOST_KEPT
 from torchrec_handler.tables.find import find_collections
 
 DATA_TYPES: Mapping[str, DataType] = {
@@ -29,8 +30,6 @@ DATA_TYPES: Mapping[str, DataType] = {
 EXCHANGED_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Data type of pooled rows on their way -> bytes of a value."""
 ID_BYTES = LENGTH_BYTES = 4
-MOST_KEPT = 0.75
-"""The share of lists that hold ids up to which the empty ones do not travel."""
 MOST_RANKS = 1024
 """The planner has something of every table for each of them."""
 
