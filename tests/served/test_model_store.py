@@ -43,6 +43,17 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
         yield running
 
 
+def test_no_address_is_fetched_into_the_store(elsewhere: TorchServe, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.mar"
+    outside.write_bytes(b"")
+    answer = elsewhere.management.post("/models", params={"url": outside.as_uri()})
+    assert answer.status_code == 404
+    assert answer.json()["message"] == (
+        f"Given URL {outside.as_uri()} does not match any allowed URL(s)"
+    )
+    assert not (elsewhere.model_store / outside.name).exists()
+
+
 def scores(answer: httpx.Response) -> list[float]:
     assert answer.status_code == 200, answer.text
     found: list[float] = answer.json()["default"]

@@ -297,6 +297,7 @@ def _faults(entry: InputSignature, rows: Rows, shared: Row) -> Iterator[InvalidR
             if is_hashed
             else ("a signed 64-bit integer", "a list of ids (signed 64-bit integers), or one")
         )
+        id_ = one
         if weighted:
             is_good = partial(_is_pair, is_id)
             one, many = "a pair [id, weight]", "a list of [id, weight] pairs"
@@ -305,9 +306,15 @@ def _faults(entry: InputSignature, rows: Rows, shared: Row) -> Iterator[InvalidR
             where = _where(name, position, rows)
             if isinstance(value, list):
                 for inner, part in enumerate(value):
-                    if not is_good(part):
-                        place = f"{where}[{inner}]"
-                        yield InvalidRequest(where=place, received=shown(part), expected=one)
+                    if is_good(part):
+                        continue
+                    place = f"{where}[{inner}]"
+                    if weighted and type(part) is list and len(part) == 2:
+                        at = int(is_id(part[0]))
+                        place, wrong, expected = f"{place}[{at}]", part[at], (id_, "a number")[at]
+                    else:
+                        wrong, expected = part, one
+                    yield InvalidRequest(where=place, received=shown(wrong), expected=expected)
             elif weighted or not is_good(value):
                 yield InvalidRequest(where=where, received=shown(value), expected=many)
 

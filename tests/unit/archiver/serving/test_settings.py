@@ -16,7 +16,7 @@ def test_the_shipped_settings_are_the_repositorys() -> None:
     for path in (CONFIG, LOG_CONFIG):
         assert path.samefile(ROOT / "model_store" / path.name)
     shipped = settings.read(CONFIG)
-    assert shipped["allowed_urls"] == "file://.*"
+    assert shipped["allowed_urls"] == "none"
     assert [settings.place(shipped, port) for port in PORTS] == [
         Place("127.0.0.1", port.number) for port in PORTS
     ]

@@ -127,6 +127,12 @@ class TestStrings:
             "expected a list of ids (signed 64-bit integers), or one"
         )
         assert refusal({"instances": [{"tags": [["a", 1]], "clicks": [["b", 1]]}]}, PAIRS) == (
+            'instances[0].clicks[0][0]: received "b", expected a signed 64-bit integer'
+        )
+        assert refusal({"instances": [{"clicks": [[1, 2], [1, "2"]]}]}, PAIRS) == (
+            'instances[0].clicks[1][1]: received "2", expected a number'
+        )
+        assert refusal({"instances": [{"clicks": [[1, 2, 3]]}]}, PAIRS) == (
             "instances[0].clicks[0]: received an array, expected a pair [id, weight]"
         )
 

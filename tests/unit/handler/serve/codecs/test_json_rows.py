@@ -285,10 +285,10 @@ class TestWeightedSparse:
             ([3], "[0]", "3", "a pair [id, weight]"),
             ([[3, 0.5], [3]], "[1]", "an array", "a pair [id, weight]"),
             ([[3, 0.5, 1]], "[0]", "an array", "a pair [id, weight]"),
-            ([["3", 0.5]], "[0]", "an array", "a pair [id, weight]"),
-            ([[3, None]], "[0]", "an array", "a pair [id, weight]"),
-            ([[True, 1]], "[0]", "an array", "a pair [id, weight]"),
-            ([[2**63, 1]], "[0]", "an array", "a pair [id, weight]"),
+            ([["3", 0.5]], "[0][0]", '"3"', "a signed 64-bit integer"),
+            ([[3, None]], "[0][1]", "null", "a number"),
+            ([[True, 1]], "[0][0]", "true", "a signed 64-bit integer"),
+            ([[2**63, 1]], "[0][0]", str(2**63), "a signed 64-bit integer"),
         ],
     )
     def test_refuses_what_is_no_list_of_pairs(
