@@ -23,9 +23,19 @@ from tests.soak import (
     altered,
     filled,
     fresh,
+from tests.soak import (
+    altered,
+    filled,
+    fresh,
+    fresh_times,
     hostile,
     hung,
     joined,
+    killed,
+    mixed,
+    overloaded,
+    swapped,
+)
     killed,
     mixed,
     overloaded,
@@ -50,6 +60,7 @@ ROWS: Mapping[str, Callable[[Path], Row]] = {
     "join": joined.machines,
     "clients": hostile.clients,
     "fresh": fresh.updates,
+    "fresh-times": fresh_times.times,
     "mixed": partial(mixed.load, minutes=MINUTES),
 }
 
