@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_archiver.deltas.base import Base
-from torchrec_archiver.deltas.writing import PREFIX
+from torchrec_archiver.deltas.writing import PREFIX, put
 from torchrec_archiver.locked import locked_folder
 from torchrec_handler.archive.delta import (
     check_delta,
     check_signed,
     list_deltas,
-    publish_delta,
     read_delta,
     read_head,
     signature_of,
@@ -68,7 +67,7 @@ def apply_delta(path: Path, base: Base, folder: Path, keys: Sequence[Path] = ())
         shutil.copyfile(path, staged)
         if signature_of(path).exists():
             shutil.copyfile(signature_of(path), signature_of(staged))
-        return publish_delta(staged, folder)
+        return put([staged], folder)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
