@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,12 +22,16 @@ from torchrec_handler.load.states import Made
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import Ranks
 from torchrec_handler.tables.find import find_collections
+from torchrec_handler.tables.once import SharedInput, look_up_once
 from torchrec_handler.tables.spread import own_lookups
 from torchrec_handler.tables.store import TableStore, layout
 
 ROWS = (1, 2, 90)
 """Of the last, lists that are empty do not travel."""
 SECONDS = 30.0
+LOOKED_UP_ONCE = ("widths", "dlrm")
+REQUESTS = (50, 40)
+"""Rows of requests whose first feature is shared."""
 
 
 def differences(
@@ -69,8 +74,33 @@ def differences(
             _difference(module, single, batch(random_request(known, rows, seed=rows)))
             for rows in ROWS
         )
+        if name in LOOKED_UP_ONCE:
+            inputs, shared = _with_shared(batch(random_request(known, sum(REQUESTS), seed=5)))
+            with look_up_once((shared,)):
+                found[name] = max(found[name], _difference(module, single, inputs))
         leader.stop()
     return found
+
+
+def _with_shared(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], SharedInput]:
+    """Inputs of `REQUESTS`, each of which gave its first feature once for all of its rows."""
+    lengths = inputs["id_list_features.lengths"]
+    lists = list(inputs["id_list_features.values"].split(lengths.tolist()))
+    start = 0
+    for rows in REQUESTS:
+        lists[start : start + rows] = [lists[start]] * rows
+        start += rows
+    values = torch.cat(lists)
+    lengths = torch.tensor([one.numel() for one in lists], dtype=torch.int32)
+    features = len(lists) // start
+    shared = SharedInput(
+        lengths=lengths,
+        values=values,
+        rows=np.array(REQUESTS),
+        shared=np.array([[place == 0 for place in range(features)]] * len(REQUESTS)),
+    )
+    given = {"id_list_features.lengths": lengths, "id_list_features.values": values}
+    return {**inputs, **given}, shared
 
 
 def _difference(module: torch.nn.Module, single: torch.nn.Module, inputs: Any) -> float:
