@@ -1,9 +1,10 @@
 """From an archive's folder to a predictor: the steps of loading, in order."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from torchrec_handler.kernels.direct import DirectKernel, follow
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
+from torchrec_handler.load.call import call_method
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory, run_weights_dependent
 from torchrec_handler.load.graphs import Trials, as_graphs
@@ -57,11 +59,11 @@ from torchrec_handler.load.signature.recorded import check_metadata, check_model
 from torchrec_handler.load.states import LaidOut, Made, Predictor, Quantized, Weighted
 from torchrec_handler.load.versions import warn_of_versions
 from torchrec_handler.load.weights import load_dense, table_names
-from torchrec_handler.options import GRAPH, Options
+from torchrec_handler.options import ALL, GRAPH, Options
 from torchrec_handler.ranks import Ranks, init_process_group
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.exchange import Follower, Leader
-from torchrec_handler.tables.find import find_collections
+from torchrec_handler.tables.find import find_collections, is_parallel
 from torchrec_handler.tables.rows import quantized_rows
 from torchrec_handler.tables.spread import ask_others, own_lookups, sites
 from torchrec_handler.tables.store import TableStore, layout
@@ -106,6 +108,8 @@ def load_follower(
     """
     with _opened(folder, options, keys) as archive:
         _, _, laid = _lay_out_archive(archive, options, device, ranks)
+        if laid.is_parallel:
+            lower(laid.module, options, device)
         return make_follower(laid, options, ranks)
 
 
@@ -166,7 +170,7 @@ def _load(
         )
         raise ArchiveError(message)
     if ranks:
-        leader = make_leader(laid, options, ranks)
+        leader = make_leader(laid, options, ranks, made.output.qualnames)
     predictor = make_ready(
         weighted,
         laid,
@@ -377,7 +381,11 @@ def lay_out(
     if store is not None:
         attach(found, store, device, ranks.own if ranks else None)
     return LaidOut(
-        module=module, store=store, plan=plan, sites=sites(found) if ranks and store else ()
+        module=module,
+        store=store,
+        plan=plan,
+        sites=sites(found) if ranks and store else (),
+        is_parallel=ranks is not None and is_parallel(module),
     )
 
 
@@ -388,13 +396,30 @@ def make_follower(laid: LaidOut, options: Options, ranks: Ranks) -> Follower:
         direct = {number: follow(laid.sites[number], ranks.own) for number in own}
         own |= {number: found for number, found in direct.items() if found is not None}
     file = laid.store.file if laid.store else None
-    checks = [file.check] if file else []
-    return Follower(ranks, own, options.sharding.timeout_seconds, *checks)
+    return Follower(
+        ranks,
+        own,
+        options.sharding.timeout_seconds,
+        check=file.check if file else None,
+        call=partial(call_method, laid.module) if laid.is_parallel else None,
+    )
 
 
-def make_leader(laid: LaidOut, options: Options, ranks: Ranks) -> Leader:
-    """Let a model ask the other ranks, which follow already or will soon."""
+def make_leader(
+    laid: LaidOut, options: Options, ranks: Ranks, qualnames: Iterable[str] = ()
+) -> Leader:
+    """Let a model ask the other ranks, which follow already or will soon.
+
+    Args:
+        laid: the model.
+        options: of the worker.
+        ranks: of which this one leads.
+        qualnames: of the methods that all ranks call together, where they have to.
+    """
     leader = Leader(ranks, options.sharding.timeout_seconds)
+    for name in qualnames if laid.is_parallel else ():
+        method = getattr(laid.module, name)
+        setattr(laid.module, name, partial(leader.call, method, name))
     ask_others(laid.sites, leader, getattr(torch, options.sharding.exchange_dtype))
     return leader
 
@@ -425,7 +450,10 @@ def make_ready(
         guard(module, weighted.collections)
     target = Target(device=device, dtype=options.kernel_dtype)
     trials = Trials(module, signature, samples)
-    graphs = as_graphs(module, output.qualnames, trials, target, options.kernels)
+    kernels = options.kernels
+    if laid.is_parallel and kernels.off != ALL:  # no graph may hold collectives
+        kernels = kernels.model_copy(update={"off": [*kernels.off, GRAPH]})
+    graphs = as_graphs(module, output.qualnames, trials, target, kernels)
     placed = choose(Placing(module, graphs, options, target))
     return Predictor(
         module=module,

@@ -69,6 +69,8 @@ class LaidOut:
     """None when nothing was left to shard."""
     sites: Sequence[Site] = ()
     """Lookups that are spread over ranks."""
+    is_parallel: bool = False
+    """Whether all ranks have to call it together."""
 
 
 @dataclass(frozen=True, kw_only=True)

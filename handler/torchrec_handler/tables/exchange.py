@@ -7,6 +7,7 @@ batch: only the leader reads requests.
 Shapes: B rows, F features, D the sum of widths, N ids.
 """
 
+import io
 import logging
 import threading
 import time
@@ -28,14 +29,18 @@ T = TypeVar("T")
 LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D], or of sequences [N, D]."""
 
-IDLE, LOOK_UP, STOP = range(3)
+IDLE, LOOK_UP, CALL, STOP = range(4)
 HEAD = 9
 """Numbers of a command: which one, site, ids, offsets, bytes of each, whether there are weights,
-bytes of the rows, their type's place in `ROW_TYPES`, whether rows of empty lists are left out."""
+bytes of the rows, their type's place in `ROW_TYPES`, whether rows of empty lists are left out. Of
+a call only which one, and its bytes.
+"""
 ROW_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SAID = 512
 """Bytes of an answer before its rows: the length of what went wrong, and that."""
 LENGTH = 8
+GLOO = "gloo/transport/"
+"""What is in gloo's messages, whose errors have no type."""
 INTEGERS = {4: torch.int32, 8: torch.int64}
 PATIENCE = 6
 """A follower ends that hears nothing for so many times what the leader waits for an answer."""
@@ -108,6 +113,39 @@ class Leader:
         answers = zip(asked, waiting, strict=True)
         return found, [_rows(each, answer) for each, (answer, _) in answers]
 
+    def call(self, method: Callable[..., T], qualname: str, *arguments: Any) -> T:
+        """Call a method on all ranks at once, which meet in collectives inside of it.
+
+        Args:
+            method: this rank's.
+            qualname: its name.
+            arguments: tensors, plain values, and mappings and lists of them.
+
+        Returns:
+            What it gives here.
+
+        Raises:
+            Unusable: as `look_up` does.
+            Exception: what the method raises here, as it did on the other ranks.
+        """
+        file = io.BytesIO()
+        torch.save([qualname, arguments], file)
+        body = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+        head = torch.zeros(HEAD, dtype=torch.int64)
+        head[0], head[1] = CALL, body.numel()
+        with self._lock:
+            self.check()
+            waiting = [
+                self._send(rank, [head, body], torch.empty(SAID, dtype=torch.uint8))
+                for rank in self.ranks.followers
+            ]
+            try:
+                return method(*arguments)
+            finally:
+                for rank, work in zip(self.ranks.followers, waiting, strict=True):
+                    self._wait(rank, work)
+                self._heard = time.monotonic()
+
     def check(self) -> None:
         """See that all ranks are there, as far as is known.
 
@@ -127,7 +165,11 @@ class Leader:
         """Let the followers end."""
         self._stopped.set()
         self._pulse.join()
-        self._tell(STOP)
+        head = torch.tensor([STOP, *[0] * (HEAD - 1)])
+        with self._lock:
+            for rank in self.ranks.followers:
+                self.check()
+                self._wait(rank, [dist.isend(head, rank)])  # who follows may be gone at once
 
     def _ask(self, asked: Asked) -> tuple[torch.Tensor, list[Any]]:
         rows, width = asked.shape
@@ -135,9 +177,8 @@ class Leader:
         answer = torch.empty(SAID + size, dtype=torch.uint8)
         return answer, self._send(asked.rank, [*_packed(asked, size)], answer)
 
-    def _tell(self, command: int) -> None:
-        head = torch.zeros(HEAD, dtype=torch.int64)
-        head[0] = command
+    def _show(self) -> None:
+        head = torch.zeros(HEAD, dtype=torch.int64)  # IDLE
         with self._lock:
             for rank in self.ranks.followers:
                 self.check()
@@ -168,7 +209,7 @@ class Leader:
         while self._lost is None and not self._stopped.wait(every):
             if time.monotonic() - self._heard >= every:
                 try:
-                    self._tell(IDLE)
+                    self._show()
                 except Unusable as lost:
                     if self._end is not None:
                         self._end(lost)
@@ -182,7 +223,9 @@ class Follower:
         ranks: Ranks,
         sites: Mapping[int, LookUp],
         seconds: float,
-        check: Callable[[], None] = lambda: None,
+        *,
+        check: Callable[[], None] | None = None,
+        call: Callable[..., Any] | None = None,
     ) -> None:
         """Be ready.
 
@@ -191,7 +234,10 @@ class Follower:
             sites: number -> lookup, of those that this rank has tables of.
             seconds: how long the leader waits for an answer.
             check: called before each lookup; what it raises ends this rank.
+            call: the model's methods, called with a name and arguments; None where this rank looks
+                up alone.
         """
+        self._call = call
         self.ranks = ranks
         self._sites = sites
         self._check = check
@@ -207,10 +253,27 @@ class Follower:
         while True:
             self._wait(dist.irecv, head)
             command, *numbers = head.tolist()
-            answer = self._look_up(*numbers) if command == LOOK_UP else _answer(0)
-            self._wait(dist.isend, answer)
             if command == STOP:
                 return
+            if command == CALL:
+                self._take_part(numbers[0])
+            answer = self._look_up(*numbers) if command == LOOK_UP else _answer(0)
+            self._wait(dist.isend, answer)
+
+    def _take_part(self, size: int) -> None:
+        body = torch.empty(size, dtype=torch.uint8)
+        self._wait(dist.irecv, body)
+        qualname, arguments = torch.load(io.BytesIO(body.numpy().tobytes()), weights_only=True)
+        assert self._call is not None  # noqa: S101  as the leader's model is this rank's
+        try:
+            self._call(qualname, *arguments)
+        except RuntimeError as error:
+            if GLOO in str(error):
+                message = f"a collective failed: {error}"
+                raise Unusable(message) from error
+            logger.warning("%s raised", qualname, exc_info=True)
+        except Exception:
+            logger.warning("%s raised", qualname, exc_info=True)
 
     def _look_up(  # noqa: PLR0913, PLR0917  the numbers of a command
         self,
@@ -225,7 +288,8 @@ class Follower:
     ) -> torch.Tensor:
         body = torch.empty(ids * (each + 4 * is_weighted) + offsets * each, dtype=torch.uint8)
         self._wait(dist.irecv, body)
-        self._check()
+        if self._check is not None:
+            self._check()
         answer = _answer(size)
         try:
             with torch.inference_mode():

@@ -53,6 +53,8 @@ SHARDED_ATTRIBUTE = "tbes_configs"
 
 QUANTIZED_ATTRIBUTE = "_emb_modules"
 
+PARALLEL = "torchrec.distributed.model_parallel.DistributedModelParallel"
+
 MANAGED_ATTRIBUTE = "_managed_collision_collection"
 
 PROCESSORS = ("_feature_processors", "feature_processor", "feature_processors_per_rank")
@@ -65,6 +67,11 @@ def is_collection(module: torch.nn.Module) -> bool:
         hasattr(module, name)
         for name in (SHARDED_ATTRIBUTE, QUANTIZED_ATTRIBUTE, MANAGED_ATTRIBUTE)
     )
+
+
+def is_parallel(module: torch.nn.Module) -> bool:
+    """Whether a module is TorchRec's training form, whose ranks meet in collectives when called."""
+    return any(True for _ in of_type(module, {PARALLEL}))
 
 
 def of_type(

@@ -4,11 +4,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_pooled import SumFactory
 from tests.support.kinds import CPU, KINDS, batch, prepare, random_request, signature
 from tests.support.on_ranks import on_ranks
+from torchrec_handler.load.call import call_method, read_result, to_host
 from torchrec_handler.load.factory import run_factory
 from torchrec_handler.load.loader import (
     lay_out,
@@ -21,12 +25,43 @@ from torchrec_handler.load.states import Made
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import Ranks
 from torchrec_handler.tables.find import find_collections
+from torchrec_handler.tables.once import SharedInput, look_up_once
 from torchrec_handler.tables.spread import own_lookups
 from torchrec_handler.tables.store import TableStore, layout
 
 ROWS = (1, 2, 90)
 """Of the last, lists that are empty do not travel."""
 SECONDS = 30.0
+LOOKED_UP_ONCE = ("widths", "dlrm")
+REQUESTS = (50, 40)
+"""Rows of requests whose first feature is shared."""
+
+
+class Tupled(torch.nn.Module):
+    """Gives a score and whether it is above zero."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: Any) -> Any:
+        return {name: (value, value > 0) for name, value in self.inner(inputs).items()}
+
+
+class Masked(SumFactory):
+    def create_predict_module(self) -> torch.nn.Module:
+        return Tupled(super().create_predict_module())
+
+    def result_metadata(self) -> str:
+        return "dict_with_mask_tensor"
+
+
+class Several(Masked):
+    def result_metadata(self) -> str:
+        return "dict_of_tensors"
+
+
+FACTORIES: Mapping[str, type[KindFactory]] = {**KINDS, "masked": Masked, "several": Several}
 
 
 def differences(
@@ -41,8 +76,8 @@ def differences(
     options = Options.model_validate({"sharding": over, "kernels": {"off": off}})
     found: dict[str, float] = {}
     for name in names:
-        known = signature(KINDS[name])
-        output = run_factory(KINDS[name](), CPU, world_size=ranks.size)
+        known = signature(FACTORIES[name])
+        output = run_factory(FACTORIES[name](), CPU, world_size=ranks.size)
         nothing: Any = None
         made = Made(
             package=nothing,
@@ -64,26 +99,64 @@ def differences(
             continue
         leader = make_leader(laid, options, ranks)
         module = make_ready(weighted, laid, known).module
-        single = prepare(KINDS[name]().create_predict_module()).eval()
+        single = prepare(FACTORIES[name]().create_predict_module()).eval()
         found[name] = max(
-            _difference(module, single, batch(random_request(known, rows, seed=rows)))
+            _difference(module, single, output, batch(random_request(known, rows, seed=rows)))
             for rows in ROWS
         )
+        if name in LOOKED_UP_ONCE:
+            inputs, shared = _with_shared(batch(random_request(known, sum(REQUESTS), seed=5)))
+            with look_up_once((shared,)):
+                found[name] = max(found[name], _difference(module, single, output, inputs))
         leader.stop()
     return found
 
 
-def _difference(module: torch.nn.Module, single: torch.nn.Module, inputs: Any) -> float:
-    with torch.inference_mode():
-        received, wanted = module(inputs), single(inputs)
-    assert received.keys() == wanted.keys()
-    return max(float((received[name] - wanted[name]).abs().max()) for name in wanted)
+def _with_shared(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], SharedInput]:
+    """Inputs of `REQUESTS`, each of which gave its first feature once for all of its rows."""
+    lengths = inputs["id_list_features.lengths"]
+    lists = list(inputs["id_list_features.values"].tensor_split(lengths.cumsum(0)[:-1]))
+    start = 0
+    for rows in REQUESTS:
+        lists[start : start + rows] = [lists[start]] * rows
+        start += rows
+    values = torch.cat(lists)
+    lengths = torch.tensor([one.numel() for one in lists], dtype=torch.int32)
+    features = len(lists) // start
+    shared = SharedInput(
+        lengths=lengths,
+        values=values,
+        rows=np.array(REQUESTS),
+        shared=np.array([[place == 0 for place in range(features)]] * len(REQUESTS)),
+    )
+    given = {"id_list_features.lengths": lengths, "id_list_features.values": values}
+    return {**inputs, **given}, shared
+
+
+def _difference(
+    module: torch.nn.Module, single: torch.nn.Module, output: Any, inputs: Any
+) -> float:
+    """Of all methods and outputs."""
+    most = 0.0
+    for qualname in output.qualnames:
+        received, wanted = (
+            read_result(
+                call_method(each, qualname, inputs), qualname, output.result_metadata, to_host
+            )
+            for each in (module, single)
+        )
+        assert received.keys() == wanted.keys()
+        for name, parts in wanted.items():
+            for one, other in zip(received[name], parts, strict=True):
+                most = max(most, float((one.double() - other.double()).abs().max()))
+    return most
 
 
 @pytest.mark.parametrize("off", ["all", ["graph"]], ids=str)
 def test_table_wise_it_is_the_same_bit_for_bit(off: str | Sequence[str]) -> None:
     """Also with fewer tables or rows than ranks."""
     names = ["widths", "weighted", "shared", "position-weighted", "managed", "sequence", "dlrm"]
+    names += ["two-tower", "masked", "several"]
     leader, *followers = on_ranks(4, differences, names, {"type": "table_wise"}, off)
     assert leader == dict.fromkeys(names, 0.0)
     lookups = {name: [follower[name] for follower in followers] for name in names}

@@ -1,0 +1,79 @@
+"""Tables spread over ranks: a batch's time by part and each rank's memory, by ranks.
+
+`python -m benchmarks.ranks` builds the Criteo DLRM at a tenth of its rows, if it is not there, and
+runs it on 1, 2 and 4 ranks that torchrun starts on this machine. The parts are the leader's: its
+own lookups, what it then waits for the others and their rows, putting all rows together, and the
+dense part.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import ROOT
+from benchmarks.criteo import CRITEO_ROWS
+from benchmarks.scale import build
+
+STORED = ROOT / "build" / "ranks.json"
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", type=float, default=0.1, help="of the full tables' rows")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100, 1000])
+    options = parser.parse_args()
+    folder = ROOT / "build" / "ranks"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"criteo-{options.share:g}"
+    archive = folder / name
+    if not archive.exists():
+        build(folder, name, [max(1, int(rows * options.share)) for rows in CRITEO_ROWS])
+    found = [
+        {"ranks": ranks, "travels": dtype, **each}
+        for ranks in options.ranks
+        for dtype in (("float32",) if ranks == 1 else ("float32", "float16"))
+        for each in _run(archive, ranks, dtype, options.rows)
+    ]
+    STORED.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    table = Table(*(str(name) for name in found[0]))
+    for each in found:
+        table.add_row(
+            *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each.values())
+        )
+    Console(width=160).print(table)
+
+
+def _run(archive: Path, ranks: int, dtype: str, rows: Sequence[int]) -> Sequence[Mapping[str, Any]]:
+    done = subprocess.run(  # noqa: S603  our own command
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(f"--nproc-per-node={ranks}", "-m", "benchmarks.ranks_worker"),
+            *(str(archive), dtype, *map(str, rows)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    said = [json.loads(line) for line in lines]
+    memory = sorted(each["mapped_gb"] for each in said if "mapped_gb" in each)
+    if len(memory) != ranks:
+        raise RuntimeError(done.stderr[-4000:])
+    shown = " ".join(f"{each:.2f}" for each in memory)
+    return [{**each, "mapped GB of each rank": shown} for each in said if "rows" in each]
+
+
+if __name__ == "__main__":
+    main()
