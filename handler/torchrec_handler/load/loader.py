@@ -30,10 +30,11 @@ from torchrec_handler.errors import (
     WeightsError,
 )
 from torchrec_handler.kernels.direct import DirectKernel, follow
+from torchrec_handler.kernels.graph.methods import with_weights
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
-from torchrec_handler.load.call import call_method
+from torchrec_handler.load.call import call_method, no_gradients
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory, run_weights_dependent
 from torchrec_handler.load.graphs import Trials, as_graphs
@@ -212,8 +213,8 @@ def load_again(
 ) -> Predictor:
     """The model of an archive with other dense weights, which looks rows up where the first does.
 
-    Without graphs, as what is followed is followed with changes of the whole process, beside which
-    another thread cannot serve.
+    Methods that are graphs stay that, but for the odd one. None is followed again, as that is done
+    with changes of the whole process, beside which another thread cannot serve.
 
     Args:
         predictor: what `load` gave, of an archive with tables.
@@ -233,8 +234,23 @@ def load_again(
     without = options.model_copy(update={"kernels": kernels})
     weighted = load_weights(make(package, without, predictor.device), dense)
     laid = lay_out(weighted, _widened(weighted, index), lambda _: predictor.tables)
-    choose = as_recorded(index.dense)
-    return replace(make_ready(weighted, laid, predictor.signature, choose=choose), index=index)
+    made = make_ready(weighted, laid, predictor.signature, choose=as_recorded(index.dense))
+    graphs = {}
+    for qualname, old in predictor.graphs.items():
+        mode = partial(no_gradients, made.module)
+        try:
+            method = with_weights(old, predictor.module, made.module, mode)
+        except Exception:
+            logger.warning("kernels: graph raised on %s", qualname, exc_info=True)
+            continue
+        if method is not None:
+            setattr(made.module, qualname, method)
+            graphs[qualname] = method
+    replaced = [
+        one for one in predictor.report.replaced if one.kernel == GRAPH and one.path in graphs
+    ]
+    report = replace(made.report, replaced=(*replaced, *made.report.replaced))
+    return replace(made, graphs=graphs, report=report, index=index)
 
 
 def read_dense(path: Path) -> dict[str, torch.Tensor]:
