@@ -19,7 +19,18 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tests.soak import altered, filled, fresh, hostile, hung, killed, mixed, overloaded, swapped
+from tests.soak import (
+    altered,
+    filled,
+    fresh,
+    fresh_times,
+    hostile,
+    hung,
+    killed,
+    mixed,
+    overloaded,
+    swapped,
+)
 from tests.soak.row import Row
 
 logger = logging.getLogger(__name__)
@@ -38,6 +49,7 @@ ROWS: Mapping[str, Callable[[Path], Row]] = {
     "tables": altered.tables,
     "clients": hostile.clients,
     "fresh": fresh.updates,
+    "fresh-times": fresh_times.times,
     "mixed": partial(mixed.load, minutes=MINUTES),
 }
 

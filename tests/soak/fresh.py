@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,23 +108,34 @@ def asked() -> Asked:
     return found
 
 
+def build(
+    folder: Path, name: str, factory: type[FreshPredictFactory], updates: Mapping[str, Any]
+) -> Path:
+    """An archive of the model."""
+    config = {"minWorkers": WORKERS, "maxWorkers": WORKERS, "torchrec": {"updates": updates}}
+    (folder / "model-config.yaml").write_text(yaml.safe_dump(config))
+    return build_archive(
+        model_name=name,
+        version="1.0",
+        factory=factory,
+        export_path=folder,
+        config_file=folder / "model-config.yaml",
+    )
+
+
 class Fresh:
     """A served model, whoever publishes its deltas, and its clients."""
 
-    def __init__(self, folder: Path, server: TorchServe, **options: Any) -> None:
-        """Build the model, and serve it with some deltas already published."""
+    def __init__(
+        self,
+        folder: Path,
+        server: TorchServe,
+        factory: type[FreshPredictFactory] = FreshPredictFactory,
+    ) -> None:
+        """Build the model, and serve it."""
         self.deltas = folder / "deltas"
         self.deltas.mkdir()
-        updates = {"folder": str(self.deltas), **options}
-        config = {"minWorkers": WORKERS, "maxWorkers": WORKERS, "torchrec": {"updates": updates}}
-        (folder / "model-config.yaml").write_text(yaml.safe_dump(config))
-        archive = build_archive(
-            model_name=NAME,
-            version="1.0",
-            factory=FreshPredictFactory,
-            export_path=folder,
-            config_file=folder / "model-config.yaml",
-        )
+        archive = build(folder, NAME, factory, {"folder": str(self.deltas)})
         self.archive = good.unpack(archive, folder / "unpacked")
         self.index = Index.loads((self.archive / INDEX).read_text())
         self.base = sha256(self.archive / INDEX)
@@ -214,6 +225,11 @@ class Fresh:
             self.killed.writers += chosen == control.writer
         self._wait_until_answered(len(self.answers))
 
+    def wait_until_published(self, sequence: int) -> None:
+        """Wait until so many deltas are published."""
+        while self.line.sequence < sequence:
+            time.sleep(0.02)
+
     def wait_until_served(self) -> None:
         """Wait until what was published last is served."""
         end = time.monotonic() + LONGEST_SECONDS
@@ -228,6 +244,7 @@ class Fresh:
         assert predictor.tables is not None
         predictor.tables.switch(state)
         options, dense = Options(), self._dense
+        engine: Engine | None = Engine(NAME, predictor, options)
         rows = np.memmap(state, np.uint8, "r+")
         wanted: dict[int, list[Answer]] = {}
         for answer in self.answers:
@@ -239,9 +256,10 @@ class Fresh:
                 entry = next(one for one in self.index.tables if one.key == table.key)
                 block = rows[entry.offset : entry.offset + entry.nbytes]
                 block.reshape(-1, entry.row_bytes)[table.ids] = table.rows
-            dense = self.dense(sequence) if sequence and self.dense(sequence) else dense
+            if sequence and (changed := self.dense(sequence)):
+                dense, engine = changed, None
             given = wanted.pop(sequence, [])
-            if given:
+            if given and engine is None:
                 engine = Engine(NAME, load_again(predictor, options, dense), options)
             expected = {body: self._expected(engine, body) for body in {one.body for one in given}}
             wrong += sum(
@@ -251,7 +269,8 @@ class Fresh:
         served = np.fromfile(self.live / "live.bin", np.uint8)
         return wrong, self.control.served == self.line.sequence and np.array_equal(served, rows)
 
-    def _expected(self, engine: Engine, body: int) -> list[float]:
+    def _expected(self, engine: Engine | None, body: int) -> list[float]:
+        assert engine is not None
         request = RawRequest(body=self.asked.bodies[body], content_type="application/json")
         (response,) = engine.predict([request])
         assert not isinstance(response, Exception), response

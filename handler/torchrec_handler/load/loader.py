@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,11 @@ from torchrec_handler.archive.format import (
 from torchrec_handler.archive.samples import Sample, read_samples
 from torchrec_handler.archive.verify import Archive, verify
 from torchrec_handler.errors import ArchiveError, FactoryError, WeightsError
+from torchrec_handler.kernels.graph.methods import with_weights
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.attach import attach
+from torchrec_handler.load.call import no_gradients
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory, run_weights_dependent
 from torchrec_handler.load.graphs import Trials, as_graphs
@@ -125,8 +128,8 @@ def load_again(
 ) -> Predictor:
     """The model of an archive with other dense weights, which looks rows up where the first does.
 
-    Without graphs, as what is followed is followed with changes of the whole process, beside which
-    another thread cannot serve.
+    Methods that are graphs stay that, but for the odd one. None is followed again, as that is done
+    with changes of the whole process, beside which another thread cannot serve.
 
     Args:
         predictor: what `load` gave, of an archive with tables.
@@ -152,7 +155,22 @@ def load_again(
         predictor.signature,
         choose=as_recorded(index.dense),
     )
-    return replace(made, index=index)
+    graphs = {}
+    for qualname, old in predictor.graphs.items():
+        mode = partial(no_gradients, made.module)
+        try:
+            method = with_weights(old, predictor.module, made.module, mode)
+        except Exception:
+            logger.warning("kernels: graph raised on %s", qualname, exc_info=True)
+            continue
+        if method is not None:
+            setattr(made.module, qualname, method)
+            graphs[qualname] = method
+    replaced = [
+        one for one in predictor.report.replaced if one.kernel == GRAPH and one.path in graphs
+    ]
+    report = replace(made.report, replaced=(*replaced, *made.report.replaced))
+    return replace(made, graphs=graphs, report=report, index=index)
 
 
 def read_dense(path: Path) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ from torchrec_handler.tables.rows import NAMES, check_kind, encode_rows, find_in
 KEPT_SHARE = 0.75
 """How much of a machine's memory tables may take and still stay there as a whole."""
 
+BLOCK = 2**25
 MAP_FIXED = 0x10
 MADV_POPULATE_READ = 22
 """Of Linux's mman.h."""
@@ -136,16 +137,18 @@ class TableStore:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
         if is_kept(size):
-            self._advise(mmap.MADV_HUGEPAGE)
+            self._advise(mmap.MADV_HUGEPAGE, 0, size)
 
     def bring(self) -> None:
         """Let this process know where in memory all pages of the file are, before lookups ask."""
-        if is_kept(self.buffer.numel()):
-            self._advise(MADV_POPULATE_READ)
+        size = self.buffer.numel()
+        for start in range(0, size if is_kept(size) else 0, BLOCK):
+            # Piece by piece, as nobody else gets memory of the system meanwhile.
+            self._advise(MADV_POPULATE_READ, start, min(BLOCK, size - start))
 
-    def _advise(self, advice: int) -> None:
+    def _advise(self, advice: int, start: int, size: int) -> None:
         """A kernel that does not know an advice does without it."""
-        _madvise(self.buffer.data_ptr(), self.buffer.numel(), advice)
+        _madvise(self.buffer.data_ptr() + start, size, advice)
 
     def rows(self, entry: TableEntry) -> torch.Tensor:
         """One table's rows, [rows, row_bytes] uint8, a view."""

@@ -33,7 +33,7 @@ REASONS = (
 )
 """Why deltas are refused: `DeltaError.reason`."""
 PAUSES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-LONGEST_SECONDS = 30.0
+LONGEST_SECONDS = 10.0
 """That workers are waited for until they have dense weights ready."""
 LATER = 1.0
 """Seconds until what failed is tried again."""
@@ -119,6 +119,9 @@ class Follower:
             except Unusable as error:
                 logger.error("%s; the live copy is made again", error)  # noqa: TRY400  known
                 self._control.copy = 0
+        if not self._weights.are_there(self._control.served_dense):
+            logger.error("%s: its dense weights are gone; it is made again", self.live.path)
+            self._control.copy = 0
         if not self._control.copy:
             began = time.perf_counter()
             self.live.make(self._source.archive / TABLES)
@@ -153,7 +156,10 @@ class Follower:
 
     def _prepare(self, number: int) -> None:
         """Have dense weights ready, before a forward call needs them."""
-        self._weights.make(number)
+        try:
+            self._weights.make(number)
+        except FileNotFoundError:  # there are newer ones already
+            return
         self._seat.tell(number)
 
     def _lay(self, delta: Delta) -> int:

@@ -23,6 +23,7 @@ from torchrec_handler.updates.control import Control
 from torchrec_handler.updates.gate import Gate
 
 LIVE = "live.bin"
+NEW = ".new"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 BLOCK = 2**26
 
@@ -157,7 +158,7 @@ class Live:
         Raises:
             OSError: there is no room.
         """
-        made = self.path.with_suffix(".new")
+        made = self.path.with_suffix(NEW)
         made.unlink(missing_ok=True)
         with tables.open("rb") as source, made.open("xb") as target:
             os.fchmod(target.fileno(), 0o600)
@@ -176,6 +177,13 @@ class Live:
             control.served = control.served_dense = control.served_created = 0
             control.served_sha256 = control.run = ""
             control.copy = control.copies
+
+    def made_bytes(self) -> int:
+        """How much of a copy that is being made is there."""
+        try:
+            return self.path.with_suffix(NEW).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def open(self) -> None:
         """Map the copy for writing, so that it need not be done while workers wait."""

@@ -1,6 +1,7 @@
 """What a worker's forward calls go through, so that each is of one generation."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -167,9 +168,9 @@ class Served(Generic[T]):
         """Make a model that was not ready in time."""
         try:
             self._weights.make(number)
-        except FileNotFoundError:
-            logger.info("Weights %d: there are newer ones", number)
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and self._control.served_dense != number:
+                return  # there are newer ones already
             message = f"its dense weights cannot be made ready ({error})"
             raise Unusable(message) from error
 
@@ -180,6 +181,7 @@ class Served(Generic[T]):
             raise Unusable(message)
         if self._store.buffer.numel():
             self._store.switch(self._live.path)
+            threading.Thread(target=self._store.bring, daemon=True).start()
         self._live.open()
         self._copy = self._control.copy
         if self._store.file is not None:
@@ -242,7 +244,7 @@ def start(
     weights = Weights(folder, source.dense, *model)
     live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
     if not live.control.copy:
-        check_room(place, (source.archive / TABLES).stat().st_size)
+        check_room(place, (source.archive / TABLES).stat().st_size - live.made_bytes())
     is_waited_for = bool(live.control.copy or list_deltas(deltas))
     following = Following(Follower(own, source, weights), options.poll_seconds)
     served = Served(live, store, weights, held, following)

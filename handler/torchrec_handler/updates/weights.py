@@ -79,6 +79,10 @@ class Weights(Generic[T]):
                 self.ready = Ready(number, model)
                 logger.info("Weights %d: ready in %.2f s", number, time.perf_counter() - began)
 
+    def are_there(self, number: int) -> bool:
+        """Whether they lie beside the copy, or are the archive's."""
+        return not number or self._path(number).exists()
+
     def keep(self, number: int) -> None:
         """Remove weights that came before these."""
         for path in self._folder.glob(f"{PREFIX}*"):

@@ -17,13 +17,13 @@ WIDTH = 64
 class Fresh(torch.nn.Module):
     """Pooled embeddings and dense features into one score."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
         torch.manual_seed(7)
         self.sparse = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
-                    name=f"t_{name}", embedding_dim=WIDTH, num_embeddings=ROWS, feature_names=[name]
+                    name=f"t_{name}", embedding_dim=WIDTH, num_embeddings=rows, feature_names=[name]
                 )
                 for name in FEATURES
             ]
@@ -57,8 +57,15 @@ class FreshPredictModule(PredictModule):
 class FreshPredictFactory(ForwardFactory):
     """Brings its weights itself."""
 
+    rows = ROWS
     inputs = {"float_features": "dense", "id_list_features": "sparse"}  # noqa: RUF012  not changed
 
     def create_predict_module(self) -> torch.nn.Module:
         """The module, on the CPU, with its weights."""
-        return FreshPredictModule(Fresh(), "cpu")
+        return FreshPredictModule(Fresh(self.rows), "cpu")
+
+
+class LargeFreshPredictFactory(FreshPredictFactory):
+    """With tables of more than a million rows together."""
+
+    rows = 4 * ROWS

@@ -5,6 +5,7 @@ Shapes: B rows, U users, F features.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.options import DenseDtype, KernelDtype
 
 logger = logging.getLogger(__name__)
+
+building = threading.Lock()
+"""Of one model's graphs, shapes are found out by one thread at a time."""
 
 MOST_SHARED = 8
 """Programs for shared inputs, of each method; what is shared beyond them is looked up once."""
@@ -53,6 +57,8 @@ class Graph:
     captured: Captured
     method: Callable[[Batch], Any]
     """The module's own."""
+    whole: Captured | None = None
+    """As it was captured, before it was made smaller; None where nobody will ask for it."""
 
 
 def _copy_constants(program: Program) -> None:
@@ -74,7 +80,7 @@ class GraphMethod:
         """Pack its layers and bind its lookups, which have their rows."""
         self.qualname = graph.qualname
         self.method = graph.method
-        self._captured, self._target = graph.captured, target
+        self._captured, self.target, self.whole = graph.captured, target, graph.whole
         self.dtype: DenseDtype = "float32"
         """The least precise type that it computes in."""
         self._is_whole = False
@@ -117,6 +123,13 @@ class GraphMethod:
         for name, few in self._untried.items():
             few.discard(len(batch[name]))
 
+    def is_like(self, other: "GraphMethod") -> None:
+        """Take the batches that another one takes, of the same method with other weights."""
+        self.ranges, self.trials = other.ranges, other.trials
+        self._untried = {name: set(few) for name, few in other._untried.items()}  # noqa: SLF001
+        if other._is_whole:  # noqa: SLF001
+            self.stay_whole()
+
     def stay_whole(self) -> bool:
         """Compute in no blocks any more; whether it did."""
         was_whole, self._is_whole = self._is_whole, True
@@ -148,6 +161,7 @@ class GraphMethod:
     def stay_alone(self) -> None:
         """Keep nothing of what `shared` makes programs of, which nobody may ask for then."""
         del self._captured
+        self.whole = None
         self.trials = ()
 
     def shared(self, shared: Shared) -> Callable[..., Any] | None:
@@ -167,7 +181,8 @@ class GraphMethod:
         if key not in self._shared:
             if len(self._shared) >= MOST_SHARED:
                 return None
-            self._shared[key] = self._made(shared)
+            with building:
+                self._shared[key] = self._made(shared)
         return self._shared[key]
 
     def _made(self, shared: Shared) -> Callable[..., Any] | None:
@@ -214,11 +229,11 @@ class GraphMethod:
         whole, items, users = share(batch, shared, firsts, index)
         received = pytree.tree_leaves(compute(items, users, index))
         expected = pytree.tree_leaves(dict(self.method(whole)))
-        return differs(expected, received, rows, TOLERANCES[self._target.dtype])
+        return differs(expected, received, rows, TOLERANCES[self.target.dtype])
 
     def _finish(self, program: Any) -> Runner:
         _copy_constants(program)
-        self.dtype = pack(program, self._target)
+        self.dtype = pack(program, self.target)
         place_lookups(program, self._captured.sites)
         as_torch(program)
         run = Runner(program, self._captured.rows)

@@ -9,6 +9,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torchrec_handler.kernels.graph.layers import (
     fuse_activations,
     merge_siblings,
 )
-from torchrec_handler.kernels.graph.method import TOLERANCES, Graph, GraphMethod
+from torchrec_handler.kernels.graph.method import TOLERANCES, Graph, GraphMethod, building
 from torchrec_handler.kernels.graph.parallel import join_parallel
 from torchrec_handler.kernels.graph.places import read_places
 from torchrec_handler.kernels.graph.sites import CannotCapture
@@ -70,9 +71,12 @@ def capture_methods(
         if given is not None:
             try:
                 captured = capture(module, qualname, given.batch, features)
+                whole = replace(captured, program=captured.program.copy())
                 reduce(captured)
                 method = getattr(module, qualname)
-                graphs.append(Graph(qualname=qualname, captured=captured, method=method))
+                graphs.append(
+                    Graph(qualname=qualname, captured=captured, method=method, whole=whole)
+                )
             except CannotCapture as error:
                 why = str(error)
                 stuck |= error.stuck
@@ -147,6 +151,66 @@ def choose(
                 Replaced(path=qualname, type=typename(module), kernel=GRAPH, dtype=method.dtype)
             )
     return kept, replaced, declined
+
+
+def with_weights(
+    old: GraphMethod, before: torch.nn.Module, after: torch.nn.Module, mode: Callable[[], Any]
+) -> GraphMethod | None:
+    """A graph with the weights of another module, which nobody follows again.
+
+    Args:
+        old: captured of `before`.
+        before: a module.
+        after: one made as that was, ready to serve but for its graphs.
+        mode: what its methods are called in.
+
+    Returns:
+        None where a constant of the graph is nowhere in the module, or it does not give what the
+        other module gives.
+    """
+    if old.whole is None:
+        return None
+    known, others = _tensors(before), _tensors(after)
+    with building:
+        program = old.whole.program.copy()
+        for node in program.nodes:
+            if "constant" not in node.meta:
+                continue
+            names = [known.get(id(one)) for one in node.meta["sources"]]
+            if len(names) != 1 or names[0] not in others:
+                logger.info("%s: keeps what is no weight, and stays no graph", old.qualname)
+                return None
+            tensor = others[names[0]]
+            with program.before(node):
+                constant = program.constant(tensor.detach(), (tensor,))
+            program.replace(node, constant)
+        paths = {module: path for path, module in before.named_modules()}
+        sites = [
+            replace(site, module=after.get_submodule(paths[site.module]))
+            for site in old.whole.sites
+        ]
+        captured = replace(old.whole, program=program, sites=sites)
+        reduce(captured)
+        graph = Graph(qualname=old.qualname, captured=captured, method=getattr(after, old.qualname))
+        method = GraphMethod(graph, old.target)
+        method.is_like(old)
+    with mode():
+        why = _differs(method, TOLERANCES[old.target.dtype])
+    if why is not None:
+        logger.warning("%s: is no graph with its new weights: %s", old.qualname, why)
+        return None
+    return method
+
+
+def _tensors(module: torch.nn.Module) -> dict[Any, Any]:
+    """Of each parameter, buffer and other tensor its path by its identity, and it by its path."""
+    found: dict[Any, Any] = {}
+    for path, part in module.named_modules():
+        for name, value in {**vars(part), **part._parameters, **part._buffers}.items():  # noqa: SLF001
+            if isinstance(value, torch.Tensor):
+                found[id(value)] = f"{path}.{name}"
+                found[f"{path}.{name}"] = value
+    return found
 
 
 def _differs(method: GraphMethod, tolerance: float) -> str | None:

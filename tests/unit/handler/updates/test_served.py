@@ -192,3 +192,19 @@ def test_what_is_mapped_shows_rows_that_change_at_once(server: Server) -> None:
     assert not torch.equal(kept, before)
     assert kept.numpy().tobytes() == server.state[: ENTRIES[0].nbytes]
     served.following.stop()
+
+
+def test_a_copy_whose_weights_are_gone_is_made_again(server: Server) -> None:
+    server.publish(dense=weights(1))
+    served = server.serve()
+    assert (served.sequence, bias(served)) == (1, 1)
+    served.following.stop()
+    served.following.follower.resign()
+    os.close(served.following.follower._seat._file)
+    folder = live_folder(server.live, "model", BASE, server.deltas)
+    (folder / "dense-1.safetensors").unlink()
+    late = server.serve()
+    assert (late.sequence, bias(late), rows(late)) == (1, 1, bytes(server.state))
+    with pytest.raises(Unusable):
+        served.enter()
+    late.following.stop()

@@ -41,7 +41,7 @@ class Worker:
         (folder / "deltas").mkdir(exist_ok=True)
         updates = {"folder": str(folder / "deltas"), "place": str(folder), "poll_seconds": 0.005}
         options = read_options({"torchrec": {"updates": updates}})
-        predictor = good.load_folder(archive)
+        self.first = predictor = good.load_folder(archive)
         served = serve_updates(options, "ranking", archive, predictor, ())
         assert served is not None
         self.updates: Served[Predictor] = served
@@ -85,7 +85,8 @@ def replayed(archive: Path, folder: Path, paths: list[Path]) -> np.ndarray[Any, 
     """The scores of an archive with deltas written into its tables and weights beforehand."""
     state = shutil.copy(archive / TABLES, folder / "state.bin")
     rows = np.memmap(state, np.uint8, "r+")
-    predictor = good.load_folder(archive)
+    kernels = {"off": "all"}
+    predictor = good.load_folder(archive, kernels=kernels)
     assert predictor.index is not None
     assert predictor.tables is not None
     dense = read_dense(archive / DENSE)
@@ -98,7 +99,7 @@ def replayed(archive: Path, folder: Path, paths: list[Path]) -> np.ndarray[Any, 
             block.reshape(-1, entry.row_bytes)[table.ids] = table.rows
         dense |= delta.dense
     predictor.tables.switch(Path(state))
-    options = read_options({})
+    options = read_options({"torchrec": {"kernels": kernels}})
     return ask(Engine("ranking", load_again(predictor, options, dense), options))
 
 
@@ -117,6 +118,10 @@ def test_each_answer_is_of_the_generation_that_it_names(
         expected = replayed(archive, tmp_path, paths)
         np.testing.assert_allclose(found[-1], expected, rtol=1e-4, atol=1e-4)
         assert all(np.abs(found[-1] - before).max() > 0.01 for before in found[:-1])
+    model = worker.updates.model
+    assert model is not worker.first
+    assert set(model.graphs) == {"forward"}
+    assert [one.kernel for one in model.report.replaced][:1] == ["graph"]
     again = Worker(archive, tmp_path)
     np.testing.assert_array_equal(again.ask(4), found[-1])
     again.end()
