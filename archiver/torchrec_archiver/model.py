@@ -149,8 +149,8 @@ def write_model(  # noqa: PLR0913
     init_process_group()
     package = open_package(content / PACKAGE)
     if weights is None:
-        logger.info("weights: none are given, so those that the factory makes are packed")
         fitted = _with_own_weights(package, options, allow_invalid_rows)
+        logger.info("weights: none are given, so those that the factory makes are packed")
     else:
         given = WeightsOf(
             source=weights, renamed=weights_map, key=weights_key, ignored=ignore_weights
