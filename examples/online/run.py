@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from torchrec_archiver.server import TorchServe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from examples.movielens.rows import Rows
 
@@ -89,8 +91,12 @@ class Result:
     """Mean size of a delta."""
 
 
-def run(options: RunOptions) -> Result:
+def run(options: RunOptions, server: TorchServe | None = None) -> Result:
     """Build, serve, train; write `auc.svg` and `result.json`.
+
+    Args:
+        options: how much of it.
+        server: to serve on; one of its own, if not given.
 
     Raises:
         DatasetMissingError: when the `recbole` wheel is not installed.
@@ -124,14 +130,17 @@ def run(options: RunOptions) -> Result:
     figures = Figures()
     trainer = Trainer(config, weights, archives[NAMES[ONLINE]], folder)
     try:
-        with TorchServe(options.output, model_store=store) as server:
+        serving: AbstractContextManager[TorchServe] = (
+            nullcontext(server) if server else TorchServe(options.output, model_store=store)
+        )
+        with serving as running:
             for archive in archives.values():
-                server.register(archive).raise_for_status()
+                running.register(archive).raise_for_status()
             began = time.monotonic()
             chunks = stream.chunks(options.rows_per_second)
             for second, rows in zip(range(options.seconds), chunks, strict=False):
                 time.sleep(max(0.0, began + second - time.monotonic()))
-                _second(server, trainer, rows, figures)
+                _second(running, trainer, rows, figures)
     finally:
         trainer.close()
     return _write(options, figures)

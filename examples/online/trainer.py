@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from examples.movielens.rows import Rows
 
 COLLECTION = "sparse_arch.embedding_bag_collection"
-TABLES_LEARNING_RATE = 0.02
+TABLES_LEARNING_RATE = 0.005
 LEARNING_RATE = 1e-3
 STEPS = 4
 """Batches of what arrives together."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_archiver.deltas.base import Base
-from torchrec_archiver.deltas.writing import PREFIX
+from torchrec_archiver.deltas.writing import PREFIX, put
 from torchrec_archiver.locked import locked_folder
 from torchrec_handler.archive.delta import (
     check_delta,
     check_signed,
-    publish_delta,
+    list_deltas,
     read_delta,
     read_head,
     signature_of,
@@ -67,7 +67,7 @@ def apply_delta(path: Path, base: Base, folder: Path, keys: Sequence[Path] = ())
         shutil.copyfile(path, staged)
         if signature_of(path).exists():
             shutil.copyfile(signature_of(path), signature_of(staged))
-        return publish_delta(staged, folder)
+        return put([staged], folder)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +122,9 @@ def wait_served(path: Path, server: Server, seconds: float) -> float:
             raise BuildError(message)
         if time.monotonic() - began > seconds:
             message = f"{path.name}: after {seconds:g} s generation {found} is served"
+            heads = [read_head(other) for other in list_deltas(path.parent)]
+            if not any(head.from_sequence <= found + 1 <= head.sequence for head in heads):
+                message += f"; generation {found + 1} is missing from {path.parent}"
             raise BuildError(message)
         time.sleep(POLL_SECONDS)
     return time.monotonic() - began

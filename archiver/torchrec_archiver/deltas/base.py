@@ -1,6 +1,7 @@
 """The archive that deltas change, read and not run."""
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ class Base:
     digest: str
     """What its deltas call `base`."""
     dense: Mapping[str, torch.Tensor]
+    mapped: mmap.mmap
+    """`tables.bin`."""
     tables: np.ndarray
-    """[bytes] uint8, mapped."""
+    """[bytes] uint8, a view of it."""
 
     @property
     def entries(self) -> dict[TableKey, TableEntry]:
@@ -38,6 +41,11 @@ class Base:
         """[rows, row_bytes] uint8, a view."""
         block = self.tables[entry.offset : entry.offset + entry.nbytes]
         return block.reshape(entry.rows, entry.row_bytes)
+
+    def forget(self, entry: TableEntry, start: int, end: int) -> None:
+        """Let the pages of rows go, so that what is compared does not fill this process."""
+        first = (entry.offset + start * entry.row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.mapped.madvise(mmap.MADV_DONTNEED, first, entry.offset + end * entry.row_bytes - first)
 
 
 @contextmanager
@@ -57,11 +65,14 @@ def open_base(archive: Path, keys: Sequence[Path] = ()) -> Iterator[Base]:
             why = "has no index" if found.index is None else "holds no tables"
             message = f"archive: {archive} {why}, so no delta can change it"
             raise ArchiveError(message, hint="build a new version instead")
+        with (folder / TABLES).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         yield Base(
             folder=folder,
             package=found.package,
             index=found.index,
             digest=hashlib.sha256((folder / INDEX).read_bytes()).hexdigest(),
             dense=read_dense(folder / DENSE),
-            tables=np.memmap(folder / TABLES, np.uint8, "r"),
+            mapped=mapped,
+            tables=np.frombuffer(mapped, np.uint8),
         )

@@ -159,6 +159,7 @@ def changed_rows(
                 at = differing(encoded, state.block(entry, start, end))
                 if len(at):
                     yield TableRows(key=entry.key, ids=at + start, rows=encoded[at])
+                state.base.forget(entry, start, end)
                 compared.update(encoded.nbytes)
 
 

@@ -1,5 +1,7 @@
 """Deltas written, checked as a server checks them, and only then put into their folder."""
 
+import fcntl
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from torchrec_handler.archive.delta import (
     Outputs,
     TableRows,
     check_delta,
+    check_new,
     publish_delta,
     read_delta,
     remaps_of,
@@ -155,7 +158,28 @@ def publish(  # noqa: PLR0913
             check_delta(delta, state.base.index, state.base.dense)
             previous = delta.head.digest
             staged.append(path)
+        return put(staged, folder)
+
+
+def put(staged: Sequence[Path], folder: Path) -> list[Path]:
+    """Publish deltas that lie in a folder inside of the one that they are published in.
+
+    One maker at a time, so that none takes another one's place between a look and a rename.
+
+    Returns:
+        Their paths there.
+
+    Raises:
+        DeltaError: there is another of one of their generations; none is published then.
+    """
+    entrance = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(entrance, fcntl.LOCK_EX)
+        for path in staged:
+            check_new(folder / path.name)
         return [publish_delta(path, folder) for path in staged]
+    finally:
+        os.close(entrance)
 
 
 def _part(table: TableRows, start: int, end: int) -> TableRows:

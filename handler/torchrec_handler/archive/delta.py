@@ -55,6 +55,7 @@ __all__ = [
     "Outputs",
     "TableRows",
     "check_delta",
+    "check_new",
     "check_signed",
     "list_deltas",
     "name_of",
@@ -137,7 +138,7 @@ def write_delta(  # noqa: PLR0913  what a delta says of itself
     document = {**asdict(head), "tables": [table.key._asdict() for table in tables]}
     del document["sha256"]  # it lies outside of it, where it is found to be zeroed
     metadata = {"delta": json.dumps(document), "sha256": head.sha256}
-    _check_new(path)
+    check_new(path)
     descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
     os.close(descriptor)
     staged = Path(made)
@@ -166,7 +167,7 @@ def publish_delta(staged: Path, folder: Path) -> Path:
         DeltaError: there is one of this name already, or it cannot be renamed.
     """
     path = folder / staged.name
-    _check_new(path)
+    check_new(path)
     try:
         if signature_of(staged).exists():  # first, as a server may read the delta at once
             _rename(signature_of(staged), signature_of(path))
@@ -176,7 +177,12 @@ def publish_delta(staged: Path, folder: Path) -> Path:
     return path
 
 
-def _check_new(path: Path) -> None:
+def check_new(path: Path) -> None:
+    """See that nothing is in a delta's place.
+
+    Raises:
+        DeltaError: something is.
+    """
     if path.exists():
         refuse(path, "is there already; each generation has one delta", "fork")
 

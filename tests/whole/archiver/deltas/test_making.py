@@ -10,6 +10,9 @@ import torch
 
 from tests.support.archives import good
 from tests.support.command_line import run
+from tests.support.factories.kinds_base import KindFactory
+from tests.support.factories.kinds_base import trained as trained_kind
+from tests.support.factories.kinds_meta import MetaPrunedFactory, MetaQuantizedFactory
 from tests.support.factories.kinds_pooled import ManagedFactory
 from tests.support.factories.ranking import MetaRankingPredictFactory, seeded
 from tests.support.keys import make_keys
@@ -175,6 +178,46 @@ def test_what_cannot_be_served_is_published_by_no_part(training: Trained, tmp_pa
             make(base, tmp_path, weights)
         assert not list(tmp_path.iterdir())
         assert not make(base, tmp_path, training.checkpoints[0]).paths
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int4", "int2"])
+def test_every_data_type_leads_to_what_a_build_is(
+    dtype: str, training: Trained, tmp_path: Path
+) -> None:
+    config, folder = tmp_path / "config.yaml", tmp_path / "updates"
+    config.write_text(f"torchrec: {{tables: {{dtype: {dtype}}}}}\n", encoding="utf-8")
+    folder.mkdir()
+    first, last = training.checkpoints[0], training.checkpoints[-1]
+    archive = build(tmp_path / "first", first, config_file=config)
+    fresh = build(tmp_path / "last", last, config_file=config)
+    with open_base(archive) as base:
+        made = make(base, folder, last)
+    assert_same(replayed(archive, made.paths), replayed(fresh, []))
+
+
+@pytest.mark.parametrize("factory", [MetaQuantizedFactory, MetaPrunedFactory])
+def test_what_factories_do_to_tables_is_done_to_rows(
+    factory: type[KindFactory], tmp_path: Path
+) -> None:
+    """Quantized by the factory; and pruned, where rows that are not kept change nothing."""
+    weights = dict(trained_kind(factory).predict_module.state_dict())
+    folder = tmp_path / "updates"
+    folder.mkdir()
+    changed = {name: value.clone() for name, value in weights.items()}
+    user = next(value for name, value in changed.items() if name.endswith("t_user.weight"))
+    user[3] += 1
+    user[-1] += 1
+    archive, fresh = (
+        build(tmp_path / name, given, factory=factory)
+        for name, given in (("first", weights), ("last", changed))
+    )
+    with open_base(archive) as base:
+        made = make(base, folder, changed)
+        (entry,) = (entry for key, entry in base.entries.items() if key.table == "t_user")
+    kept = [3] if entry.rows < len(user) else [3, len(user) - 1]
+    (table,) = read_delta(made.paths[0]).tables
+    assert table.ids.tolist() == kept
+    assert_same(replayed(archive, made.paths), replayed(fresh, []))
 
 
 def test_a_folder_that_does_not_lead_there_is_refused(copied: Trained, tmp_path: Path) -> None:
