@@ -89,7 +89,7 @@ def test_all_ports_in_use_are_named_with_others(monkeypatch: pytest.MonkeyPatch)
     given = settings.with_ports({}, taken)
     inference, management = taken["--port"], taken["--management-port"]
     free = {one.option: 9000 + number for number, one in enumerate(settings.PORTS)}
-    monkeypatch.setattr(settings, "free_ports", lambda: free)
+    monkeypatch.setattr(settings, "free_ports", lambda _: free)
     with (
         socket.create_server(("127.0.0.1", inference)),
         socket.create_server(("127.0.0.1", management)),
