@@ -28,7 +28,11 @@ NO_CACHE = "__pycache__"
 """A file where Python would make a folder, whose time Triton would take for a changed model."""
 
 DELAY_MICROSECONDS = 100
-"""How long the first of a batch waits for others; they come while the one before is answered."""
+"""How long the first of a batch waits for others; they come while the one before is answered.
+
+No `default_queue_policy` stands beside it: with one, of whatever length, Triton 24.10 lets requests
+wait half a second every now and then (docs/servers.md).
+"""
 
 MODEL_PY = '''\
 """Made by torchrec-archiver triton-repository: what lies in archive/ is answered by its engine."""
@@ -176,9 +180,6 @@ def config(model: Model, versions: Sequence[Model], instances: int | None = None
             raise ServeError(message)
     inputs.append((BODY, "TYPE_STRING", [1]))
     outputs += [(BODY, "TYPE_STRING", [1]), (CONTENT_TYPE, "TYPE_STRING", [1])]
-    policy = [f"max_queue_size: {settings['jobQueueSize']}"]
-    if settings["clientTimeoutInMills"]:
-        policy.append(f"default_timeout_microseconds: {settings['clientTimeoutInMills'] * 1000}")
     count = instances or max(1, settings["minWorkers"])
     lines = [
         "# Made by torchrec-archiver triton-repository from the archive's signature and options.",
@@ -188,7 +189,6 @@ def config(model: Model, versions: Sequence[Model], instances: int | None = None
         f"max_batch_size: {settings['batchSize']}",
         "dynamic_batching {",
         f"  max_queue_delay_microseconds: {DELAY_MICROSECONDS}",
-        f"  default_queue_policy {{ {' '.join(policy)} }}",
         "}",
         f"instance_group [ {{ kind: {KINDS[options.device]} count: {count} }} ]",
         "version_policy { all { } }",

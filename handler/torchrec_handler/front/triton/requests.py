@@ -3,6 +3,8 @@
 Every tensor has a first axis of 1: Triton's batches are of requests, each of any number of rows.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -17,6 +19,10 @@ FORWARD = "forward"
 PARAMETERS = (QUALNAME, CONTENT_TYPE, "content_encoding", "accept")
 """Of a request, those that are read; all are strings."""
 
+NONE = ("", "{}", "null")
+"""What Triton gives of a request without parameters, as most are."""
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
 
 def read(request: Any) -> AnyRequest:
     """What a request holds: tensors, as they are, or a body.
@@ -27,23 +33,23 @@ def read(request: Any) -> AnyRequest:
     Raises:
         InvalidRequest: it holds both, a tensor is not of one request, or a parameter is no string.
     """
-    # Most requests have none, and are told apart here alone.
     text = request.parameters()
-    given = _parameters(text) if text else {}
-    tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-    for name, array in tensors.items():
+    given = NOTHING if text in NONE else _parameters(text)
+    arrays: dict[str, Any] = {}
+    for tensor in request.inputs():
+        array = tensor.as_numpy()
         if array.shape[0] != 1:
             raise InvalidRequest(
-                where=name,
+                where=tensor.name(),
                 received=f"shape {' x '.join(map(str, array.shape))}",
                 expected="1 x …: a first axis of 1, for the request",
             )
-    body = tensors.get(BODY)
+        arrays[tensor.name()] = array[0]
+    body = arrays.get(BODY)
     if body is None:
-        typed = {name: array[0] for name, array in tensors.items()}
-        return TypedRequest(typed, given.get(QUALNAME, FORWARD))
-    if len(tensors) > 1:
-        others = ", ".join(name for name in tensors if name != BODY)
+        return TypedRequest(arrays, given.get(QUALNAME, FORWARD))
+    if len(arrays) > 1:
+        others = ", ".join(name for name in arrays if name != BODY)
         raise InvalidRequest(where=BODY, received=f"it beside {others}", expected="it alone")
     return RawRequest(
         body=body.item(),

@@ -43,7 +43,6 @@ backend: "python"
 max_batch_size: 32
 dynamic_batching {
   max_queue_delay_microseconds: 100
-  default_queue_policy { max_queue_size: 4000 default_timeout_microseconds: 50000 }
 }
 instance_group [ { kind: KIND_CPU count: 2 } ]
 version_policy { all { } }
@@ -66,7 +65,7 @@ output [
   { name: "content_type" data_type: TYPE_STRING dims: [ 1 ] }
 ]
 """.replace("MORE", "allow_ragged_batch: true optional: true")
-SETTINGS = "batchSize: 32\nminWorkers: 2\nclientTimeoutInMills: 50\ntorchrec: {device: cpu}\n"
+SETTINGS = "batchSize: 32\nminWorkers: 2\ntorchrec: {device: cpu}\n"
 
 
 def archive(folder: Path, signature: Signature = SIGNATURE, version: str = "1.0") -> Path:
