@@ -27,8 +27,9 @@ CONFIG = "config.pbtxt"
 NO_CACHE = "__pycache__"
 """A file where Python would make a folder, whose time Triton would take for a changed model."""
 
-DELAY_MICROSECONDS = 100
-"""How long the first of a batch waits for others; they come while the one before is answered.
+DELAY_MICROSECONDS = 500
+"""How long the first of a batch waits for others. Where processors are short, 64 connections get a
+third more answers with it than with 100, as batches are larger.
 
 No `default_queue_policy` stands beside it: with one, of whatever length, Triton 24.10 lets requests
 wait half a second every now and then (docs/servers.md).

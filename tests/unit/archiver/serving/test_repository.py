@@ -42,7 +42,7 @@ name: "shop"
 backend: "python"
 max_batch_size: 32
 dynamic_batching {
-  max_queue_delay_microseconds: 100
+  max_queue_delay_microseconds: 500
 }
 instance_group [ { kind: KIND_CPU count: 2 } ]
 version_policy { all { } }
