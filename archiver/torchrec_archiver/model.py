@@ -41,11 +41,11 @@ from torchrec_handler.archive.format import (
 )
 from torchrec_handler.archive.samples import save_samples
 from torchrec_handler.errors import BuildError
-from torchrec_handler.load.loader import lay_out, load_weights, make, make_ready
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.placing import Placed, Placing
 from torchrec_handler.load.quantize import widen
 from torchrec_handler.load.states import Quantized, Weighted
+from torchrec_handler.load.steps import lay_out, load_weights, make, make_ready
 from torchrec_handler.load.weights import dense_state, table_names
 from torchrec_handler.options import AUTO, Options
 from torchrec_handler.ranks import init_process_group

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.models import Model
 from torchrec_archiver.package import DefaultPackager
-from torchrec_handler.load.loader import lay_out, load_weights, make, make_ready
 from torchrec_handler.load.package import Package, open_package
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.states import Predictor
+from torchrec_handler.load.steps import lay_out, load_weights, make, make_ready
 from torchrec_handler.options import Options
 from torchrec_handler.tables.store import TableStore, layout
 

@@ -12,9 +12,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from tests.support.factories.kinds_base import table
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import lay_out, load_weights, make_ready
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.states import Made, Predictor
+from torchrec_handler.load.steps import lay_out, load_weights, make_ready
 from torchrec_handler.options import Options
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest

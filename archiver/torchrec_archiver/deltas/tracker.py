@@ -26,8 +26,8 @@ from torchrec_archiver.fit import fit
 from torchrec_handler.archive.delta import TableRows, read_delta, remaps_of
 from torchrec_handler.archive.format import TABLES, TableKey
 from torchrec_handler.errors import BuildError, TorchRecServeError
-from torchrec_handler.load.loader import make
 from torchrec_handler.load.package import open_package
+from torchrec_handler.load.steps import make
 
 logger = logging.getLogger(__name__)
 

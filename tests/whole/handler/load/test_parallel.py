@@ -20,14 +20,14 @@ from tests.support.on_ranks import CPU, on_ranks
 from torchrec_handler.load.call import call_method
 from torchrec_handler.load.dense import lower
 from torchrec_handler.load.factory import run_factory
-from torchrec_handler.load.loader import (
+from torchrec_handler.load.states import Made
+from torchrec_handler.load.steps import (
     lay_out,
     load_weights,
     make_follower,
     make_leader,
     make_ready,
 )
-from torchrec_handler.load.states import Made
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import Ranks
 from torchrec_handler.tables.find import find_collections
