@@ -293,8 +293,8 @@ def test_copies_that_nobody_holds_are_removed(tmp_path: Path) -> None:
         os.close(one)
     recent, held_recently = hold_folder(tmp_path, "ranking", OTHER, tmp_path / "recent")
     os.close(held_recently)
-    for one in (first, stranger):
-        os.utime(one, (0, 0))
+    for folder in (first, stranger):
+        os.utime(folder, (0, 0))
     third, last = hold_folder(tmp_path, "ranking", OTHER, tmp_path / "elsewhere")
     assert sorted(tmp_path.iterdir()) == sorted([second, third, stranger, recent])
     for one in (of_stranger, other, last):
