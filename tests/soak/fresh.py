@@ -337,6 +337,7 @@ def updates(folder: Path, *, kills: int = 200, answers: int = 100_000, without: 
         fresh.wait_until_served()
         wrong, is_whole = fresh.judge()
         log = server.log()
+    shutil.rmtree(fresh.live, ignore_errors=True)
     statuses = Counter(str(one.status) for one in fresh.answers)
     good_ones = statuses.pop("200", 0)
     sequences = len({one.sequence for one in fresh.answers})

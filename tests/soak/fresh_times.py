@@ -1,6 +1,7 @@
 """How soon deltas are served, how long workers stand still for them, and what that costs."""
 
 import http.client
+import shutil
 import statistics
 import threading
 import time
@@ -57,6 +58,7 @@ def times(folder: Path, *, deltas: int = 50, rounds: int = 6, seconds: float = 5
                 f"{kind}: {medians['idle']:.1%} of the throughput without updates, with 100,000 "
                 f"rows a second {medians['changing']:.1%} of that"
             )
+    shutil.rmtree(fresh.live, ignore_errors=True)
     return Row(
         what="deltas under load, 2 workers",
         promise=(

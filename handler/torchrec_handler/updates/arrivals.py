@@ -21,6 +21,7 @@ RECENT = 100
 
 Version = tuple[int, int]
 """A file's number and its time."""
+GONE: Version = (0, 0)
 Refuse = Callable[[Path, DeltaError], None]
 
 
@@ -115,8 +116,9 @@ class Arrivals:
             if self._is_first and sequence <= served:
                 self.ignore(path)  # what was served before this worker was
                 continue
-            known = self._done.get(path.name)
-            if known and (sequence <= served - RECENT or known == _version(path)):
+            known, version = self._done.get(path.name), _version(path)
+            is_known = known and (sequence <= served - RECENT or known == version)
+            if is_known or version == GONE:
                 continue
             try:
                 head = read_head(path)
@@ -155,8 +157,8 @@ class Arrivals:
 def _version(path: Path) -> Version:
     try:
         found = path.stat()
-    except OSError:  # gone meanwhile
-        return 0, 0
+    except OSError:
+        return GONE
     return found.st_ino, found.st_mtime_ns
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ REASONS = (
 )
 """Why deltas are refused: `DeltaError.reason`."""
 PAUSES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+TOUCHED_SECONDS = 10.0
 LONGEST_SECONDS = 10.0
 """That workers are waited for until they have dense weights ready."""
 LATER = 1.0
@@ -81,10 +83,15 @@ class Follower:
         self._lock = open_lock(live.folder / ELECTED)
         self.is_elected = False
         self.counts = Counts()
+        self._touched = 0.0
 
     def step(self) -> bool:
         """Do what there is to do; whether the live copy is all that the folder makes it."""
         control = self._control
+        if time.monotonic() > self._touched + TOUCHED_SECONDS:
+            self._touched = time.monotonic()
+            with suppress(FileNotFoundError):
+                os.utime(self.live.folder)  # by which others see that it is not left
         if not self.is_elected:
             if not self._elect():
                 self._prepare(control.preparing or control.served_dense)

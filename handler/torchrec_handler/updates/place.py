@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 from torchrec_handler.errors import OptionError
@@ -10,13 +11,16 @@ from torchrec_handler.updates.live import live_folder, prefix_of
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MEMORY = Path("/proc/meminfo")
+LEFT_SECONDS = 600.0
+"""A copy that nobody has held for so long is not waited for by workers that start again."""
 SHARED = ("tmpfs", "ramfs", "hugetlbfs")
 
 
 def hold_folder(place: Path, model: str, base: str, deltas: Path) -> tuple[Path, int]:
     """Make the folder of a live copy, or share in it; see `live_folder` for what is given.
 
-    Copies of the model that no process holds any more, those of other archives, are removed.
+    Copies of the model that no process has held for `LEFT_SECONDS`, those of other archives, are
+    removed.
 
     Returns:
         The folder, and a file descriptor that holds it while it is open.
@@ -55,7 +59,9 @@ def _remove_if_left(folder: Path) -> None:
     except OSError:  # another user's, no folder, or gone already
         return
     try:
-        if os.fstat(lock).st_uid == os.geteuid():
+        found = os.fstat(lock)
+        is_left = time.time() - found.st_mtime > LEFT_SECONDS
+        if is_left and found.st_uid == os.geteuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:

@@ -291,8 +291,12 @@ def test_copies_that_nobody_holds_are_removed(tmp_path: Path) -> None:
     assert all(folder.exists() for folder in (first, second, stranger))
     for one in (held, held_again):
         os.close(one)
+    recent, held_recently = hold_folder(tmp_path, "ranking", OTHER, tmp_path / "recent")
+    os.close(held_recently)
+    for folder in (first, stranger):
+        os.utime(folder, (0, 0))
     third, last = hold_folder(tmp_path, "ranking", OTHER, tmp_path / "elsewhere")
-    assert sorted(tmp_path.iterdir()) == sorted([second, third, stranger])
+    assert sorted(tmp_path.iterdir()) == sorted([second, third, stranger, recent])
     for one in (of_stranger, other, last):
         os.close(one)
 

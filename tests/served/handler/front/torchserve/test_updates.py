@@ -1,6 +1,7 @@
 """Rows and dense weights that change under load, while the worker that writes them is killed."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from torchrec_archiver.server import TorchServe
 
 @pytest.fixture
 def fresh(server: TorchServe, tmp_path: Path) -> Iterator[Fresh]:
-    yield Fresh(tmp_path, server)
+    made = Fresh(tmp_path, server)
+    yield made
     server.unregister(NAME)
+    shutil.rmtree(made.live)
 
 
 def test_every_answer_is_of_the_generation_that_it_names(fresh: Fresh, server: TorchServe) -> None:
