@@ -273,7 +273,7 @@ def test_progress_is_shown_where_it_is_wanted(
     said = capsys.readouterr().err
     assert "checkpoint: 100%" in said
     assert "tables: 100%" in said
-    build(store, force=True)
+    build(store, force=True, weights=seeded().state_dict())
     assert capsys.readouterr() == ("", "")
 
 
