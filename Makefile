@@ -115,7 +115,7 @@ quick: $(VENV)/dev  ## `check` and `unit` side by side, in a minute
 test: $(VENV)/dev  ## `quick`, then all other tests, a real TorchServe included
 	$(MAKE) --jobs=2 --output-sync check unit EXAMPLES=1000
 	$(PYTEST) --numprocesses=2 tests/whole
-	$(PYTEST) tests/served -m "not ray $(if $(shell command -v wrk),,and not wrk)"
+	$(PYTEST) --numprocesses=2 --dist=loadfile tests/served -m "not ray $(if $(shell command -v wrk),,and not wrk)"
 	$(PYTEST) --numprocesses=2 tests/fuzz
 
 # What depends on the versions of torch, torchrec and fbgemm-gpu: building, loading, one archive served.
