@@ -27,6 +27,7 @@ from examples.online.stream import load
 from examples.online.trainer import Trainer
 from torchrec_archiver import build_archive
 from torchrec_archiver.server import TorchServe
+from torchrec_handler.options import Updates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ class RunOptions:
     output: Path
     seconds: int = 100
     rows_per_second: int = 500
+    place: str = Updates().place
+    """For the live copy of the tables."""
 
 
 @dataclass(kw_only=True)
@@ -115,6 +118,7 @@ def run(options: RunOptions, server: TorchServe | None = None) -> Result:
         text = "minWorkers: 1\nmaxWorkers: 1\n"
         if name == NAMES[ONLINE]:
             text += f"torchrec:\n  updates:\n    folder: {folder.resolve()}\n"
+            text += f"    place: {options.place}\n"
         settings.write_text(text, encoding="utf-8")
         archives[name] = build_archive(
             model_name=name,

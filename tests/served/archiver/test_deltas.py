@@ -22,7 +22,8 @@ def followed(server: TorchServe, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     folder, store, config = tmp_path / "updates", tmp_path / "store", tmp_path / "config.yaml"
     folder.mkdir()
     store.mkdir()
-    config.write_text(f"torchrec:\n  updates:\n    folder: {folder}\n", encoding="utf-8")
+    updates = f"{{folder: {folder}, place: {tmp_path}}}"
+    config.write_text(f"torchrec:\n  updates: {updates}\n", encoding="utf-8")
     archive = good.build(
         store,
         model_name="followed",

@@ -12,7 +12,7 @@ from torchrec_archiver.server import TorchServe
 
 @pytest.mark.filterwarnings("ignore:.broadcast_buffers. is deprecated:FutureWarning")
 def test_the_model_that_is_trained_answers_as_trained(server: TorchServe, tmp_path: Path) -> None:
-    options = run.RunOptions(output=tmp_path, seconds=5, rows_per_second=2500)
+    options = run.RunOptions(output=tmp_path, seconds=5, rows_per_second=2500, place=str(tmp_path))
     try:
         result = run.run(options, server)
     finally:
