@@ -11,7 +11,6 @@ import pytest
 from tests.support.archives import good
 from tests.support.paths import ROOT
 
-
 OWN_WEIGHTS = "INFO: weights: none are given, so those that the factory makes are packed\n"
 
 
