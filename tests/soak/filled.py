@@ -59,11 +59,7 @@ def disk(folder: Path) -> Row:
 
 def builds(folder: Path, *, times: int = 20) -> Row:
     """Kill a build at random moments."""
-    began = time.monotonic()
-    whole = folder / "whole"
-    whole.mkdir()
-    _build(whole).check_returncode()
-    usual = time.monotonic() - began
+    usual = min(_build_seconds(folder / name) for name in ("first", "second"))
     dice = random.Random(3)  # noqa: S311  no secret
     halves, wholes, left = 0, 0, 0
     for number in range(times):
@@ -103,6 +99,13 @@ def builds(folder: Path, *, times: int = 20) -> Row:
         ),
         held=not halves,
     )
+
+
+def _build_seconds(store: Path) -> float:
+    store.mkdir()
+    began = time.monotonic()
+    _build(store).check_returncode()
+    return time.monotonic() - began
 
 
 def _command(store: Path) -> list[str]:
