@@ -111,15 +111,15 @@ def add_startup_timeout(parser: argparse.ArgumentParser) -> None:
     """Give a parser the option that bounds how long an archive's code may take to load."""
     parser.add_argument(
         "--startup-timeout",
-        type=seconds,
+        type=above_zero,
         default=STARTUP_SECONDS,
         metavar="S",
         help=f"seconds in which the model has to be loaded; {STARTUP_SECONDS:g}",
     )
 
 
-def seconds(text: str) -> float:
-    """A time, above 0.
+def above_zero(text: str) -> float:
+    """A number above 0.
 
     Raises:
         argparse.ArgumentTypeError: it is none.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
+
+from torchrec_archiver.serving.picture import LINE, SOFT, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ WIDTH, HEIGHT = 720, 260
 LEFT, TOP, RIGHT, BELOW = 64, 84, 150, 56
 STEP = 0.02
 """Between two lines of AUC."""
-INK, SOFT, LINE = "#1f2933", "#616e7c", "#e4e7eb"
 COLOURS = ("#2f6f9f", "#d9822b")
 
 
@@ -46,20 +46,20 @@ def draw(
                 f"<line x1='{LEFT}' x2='{LEFT + WIDTH}' y1='{y(value):.1f}' y2='{y(value):.1f}' "
                 f"stroke='{LINE}'/>"
             )
-            yield _text(LEFT - 8, y(value) + 4, f"{value:.2f}", at="end", colour=SOFT)
+            yield text(LEFT - 8, y(value) + 4, f"{value:.2f}", at="end", colour=SOFT)
         for part in range(5):
             second = last * part / 4
-            yield _text(x(second), TOP + HEIGHT + 20, f"{second:.0f}", at="middle", colour=SOFT)
+            yield text(x(second), TOP + HEIGHT + 20, f"{second:.0f}", at="middle", colour=SOFT)
 
     parts = [
         "<svg xmlns='http://www.w3.org/2000/svg' font-family='system-ui, sans-serif'",
         f"  viewBox='0 0 {width} {height}' width='{width}' height='{height}'>",
         f"<rect width='{width}' height='{height}' fill='#ffffff'/>",
-        _text(20, 32, title, size=17, weight=600),
-        _text(20, 54, how, colour=SOFT),
-        _text(LEFT - 44, TOP - 12, "AUC", colour=SOFT),
+        text(20, 32, title, size=17, weight=600),
+        text(20, 54, how, colour=SOFT),
+        text(LEFT - 44, TOP - 12, "AUC", colour=SOFT),
         *grid(),
-        _text(LEFT + WIDTH / 2, TOP + HEIGHT + 42, "seconds", at="middle", colour=SOFT),
+        text(LEFT + WIDTH / 2, TOP + HEIGHT + 42, "seconds", at="middle", colour=SOFT),
     ]
     for colour, (name, line) in zip(COLOURS, lines.items(), strict=False):
         points = " ".join(
@@ -68,21 +68,5 @@ def draw(
         parts.append(
             f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='2'/>"
         )
-        parts.append(_text(LEFT + WIDTH + 10, y(line[-1]) + 4, name, colour=colour, weight=600))
+        parts.append(text(LEFT + WIDTH + 10, y(line[-1]) + 4, name, colour=colour, weight=600))
     return "\n".join([*parts, "</svg>", ""])
-
-
-def _text(  # noqa: PLR0913  what a text is
-    x: float,
-    y: float,
-    said: str,
-    *,
-    at: str = "start",
-    size: int = 13,
-    weight: int = 400,
-    colour: str = INK,
-) -> str:
-    return (
-        f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' font-weight='{weight}' "
-        f"fill='{colour}' text-anchor='{at}'>{escape(said)}</text>"
-    )

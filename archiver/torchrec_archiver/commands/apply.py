@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from torchrec_archiver.command_line import add_keys, keys_of, seconds
+from torchrec_archiver.command_line import above_zero, add_keys, keys_of
 
 HELP = "check a delta, publish it, and wait until it is served"
 EXAMPLES = """\
@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--folder", required=True, metavar="FOLDER", help="that the server follows")
     parser.add_argument(
-        "--wait", type=seconds, metavar="SECONDS", help="until it is served; not, if not given"
+        "--wait", type=above_zero, metavar="SECONDS", help="until it is served; not, if not given"
     )
     parser.add_argument(
         "--management-address",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from torchrec_archiver.command_line import seconds
+from torchrec_archiver.command_line import above_zero
 from torchrec_archiver.commands.serve import add_server, number, stoppable
 from torchrec_archiver.near import near_path
 from torchrec_archiver.serving import JSON, PROTOBUF
@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Give a parser this command's options."""
     parser.add_argument("archive", metavar="ARCHIVE", help="a .mar, .tar.gz or folder")
     parser.add_argument(
-        "--seconds", type=seconds, default=10.0, metavar="S", help="of each load; 10"
+        "--seconds", type=above_zero, default=10.0, metavar="S", help="of each load; 10"
     )
     parser.add_argument(
         "--connections",

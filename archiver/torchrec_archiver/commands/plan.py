@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from torchrec_archiver.command_line import above_zero
 from torchrec_archiver.commands.serve import number
 from torchrec_archiver.near import check_there, near_name
 from torchrec_archiver.report.sections import Section, columns, left_out
@@ -84,7 +85,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=number, default=1000, metavar="N", help="of a request; 1000")
     parser.add_argument(
         "--ids-per-feature",
-        type=_mean,
+        type=above_zero,
         default=1.0,
         metavar="X",
         help="of a row, in the mean; 1",
@@ -265,14 +266,3 @@ def _bytes(text: str) -> int:
         message = f"received {text!r}, expected bytes, such as 64G or 64Gi"
         raise argparse.ArgumentTypeError(message)
     return count
-
-
-def _mean(text: str) -> float:
-    try:
-        given = float(text)
-    except ValueError:
-        given = 0.0
-    if not 0 < given < float("inf"):
-        message = f"received {text!r}, expected a number above 0"
-        raise argparse.ArgumentTypeError(message)
-    return given

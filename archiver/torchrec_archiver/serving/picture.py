@@ -37,10 +37,10 @@ def draw(title: str, how: str, figures: Sequence[Figures]) -> str:
         "<svg xmlns='http://www.w3.org/2000/svg' font-family='system-ui, sans-serif'",
         f"  viewBox='0 0 {width} {height}' width='{width}' height='{height}'>",
         f"<rect width='{width}' height='{height}' fill='#ffffff'/>",
-        _text(20, 32, title, size=17, weight=600),
-        _text(20, 54, f"{how}; by connections, each with one request at a time", colour=SOFT),
-        _text(20, TOP - 14, "rows/s", colour=SOFT),
-        _text(20, below - 14, "ms", colour=SOFT),
+        text(20, 32, title, size=17, weight=600),
+        text(20, 54, f"{how}; by connections, each with one request at a time", colour=SOFT),
+        text(20, TOP - 14, "rows/s", colour=SOFT),
+        text(20, below - 14, "ms", colour=SOFT),
         *_legend(LEFT, below - 14),
     ]
     for number, rows in enumerate(sizes):
@@ -48,13 +48,13 @@ def draw(title: str, how: str, figures: Sequence[Figures]) -> str:
         some = [one for one in figures if one.rows == rows]
         most = _round_up(max(one.rows_per_second for one in some))
         heading = "1 row a request" if rows == 1 else f"{rows:,.10g} rows a request"
-        parts.append(_text(left, TOP - 14, heading, weight=600))
+        parts.append(text(left, TOP - 14, heading, weight=600))
         parts += _lines(left, TOP, {most * step / 4: step / 4 for step in range(5)}, ROWS_HEIGHT)
         parts += _bars(left, some, most)
         parts += _lines(left, below, ms, MS_HEIGHT)
         parts += _ranges(left, below, some, ms)
         foot = below + MS_HEIGHT + 36
-        parts.append(_text(left + WIDTH / 2, foot, "connections", colour=SOFT, at="middle"))
+        parts.append(text(left + WIDTH / 2, foot, "connections", colour=SOFT, at="middle"))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -68,11 +68,11 @@ def _bars(left: float, some: Sequence[Figures], most: float) -> Iterator[str]:
             f"width='{breadth:.1f}' height='{tall:.1f}' fill='{P50}'/>"
         )
         said = f"{one.rows_per_second:,.0f}"
-        yield _text(middle, foot - tall - 5, said, at="middle", size=12)
-        yield _text(middle, foot + 17, str(one.connections), at="middle", size=12)
+        yield text(middle, foot - tall - 5, said, at="middle", size=12)
+        yield text(middle, foot + 17, str(one.connections), at="middle", size=12)
         if one.errors:
             said = f"{one.errors:,} errors"
-            yield _text(middle, foot + 33, said, at="middle", size=12, colour=BAD)
+            yield text(middle, foot + 33, said, at="middle", size=12, colour=BAD)
 
 
 def _ranges(
@@ -96,9 +96,9 @@ def _ranges(
         ):
             yield f"<circle cx='{middle:.1f}' cy='{y:.1f}' r='4.5' fill='{colour}'/>"
             said = f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-            yield _text(middle + 9, y + 4 + shift, said, size=12)
+            yield text(middle + 9, y + 4 + shift, said, size=12)
         foot = top + MS_HEIGHT + 17
-        yield _text(middle, foot, str(one.connections), at="middle", size=12)
+        yield text(middle, foot, str(one.connections), at="middle", size=12)
 
 
 def _places(left: float, some: Sequence[Figures]) -> Iterator[tuple[float, Figures]]:
@@ -114,16 +114,16 @@ def _lines(left: float, top: float, scale: Mapping[float, float], height: float)
         y = top + height * (1 - share)
         colour = LINE if share else SOFT
         yield f"<line x1='{left}' x2='{left + WIDTH}' y1='{y:.1f}' y2='{y:.1f}' stroke='{colour}'/>"
-        yield _text(left - 8, y + 4, f"{value:,.10g}", at="end", size=12, colour=SOFT)
+        yield text(left - 8, y + 4, f"{value:,.10g}", at="end", size=12, colour=SOFT)
 
 
 def _legend(x: float, y: float) -> Iterator[str]:
     for offset, colour, name in ((0, P50, "p50"), (56, P99, "p99")):
         yield f"<circle cx='{x + offset + 5}' cy='{y - 4}' r='4.5' fill='{colour}'/>"
-        yield _text(x + offset + 15, y, name, colour=SOFT)
+        yield text(x + offset + 15, y, name, colour=SOFT)
 
 
-def _text(  # noqa: PLR0913  what a text is
+def text(  # noqa: PLR0913  what a text is
     x: float,
     y: float,
     said: str,
@@ -133,6 +133,7 @@ def _text(  # noqa: PLR0913  what a text is
     weight: int = 400,
     colour: str = INK,
 ) -> str:
+    """A line of text: where it begins, ends or has its middle, by `at`."""
     return (
         f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' font-weight='{weight}' "
         f"fill='{colour}' text-anchor='{at}'>{escape(said)}</text>"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ END_SECONDS = 20
 ORPHAN_SECONDS = 2
 
 
-class Session:
+class Session(ABC):
     """A server inside of a `with` block.
 
     It is a session of its own, so that Ctrl-C in a terminal reaches the program that started it and
@@ -101,13 +102,13 @@ class Session:
         return list(_session(self._process.pid))
 
     @property
+    @abstractmethod
     def logs(self) -> Path:
         """Where a user finds what it logs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def said(self) -> str:
         """What it printed itself that tells why it ended: one line."""
-        raise NotImplementedError
 
     def output(self) -> str:
         """What it printed itself."""

@@ -165,7 +165,7 @@ class UnwrittenPredictModule(PredictModule):
 
 
 class UnwrittenFactory(RaisingFactory):
-    """Its forward is left to be written, as where `init` drew it up from a checkpoint alone."""
+    """Its forward is left to be written."""
 
     methods = ("forward",)
 
