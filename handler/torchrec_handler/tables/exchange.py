@@ -1,8 +1,6 @@
 """Lookups on other ranks: one rank asks, the others look up and answer.
 
-A command is a head and, for a lookup, a body; an answer is what went wrong, if anything did, and
-rows of which the leader knows how many they are. So no rank ever waits for one that has refused a
-batch: only the leader reads requests.
+No rank ever waits for one that has refused a batch: only the leader reads requests.
 
 Shapes: B rows, F features, D the sum of widths, N ids.
 """
@@ -12,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +19,20 @@ import torch.distributed as dist
 from torchrec_handler.errors import Unusable
 from torchrec_handler.ranks import Ranks
 from torchrec_handler.tables.compact import kept
+from torchrec_handler.tables.messages import (
+    CALL,
+    HEAD,
+    LENGTH,
+    LOOK_UP,
+    ROW_TYPES,
+    SAID,
+    STOP,
+    Asked,
+    answer_of,
+    packed,
+    rows_of,
+    unpacked,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,42 +40,10 @@ T = TypeVar("T")
 LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D], or of sequences [N, D]."""
 
-IDLE, LOOK_UP, CALL, STOP = range(4)
-HEAD = 9
-"""Numbers of a command: which one, site, ids, offsets, bytes of each, whether there are weights,
-bytes of the rows, their type's place in `ROW_TYPES`, whether rows of empty lists are left out. Of
-a call only which one, and its bytes.
-"""
-ROW_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-SAID = 512
-"""Bytes of an answer before its rows: the length of what went wrong, and that."""
-LENGTH = 8
 GLOO = "gloo/transport/"
 """What is in gloo's messages, whose errors have no type."""
-INTEGERS = {4: torch.int32, 8: torch.int64}
 PATIENCE = 6
 """A follower ends that hears nothing for so many times what the leader waits for an answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What one rank is to look up."""
-
-    rank: int
-    site: int
-    """Which lookup of the model, the same number on every rank."""
-    ids: torch.Tensor
-    """[N] int32 or int64"""
-    offsets: torch.Tensor
-    """[F * B + 1]"""
-    weights: torch.Tensor | None
-    """[N]"""
-    shape: tuple[int, int]
-    """Of the rows."""
-    dtype: torch.dtype
-    """Of the rows, as they travel."""
-    is_compact: bool = False
-    """Whether rows of empty lists are left out."""
 
 
 class Leader:
@@ -111,7 +90,7 @@ class Leader:
                     self._wait(each.rank, work)
             self._heard = time.monotonic()
         answers = zip(asked, waiting, strict=True)
-        return found, [_rows(each, answer) for each, (answer, _) in answers]
+        return found, [rows_of(each, answer) for each, (answer, _) in answers]
 
     def call(self, method: Callable[..., T], qualname: str, *arguments: Any) -> T:
         """Call a method on all ranks at once, which meet in collectives inside of it.
@@ -175,7 +154,7 @@ class Leader:
         rows, width = asked.shape
         size = rows * width * asked.dtype.itemsize
         answer = torch.empty(SAID + size, dtype=torch.uint8)
-        return answer, self._send(asked.rank, [*_packed(asked, size)], answer)
+        return answer, self._send(asked.rank, [*packed(asked, size)], answer)
 
     def _show(self) -> None:
         head = torch.zeros(HEAD, dtype=torch.int64)  # IDLE
@@ -257,7 +236,7 @@ class Follower:
                 return
             if command == CALL:
                 self._take_part(numbers[0])
-            answer = self._look_up(*numbers) if command == LOOK_UP else _answer(0)
+            answer = self._look_up(*numbers) if command == LOOK_UP else answer_of(0)
             self._wait(dist.isend, answer)
 
     def _take_part(self, size: int) -> None:
@@ -290,10 +269,10 @@ class Follower:
         self._wait(dist.irecv, body)
         if self._check is not None:
             self._check()
-        answer = _answer(size)
+        answer = answer_of(size)
         try:
             with torch.inference_mode():
-                lists = _unpacked(body, ids, offsets, each, is_weighted)
+                lists = unpacked(body, ids, offsets, each, is_weighted)
                 found = self._sites[site](*lists)
                 found = kept(found, lists[1]) if is_compact else found
             answer[SAID:] = found.to(ROW_TYPES[dtype]).contiguous().view(-1).view(torch.uint8)
@@ -312,41 +291,3 @@ class Follower:
         except RuntimeError as error:
             message = f"rank {self.ranks.leader}, which leads, is gone: {error}"
             raise Unusable(message) from error
-
-
-def _packed(asked: Asked, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Head and body of a command; the larger of the integers' types is that of both."""
-    ids, offsets, weights = asked.ids, asked.offsets, asked.weights
-    kind = torch.promote_types(ids.dtype, offsets.dtype)
-    numbers = [ids.to(kind), offsets.to(kind), *([] if weights is None else [weights.float()])]
-    is_weighted = int(weights is not None)
-    counts = [ids.numel(), offsets.numel(), kind.itemsize, is_weighted, size]
-    form = [ROW_TYPES.index(asked.dtype), int(asked.is_compact)]
-    head = torch.tensor([LOOK_UP, asked.site, *counts, *form])
-    return head, torch.cat([part.contiguous().view(torch.uint8) for part in numbers])
-
-
-def _unpacked(
-    body: torch.Tensor, ids: int, offsets: int, each: int, is_weighted: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    found, starts, weights = body.tensor_split([ids * each, (ids + offsets) * each])
-    kind = INTEGERS[each]
-    return (
-        found.view(kind),
-        starts.view(kind),
-        weights.view(torch.float32) if is_weighted else None,
-    )
-
-
-def _answer(size: int) -> torch.Tensor:
-    answer = torch.empty(SAID + size, dtype=torch.uint8)
-    answer[:LENGTH] = 0
-    return answer
-
-
-def _rows(asked: Asked, answer: torch.Tensor) -> torch.Tensor:
-    if length := int(answer[:LENGTH].view(torch.int64)):
-        text = answer[LENGTH : LENGTH + length].numpy().tobytes().decode(errors="replace")
-        message = f"rank {asked.rank}: {text}"
-        raise RuntimeError(message)
-    return answer[SAID:].view(asked.dtype).view(asked.shape)

@@ -19,7 +19,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_handler.ranks import Ranks
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.compact import Compact, Compacting
-from torchrec_handler.tables.exchange import Asked, Leader, LookUp
+from torchrec_handler.tables.exchange import Leader, LookUp
+from torchrec_handler.tables.messages import Asked
 
 Lists = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Ids [N], offsets [F * B + 1] and weights [N]."""

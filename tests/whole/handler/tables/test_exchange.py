@@ -10,7 +10,8 @@ import torch
 from tests.support.on_ranks import on_ranks
 from torchrec_handler.errors import Unusable
 from torchrec_handler.ranks import Ranks
-from torchrec_handler.tables.exchange import Asked, Follower, Leader
+from torchrec_handler.tables.exchange import Follower, Leader
+from torchrec_handler.tables.messages import Asked
 
 SECONDS = 1.0
 SITE = 7
