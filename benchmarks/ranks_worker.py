@@ -2,29 +2,31 @@
 
 import json
 import os
-import re
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from benchmarks.criteo import DENSE_FEATURES
-from torchrec_handler.archive.format import TABLES
+from benchmarks.criteo import DENSE_FEATURES, kjt
+from torchrec_handler.archive.format import TABLES, TableEntry
 from torchrec_handler.archive.read import read_index
 from torchrec_handler.load.loader import load, load_follower
 from torchrec_handler.load.process import become_worker
+from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import meet
 
 CPU = torch.device("cpu")
 BATCHES, WARM = 40, 10
-TOUCHED = 300
-"""Batches of 1,000 random ids a table before memory is looked at."""
+PAGE = 4096
+ROWS_AT_ONCE = 10_000
+"""Of each table, when all pages are looked up in."""
 COLLECTION = "_module.sparse_arch.embedding_bag_collection"
 
 
@@ -43,10 +45,17 @@ def main() -> None:
     if ranks and not ranks.is_leader:
         follower = load_follower(Path(folder), options, CPU, ranks)
         follower.run()
-        _say(mapped_gb=_mapped_gb())
         return
     predictor = load(Path(folder), options, CPU, ranks=ranks)
-    tables = [entry.rows for entry in read_index(Path(folder)).tables]
+    _lead(predictor, Path(folder), list(map(int, rows)))
+    if predictor.leader:
+        predictor.leader.stop()
+
+
+def _lead(predictor: Predictor, folder: Path, rows: Sequence[int]) -> None:
+    """Time batches of so many rows, then look at the memory of all ranks."""
+    entries = read_index(folder).tables
+    tables = [entry.rows for entry in entries]
     spent: dict[str, list[float]] = defaultdict(list)
     module = predictor.module
     collection = module.get_submodule(COLLECTION)
@@ -54,7 +63,7 @@ def main() -> None:
     if predictor.leader:
         predictor.leader.look_up = _asking(predictor.leader.look_up, spent)  # type: ignore[method-assign]
     with torch.inference_mode():
-        for count in map(int, rows):
+        for count in rows:
             batches = [_batch(tables, count, seed) for seed in range(WARM + BATCHES)]
             for number, batch in enumerate(batches):
                 if number == WARM:
@@ -64,11 +73,12 @@ def main() -> None:
             _say(rows=count, **dict(_parts(spent)))
             for each in spent.values():
                 each.clear()
-        for seed in range(TOUCHED):
-            module(_batch(tables, 1000, seed))
-    _say(mapped_gb=_mapped_gb())
-    if predictor.leader:
-        predictor.leader.stop()
+        for ids in _of_every_page(entries):
+            collection(kjt(len(tables), ids))
+    # torchrun's own processes are this rank and the others, which wait to be asked.
+    ranks_there = [one for one in psutil.Process(os.getppid()).children() if _rank(one) is not None]
+    for one in sorted(ranks_there, key=lambda one: _rank(one) or 0):
+        _say(rank=_rank(one), tables=_tables_gb(one), process=one.memory_full_info().pss / 1e9)
 
 
 def _parts(spent: dict[str, list[float]]) -> Iterator[tuple[str, float]]:
@@ -114,16 +124,22 @@ def _batch(tables: list[int], rows: int, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _mapped_gb() -> float:
-    """Resident bytes of this process's mapping of the tables."""
-    said = Path("/proc/self/smaps").read_text(encoding="utf-8")
-    blocks = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", said)
-    found = [block for block in blocks if block.partition("\n")[0].endswith(f"/{TABLES}")]
-    return (
-        sum(int(re.findall(r"^Rss: +(\d+)", block, re.MULTILINE)[0]) for block in found)
-        * 1024
-        / 1e9
-    )
+def _of_every_page(entries: Sequence[TableEntry]) -> Iterator[torch.Tensor]:
+    """Ids [F * B] of rows in every page of all tables; small tables are gone through repeatedly."""
+    step = min(PAGE // entry.row_bytes for entry in entries)
+    for start in range(0, max(entry.rows for entry in entries), step * ROWS_AT_ONCE):
+        ids = torch.arange(start, start + step * ROWS_AT_ONCE, step)
+        yield torch.cat([ids % entry.rows for entry in entries]).int()
+
+
+def _rank(process: psutil.Process) -> int | None:
+    found = process.environ().get("RANK")
+    return None if found is None else int(found)
+
+
+def _tables_gb(process: psutil.Process) -> float:
+    """Its share of the mapped tables."""
+    return sum(one.pss for one in process.memory_maps() if one.path.endswith(f"/{TABLES}")) / 1e9
 
 
 def _say(**said: Any) -> None:
