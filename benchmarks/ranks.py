@@ -4,7 +4,7 @@
 runs it on 1, 2 and 4 ranks that torchrun starts on this machine. The parts are the leader's: its
 own lookups, what it then waits for the others and their rows, putting all rows together, and the
 dense part. Memory is looked at once every page of the tables was looked up in, while all ranks are
-there: PSS, in which a page that several processes share counts once.
+there: PSS, in which a page that several processes share counts once. MB are those that travel.
 """
 
 import argparse
@@ -24,6 +24,9 @@ from rich.table import Table
 from benchmarks import ROOT
 from benchmarks.criteo import CRITEO_ROWS
 from benchmarks.scale import build
+from torchrec_archiver.planning import Layout, Request, by_rank, lay_out
+from torchrec_archiver.sizes import of_index
+from torchrec_handler.archive.read import read_index
 
 STORED = ROOT / "build" / "ranks.json"
 
@@ -57,7 +60,7 @@ def main() -> None:
         table.add_row(
             *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each.values())
         )
-    Console(width=160).print(table)
+    Console(width=180).print(table)
 
 
 def _run(archive: Path, ranks: int, dtype: str, rows: Sequence[int]) -> Sequence[Mapping[str, Any]]:
@@ -82,7 +85,19 @@ def _run(archive: Path, ranks: int, dtype: str, rows: Sequence[int]) -> Sequence
         f"{what}, GB of each rank": " ".join(f"{each[what]:.2f}" for each in memory)
         for what in ("tables", "process")
     }
-    return [{**each, **shown} for each in said if "rows" in each]
+    return [
+        {**each, "MB planned": _planned_mb(archive, ranks, dtype, each["rows"]), **shown}
+        for each in said
+        if "rows" in each
+    ]
+
+
+def _planned_mb(archive: Path, ranks: int, dtype: str, rows: int) -> float:
+    """What `torchrec-archiver plan` says of the network."""
+    layout = Layout(nodes=ranks, ranks_per_node=1, type="table_wise", per_table={})
+    parts = lay_out(of_index(read_index(archive).tables, 1), layout)
+    found = by_rank(parts, layout, Request(rows=rows, exchange_dtype=dtype), None)
+    return sum(rank.received + rank.answered for rank in found) / 1e6
 
 
 if __name__ == "__main__":

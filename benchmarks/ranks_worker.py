@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from benchmarks.criteo import DENSE_FEATURES, kjt
+from benchmarks.wire import tcp_bytes
 from torchrec_handler.archive.format import TABLES, TableEntry
 from torchrec_handler.archive.read import read_index
 from torchrec_handler.load.loader import load, load_follower
@@ -69,8 +70,10 @@ def _lead(predictor: Predictor, folder: Path, rows: Sequence[int]) -> None:
                 if number == WARM:
                     for each in spent.values():
                         each.clear()
+                    before = tcp_bytes()
                 _timed(module, spent["whole"])(batch)
-            _say(rows=count, **dict(_parts(spent)))
+            sent = (tcp_bytes() - before) / BATCHES / 1e6
+            _say(rows=count, **dict(_parts(spent)), MB=sent)
             for each in spent.values():
                 each.clear()
         for ids in _of_every_page(entries):

@@ -6,7 +6,7 @@ is read, so that ten terabytes are planned as fast as ten megabytes.
 Letters: B rows of a request, D width of a table, N ids of a table in a request.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torchrec_archiver.sizes import Sizes
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.shard import shard
 from torchrec_handler.options import Sharding, ShardingType
-from torchrec_handler.tables.compact import MOST_KEPT
+from torchrec_handler.tables.compact import LEAST_LISTS, MOST_KEPT
 from torchrec_handler.tables.find import find_collections
 
 DATA_TYPES: Mapping[str, DataType] = {
@@ -101,6 +101,12 @@ class Part:
         ids, share = self.table.pooling_factor, self.rows / self.table.rows
         return self.lists(rows) * (1 - (1 - share) ** ids if ids > 1 else share * ids)
 
+    def distinct(self, rows: int) -> float:
+        """How many ids there are, one of a feature counted once, ids being drawn at random."""
+        features = self.table.features
+        drawn = self.ids(rows) / features
+        return features * self.rows * (1 - (1 - 1 / self.rows) ** drawn)
+
     def seconds(self, rows: int) -> float:
         """How long they are looked up."""
         width, value = self.table.width, SECONDS_PER_VALUE[self.table.dtype]
@@ -172,7 +178,7 @@ def _rank(
     number: int, node: int, parts: Sequence[Part], request: Request, memory: int | None
 ) -> Rank:
     nbytes = sum(part.nbytes for part in parts)
-    sent = parts if number else ()
+    sent = [_travelling(own, request) for own in _together(parts)] if number else []
     return Rank(
         rank=number,
         node=node,
@@ -180,32 +186,41 @@ def _rank(
         nbytes=nbytes,
         missing=max(0, nbytes - memory) if memory is not None else 0,
         lookup_seconds=sum(part.seconds(request.rows) for part in parts),
-        received=round(
-            sum(
-                LENGTH_BYTES * part.lists(request.rows) + ID_BYTES * part.ids(request.rows)
-                for part in sent
-            )
-        ),
-        answered=round(sum(_answers(sent, request))),
+        received=round(sum(received for received, _ in sent)),
+        answered=round(sum(answered for _, answered in sent)),
     )
 
 
-def _answers(parts: Sequence[Part], request: Request) -> Iterator[float]:
-    """Bytes of what one rank looks up at once: tables of a collection that are sharded alike.
-
-    Rows of empty lists do not travel where that is a part of all, and all have one width.
-    """
+def _together(parts: Sequence[Part]) -> Iterable[list[Part]]:
+    """What one rank looks up at once: tables of a collection that are sharded alike."""
     groups: dict[tuple[str, bool], list[Part]] = {}
     for part in parts:
         key = (part.table.key.collection, part.rows == part.table.rows)
         groups.setdefault(key, []).append(part)
-    for own in groups.values():
-        lists = sum(part.lists(request.rows) for part in own)
-        full = sum(part.full(request.rows) for part in own)
-        is_compact = len({part.table.width for part in own}) == 1 and full <= MOST_KEPT * lists
-        for part in own:
-            rows = part.full(request.rows) if is_compact else part.lists(request.rows)
-            yield rows * part.table.width * EXCHANGED_BYTES[request.exchange_dtype]
+    return groups.values()
+
+
+def _travelling(parts: Sequence[Part], request: Request) -> tuple[float, float]:
+    """Bytes to a rank, and from it, of what it looks up at once.
+
+    Where all have one width, and that is a part of all, rows of empty lists do not travel, and of
+    lists of one id no id of a feature does twice, nor its row: see the handler's `Compacting`.
+    """
+    rows = request.rows
+    lists = sum(part.lists(rows) for part in parts)
+    ids = sum(part.ids(rows) for part in parts)
+    value = EXCHANGED_BYTES[request.exchange_dtype]
+    if len({part.table.width for part in parts}) == 1 and lists >= LEAST_LISTS:
+        full = sum(part.full(rows) for part in parts)
+        if all(part.table.pooling_factor <= 1 for part in parts):
+            once = sum(part.distinct(rows) for part in parts)
+            if once <= MOST_KEPT * full:
+                full = ids = once
+        if full <= MOST_KEPT * lists:
+            answered = full * parts[0].table.width * value
+            return LENGTH_BYTES * lists + ID_BYTES * ids, answered
+    answered = sum(part.lists(rows) * part.table.width * value for part in parts)
+    return LENGTH_BYTES * lists + ID_BYTES * sum(part.ids(rows) for part in parts), answered
 
 
 def imbalance(values: Sequence[float]) -> float:

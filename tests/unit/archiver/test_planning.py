@@ -81,16 +81,35 @@ def test_what_ranks_have_to_do() -> None:
 def test_rows_of_empty_lists_do_not_travel_where_they_are_many_and_of_one_width() -> None:
     rare = replace(table("t", 100), pooling_factor=0.5)
     parts = [Part(table=rare, rank=1, rows=100)]
-    request = Request(rows=10, exchange_dtype="float32")
-    assert by_rank(parts, layout(2), request, None)[1].answered == 10 * 64 * 4
+    request = Request(rows=40, exchange_dtype="float32")
+    assert by_rank(parts, layout(2), request, None)[1].answered == 40 * 64 * 4
+    # Of lists that a message is as short of.
+    few = Request(rows=10, exchange_dtype="float32")
+    assert by_rank(parts, layout(2), few, None)[1].answered == 20 * 64 * 4
     # A fourth of the ids of lists of two: seven of sixteen hold one.
     parts = [Part(table=replace(rare, pooling_factor=2), rank=1, rows=25)]
-    assert by_rank(parts, layout(2), request, None)[1].answered == 20 * 64 * 4 * 7 // 16
+    assert by_rank(parts, layout(2), request, None)[1].answered == 80 * 64 * 4 * 7 // 16
     parts = [
         Part(table=rare, rank=1, rows=100),
         Part(table=replace(table("u", 100), pooling_factor=0.5, width=32), rank=1, rows=100),
     ]
-    assert by_rank(parts, layout(2), request, None)[1].answered == 20 * (64 + 32) * 4
+    assert by_rank(parts, layout(2), request, None)[1].answered == 80 * (64 + 32) * 4
+
+
+def test_of_lists_of_one_id_each_id_of_a_feature_travels_once() -> None:
+    """80 draws of ten rows: 40 of either feature, of which 1 - 0.9^40 are met."""
+    request = Request(rows=40, exchange_dtype="float16")
+    small = replace(table("t", 10), pooling_factor=1)
+    (_, rank) = by_rank([Part(table=small, rank=1, rows=10)], layout(2), request, None)
+    met = 2 * 10 * (1 - 0.9**40)
+    assert rank.received == round(4 * 80 + 4 * met)
+    assert rank.answered == round(met * 64 * 2)
+    # Beside a large table with as many lists as to be worth it no more.
+    large = replace(table("u", 10_000), pooling_factor=1, features=10)
+    parts = [Part(table=one, rank=1, rows=one.rows) for one in (small, large)]
+    (_, rank) = by_rank(parts, layout(2), request, None)
+    assert rank.received == 4 * (80 + 400) * 2
+    assert rank.answered == (80 + 400) * 64 * 2
 
 
 def test_float32_is_twice_as_many_bytes_on_the_way() -> None:

@@ -17,9 +17,9 @@ WORDS = """\
 Ranks, and a request of 100 rows
 rank node tables bytes of its memory lookups ids to it float16 from it
 0 0 2 68.7 kB 69% 27 µs 0 B 0 B
-1 0 2 1.4 kB 1% 27 µs 1.6 kB 25.6 kB
+1 0 2 1.4 kB 1% 27 µs 880 B 2.6 kB
 70.0 kB
-ranks look up at once: 27 µs; 27.2 kB over the network; the fullest rank has 1.96 times the mean \
+ranks look up at once: 27 µs; 3.4 kB over the network; the fullest rank has 1.96 times the mean \
 bytes, the slowest 1.00 times the mean time
 
 Tables, the largest first
