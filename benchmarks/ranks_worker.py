@@ -111,8 +111,8 @@ def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
 
 
 def _asking(look_up: Callable[..., Any], spent: dict[str, list[float]]) -> Callable[..., Any]:
-    def timed(asked: Any, own: Any) -> Any:
-        return look_up(asked, _timed(own, spent["own"]))
+    def timed(asked: Any, own: Any, *early: Any) -> Any:
+        return look_up(asked, _timed(own, spent["own"]), *early)
 
     return _timed(timed, spent["asking"])
 

@@ -105,7 +105,8 @@ class Part:
         """How many ids there are, one of a feature counted once, ids being drawn at random."""
         features = self.table.features
         drawn = self.ids(rows) / features
-        return features * self.rows * (1 - (1 - 1 / self.rows) ** drawn)
+        missed: float = (1 - 1 / self.rows) ** drawn
+        return features * self.rows * (1 - missed)
 
     def seconds(self, rows: int) -> float:
         """How long they are looked up."""

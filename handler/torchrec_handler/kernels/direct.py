@@ -22,9 +22,10 @@ from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_handler.kernels.kernel import Forward, Target, not_for
+from torchrec_handler.tables.ahead import Lists, forward_calls
 from torchrec_handler.tables.exchange import Leader
 from torchrec_handler.tables.modules import ShardedBags, ShardedSequences
-from torchrec_handler.tables.spread import Lists, Site, look_up_on_all, spread_of
+from torchrec_handler.tables.spread import Site, ask_ahead, look_up_on_all, spread_of
 
 Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D]."""
@@ -178,18 +179,38 @@ class SpreadPart:
         here = site.parts.get(own)
         self._own = Part(here.get_tbes_to_register()) if here else None
         self._counts = list(accumulate(map(site.count, site.parts)))
+        self._features = [name for rank in site.parts for name in site.features(rank)]
 
     def __call__(
         self, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """Look up, as `Pooled` does."""
         site, here = self._site, self._leader.ranks.own
+        lists = self._by_rank(ids, offsets, weights)
+        found = look_up_on_all(site, self._leader, lists, lambda: self._look_up(lists[here]))
+        if (ahead := forward_calls()) is not None:
+            ahead.features = KeyedJaggedTensor(
+                keys=self._features, values=ids, offsets=offsets, weights=weights
+            )
+            kind = ids.dtype
+            ask_ahead(
+                site.collection,
+                lambda next_: [
+                    self._by_rank(next_.values(), next_.offsets().to(kind), next_.weights_or_none())
+                ],
+            )
+        return torch.cat([found[rank] for rank in site.parts], dim=1)
+
+    def _by_rank(
+        self, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
+    ) -> dict[int, Lists]:
+        here = self._leader.ranks.own
         rows = (offsets.numel() - 1) // self._counts[-1]
         ends = [0, *(rows * count for count in self._counts)]
         first = offsets[ends].tolist()
         lists: dict[int, Lists] = {}
         for rank, (start, end), (low, high) in zip(
-            site.parts, pairwise(ends), pairwise(first), strict=True
+            self._site.parts, pairwise(ends), pairwise(first), strict=True
         ):
             own = rank == here  # whose lookups take all ids
             lists[rank] = (
@@ -197,8 +218,7 @@ class SpreadPart:
                 offsets[start : end + 1] - (0 if own else low),
                 weights if own or weights is None else weights[low:high],
             )
-        found = look_up_on_all(site, self._leader, lists, lambda: self._look_up(lists[here]))
-        return torch.cat([found[rank] for rank in site.parts], dim=1)
+        return lists
 
     def _look_up(self, lists: Lists) -> torch.Tensor:
         assert self._own is not None  # noqa: S101  called where there are tables

@@ -1,8 +1,9 @@
 """The steps of serving, in order: bytes in, bytes out. Knows nothing of the server around it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain, pairwise
 from typing import Any
 
 from torchrec_handler.errors import RequestError
@@ -20,10 +21,14 @@ from torchrec_handler.serve.reading import NO_REPLY, Part, Reading
 from torchrec_handler.serve.request import AnyRequest, Response, ValidRequest
 from torchrec_handler.serve.split import Answer, Splitter, answer
 from torchrec_handler.serve.users import combine_users, find_shared
+from torchrec_handler.tables.ahead import Ahead
 from torchrec_handler.tables.once import look_up_once
 from torchrec_handler.updates.served import Served
 
 logger = logging.getLogger(__name__)
+
+ForwardCall = Sequence[tuple[int, ValidRequest]]
+"""Positions of requests, and the requests or pieces of them."""
 
 
 class Engine:
@@ -53,6 +58,7 @@ class Engine:
         cut_by_rows = [name for name, splitter in self._splitters.items() if splitter.cuts_rows]
         self._reading = Reading(self._codecs, predictor.signature, options, methods, cut_by_rows)
         self._limits = options.limits
+        self._ahead = Ahead()
         self._looks_up_once = options.kernels.allow(ONCE)
         on_host = predictor.tables is not None and predictor.device.type == "cpu"
         self._file = predictor.tables.file if on_host and predictor.tables and not updates else None
@@ -162,9 +168,11 @@ class Engine:
             self._stages.done("split", alone, [request.rows for request in requests])
             return alone
         pieces: list[list[tuple[ValidRequest, HostResult | RequestError]]] = [[] for _ in requests]
-        for forward_call in cut(requests, self._limits.rows_per_forward):
-            for position, piece, outcome in self._forward(qualname, forward_call):
-                pieces[position].append((piece, outcome))
+        with self._ahead.batch():
+            for forward_call, following in _with_next(cut(requests, self._limits.rows_per_forward)):
+                self._begin(following)
+                for position, piece, outcome in self._forward(qualname, forward_call):
+                    pieces[position].append((piece, outcome))
         answers: list[Answer | RequestError] = []
         for request, parts in zip(requests, pieces, strict=True):
             if request.requests == 1:
@@ -174,11 +182,20 @@ class Engine:
         self._stages.called("split")
         return answers
 
+    def _begin(self, following: ForwardCall | None) -> None:
+        """Let other ranks, where there are any, know of the forward call after this one."""
+        predictor = self._predictor
+        if predictor.leader and following:
+            given = ([piece for _, piece in following], predictor.batching, predictor.device)
+            self._ahead.begin(lambda: combine(*given).inputs)
+        else:
+            self._ahead.begin(None)
+
     def _alone(self, qualname: str, request: ValidRequest) -> Answer:
         return answer(self._call(qualname, [request]), self._predictor.result_metadata)
 
     def _forward(
-        self, qualname: str, forward_call: Sequence[tuple[int, ValidRequest]]
+        self, qualname: str, forward_call: ForwardCall
     ) -> list[tuple[int, ValidRequest, HostResult | RequestError]]:
         """One forward call; where it raises, halves of it, until the request at fault is alone."""
         results = attempt(qualname, self._run, qualname, [piece for _, piece in forward_call])
@@ -207,6 +224,7 @@ class Engine:
         batch = combine(requests, predictor.batching, predictor.device)
         rows = sum(batch.rows)
         self._stages.called("batch", _count(requests), rows)
+        self._ahead.given = batch.inputs
         with look_up_once(batch.shared if self._looks_up_once else ()):
             result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
         self._stages.called("predict", _count(requests), rows)
@@ -267,6 +285,12 @@ class Engine:
                     )
         self._stages.done("write", responses, rows)
         return responses
+
+
+def _with_next(calls: Iterable[ForwardCall]) -> Iterator[tuple[ForwardCall, ForwardCall | None]]:
+    """Each with the one after it; None behind the last."""
+    ends: list[ForwardCall | None] = [None]
+    return pairwise(chain(calls, ends))  # type: ignore[arg-type]  # None is the last one's alone
 
 
 def _count(requests: Sequence[ValidRequest]) -> int:

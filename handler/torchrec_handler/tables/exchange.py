@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LookUp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D], or of sequences [N, D]."""
+Wait = Callable[[], list[torch.Tensor]]
+"""Waits for the rows of each that was asked."""
 
 GLOO = "gloo/transport/"
 """What is in gloo's messages, whose errors have no type."""
@@ -66,12 +68,15 @@ class Leader:
         self._pulse = threading.Thread(target=self._beat, args=(seconds / 2,), daemon=True)
         self._pulse.start()
 
-    def look_up(self, asked: Sequence[Asked], own: Callable[[], T]) -> tuple[T, list[torch.Tensor]]:
+    def look_up(
+        self, asked: Sequence[Asked], own: Callable[[], T], early: Wait | None = None
+    ) -> tuple[T, list[torch.Tensor]]:
         """Look up on other ranks, and meanwhile here.
 
         Args:
             asked: at most one of each rank.
             own: what to do meanwhile.
+            early: what `ask` gave for the same; None where nobody was asked yet.
 
         Returns:
             What `own` gives, and rows for each that was asked.
@@ -80,17 +85,39 @@ class Leader:
             Unusable: a rank is gone, or did not answer in time; so is every later call.
             RuntimeError: a lookup raised on its rank, as it would have here.
         """
+        wait = early or self.ask(asked)
+        try:
+            found = own()
+        finally:
+            rows = wait()
+        return found, rows
+
+    def ask(self, asked: Sequence[Asked]) -> Wait:
+        """Ask other ranks, and go on.
+
+        Args:
+            asked: at most one of each rank.
+
+        Returns:
+            What waits for their rows, to be called once; it raises what `look_up` does.
+
+        Raises:
+            Unusable: a rank is gone.
+        """
         with self._lock:
             self.check()
             waiting = [self._ask(each) for each in asked]
-            try:
-                found = own()
-            finally:
+
+        def wait() -> list[torch.Tensor]:
+            with self._lock:
+                self.check()
                 for each, (_, work) in zip(asked, waiting, strict=True):
                     self._wait(each.rank, work)
-            self._heard = time.monotonic()
-        answers = zip(asked, waiting, strict=True)
-        return found, [rows_of(each, answer) for each, (answer, _) in answers]
+                self._heard = time.monotonic()
+            answers = zip(asked, waiting, strict=True)
+            return [rows_of(each, answer) for each, (answer, _) in answers]
+
+        return wait
 
     def call(self, method: Callable[..., T], qualname: str, *arguments: Any) -> T:
         """Call a method on all ranks at once, which meet in collectives inside of it.

@@ -36,6 +36,7 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from torchrec_handler.tables.ahead import forward_calls
 from torchrec_handler.tables.once import find_shared
 from torchrec_handler.tables.variable_batch import (
     is_variable,
@@ -60,12 +61,20 @@ class _Stateless:
     """Tables are no part of its state_dict: `tables` gives the lookups their rows."""
 
     _has_dists = False
+    create_context: Any
+    """TorchRec's, mixed in."""
 
     def _initialize_torch_state(self, **_: Any) -> None:
         """Leave out what TorchRec registers, which fails on tables without scales."""
 
     def input_dist(self, *args: Any) -> Any:
         """Bring features to their shards; how is made at the first call."""
+        if (ahead := forward_calls()) is not None:
+            ahead.features = args[1]
+            # This very module's: a kernel has copies, of which each has dists of its own.
+            ahead.distribute = lambda features: _Stateless.input_dist(
+                self, self.create_context(), features
+            )
         if self._has_dists:
             return super().input_dist(*args)  # type: ignore[misc]  # mixed in
         with compute_device_everywhere():

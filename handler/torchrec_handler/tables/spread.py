@@ -7,6 +7,7 @@ its own when it is asked. All that is around the lookups, the leader does as Tor
 Shapes: B rows, F features, D the sum of widths, N ids.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,14 +17,15 @@ import torch
 from torchrec.distributed.embedding_lookup import InferGroupedPooledEmbeddingsLookup
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from torchrec_handler.errors import Unusable
 from torchrec_handler.ranks import Ranks
+from torchrec_handler.tables.ahead import Early, Lists, forward_calls
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.compact import Compact, Compacting
 from torchrec_handler.tables.exchange import Leader, LookUp
 from torchrec_handler.tables.messages import Asked
 
-Lists = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-"""Ids [N], offsets [F * B + 1] and weights [N]."""
+logger = logging.getLogger(__name__)
 
 SPREAD = "torchrec_handler_spread"
 """What a collection has whose lookups are on several ranks: its `Spread`."""
@@ -135,13 +137,60 @@ def _forward(site: Site, leader: Leader, given: Any) -> list[torch.Tensor]:
     """What TorchRec's module of all ranks gives: of each what it found."""
     features: Sequence[KeyedJaggedTensor] = given.features
     own = leader.ranks.own
-    lists = {
+    found = look_up_on_all(
+        site, leader, _lists(site, features), lambda: site.parts[own].forward(features[own])
+    )
+    spread = spread_of(site.collection)
+    if spread and site.number == spread.sites[-1].number:
+        ask_ahead(site.collection, partial(_distributed, spread))
+    every: Sequence[int] = [*site.parts] if site.is_pooled else range(len(features))
+    return [found[rank] if rank in found else torch.empty(0) for rank in every]
+
+
+def _lists(site: Site, features: Sequence[KeyedJaggedTensor]) -> dict[int, Lists]:
+    """Rank -> what is looked up there."""
+    return {
         rank: (features[rank].values(), features[rank].offsets(), features[rank].weights_or_none())
         for rank in site.parts
     }
-    found = look_up_on_all(site, leader, lists, lambda: site.parts[own].forward(features[own]))
-    every: Sequence[int] = [*site.parts] if site.is_pooled else range(len(features))
-    return [found[rank] if rank in found else torch.empty(0) for rank in every]
+
+
+def _distributed(spread: Spread, features: KeyedJaggedTensor) -> list[dict[int, Lists]]:
+    """What each rank looks up of features, site by site, as TorchRec brings them there."""
+    ahead = forward_calls()
+    given = ahead.distribute(features) if ahead and ahead.distribute else ()
+    return [_lists(site, part.features) for site, part in zip(spread.sites, given, strict=True)]
+
+
+def ask_ahead(
+    collection: Any, by_rank: Callable[[KeyedJaggedTensor], Sequence[Mapping[int, Lists]]]
+) -> None:
+    """Ask other ranks for what the next forward call is likely to look up in a collection.
+
+    Args:
+        collection: that was looked up.
+        by_rank: gives what each rank looks up of features, site by site.
+
+    Raises:
+        Unusable: a rank is gone.
+    """
+    ahead, spread = forward_calls(), spread_of(collection)
+    if ahead is None or spread is None or any(ahead.keeps(site.number) for site in spread.sites):
+        return
+    own = spread.leader.ranks.own
+    try:
+        features = ahead.next_features()
+        if features is None:
+            return
+        for site, lists in zip(spread.sites, by_rank(features), strict=True):
+            others = {rank: each for rank, each in lists.items() if rank != own}
+            asked = _all_asked(site, others)
+            wait = spread.leader.ask([each for each, _ in asked])
+            ahead.keep(site.number, Early(lists=others, asked=asked, wait=wait))
+    except Unusable:
+        raise
+    except Exception:  # what is wrong with the next call, it meets by itself
+        logger.debug("the next forward call's lookups were not asked for", exc_info=True)
 
 
 def look_up_on_all(
@@ -159,15 +208,24 @@ def look_up_on_all(
         Rank -> [B, D], or of sequences [N, D].
     """
     here = leader.ranks.own
-    asked = [_asked(site, rank, *each) for rank, each in lists.items() if rank != here]
+    others = {rank: each for rank, each in lists.items() if rank != here}
+    ahead = forward_calls()
+    early = ahead.take(site.number, others) if ahead else None
+    asked = early.asked if early else _all_asked(site, others)
     mine, theirs = leader.look_up(
-        [each for each, _ in asked], own if here in lists else lambda: None
+        [each for each, _ in asked],
+        own if here in lists else lambda: None,
+        early.wait if early else None,
     )
     found = {
         each.rank: _rows(site, each.rank, rows, compact)
         for (each, compact), rows in zip(asked, theirs, strict=True)
     }
     return found if mine is None else {**found, here: mine}
+
+
+def _all_asked(site: Site, lists: Mapping[int, Lists]) -> list[tuple[Asked, Compact | None]]:
+    return [_asked(site, rank, *each) for rank, each in lists.items()]
 
 
 def _asked(

@@ -61,7 +61,7 @@ def travelled(
             continue
         predictor = load(archive, options, CPU, ranks=ranks)
         assert predictor.leader
-        features = predictor.signature.inputs[-1].ids_below
+        features = [below or 0 for below in predictor.signature.inputs[-1].ids_below]
         batches = [random_batch(features, ids, seed) for seed in range(TIMES)]
         before = tcp_bytes()
         for batch in batches:

@@ -41,7 +41,7 @@ def look_up(ids: torch.Tensor, offsets: torch.Tensor, weights: Any) -> torch.Ten
 
 
 def answered(ranks: Ranks) -> Any:
-    """Two good lookups around one that raises."""
+    """Good lookups around one that raises, the last of them behind one that was asked before."""
     if not ranks.is_leader:
         Follower(ranks, {SITE: look_up}, SECONDS).run()
         return "stopped"
@@ -52,19 +52,23 @@ def answered(ranks: Ranks) -> Any:
         leader.look_up([bad], lambda: None)
     except RuntimeError as error:
         said.append(str(error))
+    early = leader.ask([asked()])
     time.sleep(2.5 * SECONDS)  # in which the leader shows that it is there
-    said.append(leader.look_up([asked()], lambda: "again"))
+    other = Asked(**{**vars(asked()), "ids": torch.tensor([1, 1, 1], dtype=torch.int32)})
+    said.append(leader.look_up([other], lambda: "again"))
+    said.append(early())
     leader.stop()
     return said
 
 
 def test_a_lookup_that_raises_fails_alone() -> None:
-    (first, raised, later), follower = on_ranks(2, answered)
+    (first, raised, later, early), follower = on_ranks(2, answered)
     assert first[0] == "own"
     assert first[1][0].tolist() == [[22.5, 5.0], [7.0, 1.0]]
     assert raised == "rank 1: ValueError: id -3"
     assert later[0] == "again"
-    assert torch.equal(later[1][0], first[1][0])
+    assert later[1][0].tolist() == [[3.5, 5.0], [1.0, 1.0]]
+    assert torch.equal(early[0], first[1][0])
     assert follower == "stopped"
 
 
