@@ -7,6 +7,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from torchrec_handler.load.process import become_worker
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
 from torchrec_handler.ranks import meet
+from torchrec_handler.serve.engine import Engine
+from torchrec_handler.serve.request import TypedRequest
 
 CPU = torch.device("cpu")
 BATCHES, WARM = 40, 10
 PAGE = 4096
 ROWS_AT_ONCE = 10_000
 """Of each table, when all pages are looked up in."""
+PIECE, CALLS = 1000, 4
+"""Rows of a forward call, and calls of a batch, when calls follow one another."""
 COLLECTION = "_module.sparse_arch.embedding_bag_collection"
 
 
@@ -50,6 +55,7 @@ def main() -> None:
     predictor = load(Path(folder), options, CPU, ranks=ranks)
     _lead(predictor, Path(folder), list(map(int, rows)))
     if predictor.leader:
+        _say(**_ahead(predictor, options, Path(folder)))
         predictor.leader.stop()
 
 
@@ -82,6 +88,31 @@ def _lead(predictor: Predictor, folder: Path, rows: Sequence[int]) -> None:
     ranks_there = [one for one in psutil.Process(os.getppid()).children() if _rank(one) is not None]
     for one in sorted(ranks_there, key=lambda one: _rank(one) or 0):
         _say(rank=_rank(one), tables=_tables_gb(one), process=one.memory_full_info().pss / 1e9)
+
+
+def _ahead(predictor: Predictor, options: Options, folder: Path) -> dict[str, float]:
+    """A batch of several forward calls, by turns with the next one's lookups asked for and not."""
+    tables = [entry.rows for entry in read_index(folder).tables]
+    limits = options.limits.model_copy(update={"rows_per_forward": PIECE})
+    options = options.model_copy(update={"limits": limits})
+    ways = {
+        "ahead": Engine("ranks", predictor, options),
+        "not ahead": Engine("ranks", replace(predictor, leader=None), options),
+    }
+    spent: dict[str, list[float]] = defaultdict(list)
+    for number in range(WARM + BATCHES):
+        batch = _batch(tables, CALLS * PIECE, number)
+        request = TypedRequest(arrays={name: value.numpy() for name, value in batch.items()})
+        for way in sorted(ways, reverse=number % 2 == 1):
+            (answer,) = _timed(ways[way].predict, spent[way])([request])
+            if isinstance(answer, Exception):
+                raise answer
+    ahead, without = (spent[way][WARM:] for way in ("ahead", "not ahead"))
+    return {
+        "ms, lookups asked for ahead": _median(ahead),
+        "ms, not ahead": _median(without),
+        "times as fast": statistics.median(a / b for a, b in zip(without, ahead, strict=True)),
+    }
 
 
 def _parts(spent: dict[str, list[float]]) -> Iterator[tuple[str, float]]:
