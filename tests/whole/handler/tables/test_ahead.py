@@ -2,15 +2,18 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.kinds import CPU, KINDS, build, random_request
 from tests.support.on_ranks import on_ranks
 from torchrec_handler.archive.read import read_index
+from torchrec_handler.errors import Unusable
 from torchrec_handler.load.loader import load, load_follower
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options
@@ -18,7 +21,8 @@ from torchrec_handler.ranks import Ranks
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.request import RawRequest, Response
 from torchrec_handler.tables import ahead
-from torchrec_handler.tables.exchange import Leader
+from torchrec_handler.tables.exchange import Follower, Leader
+from torchrec_handler.tables.messages import Asked
 
 ROWS, PIECE = 50, 16
 CALLS = 4
@@ -164,3 +168,45 @@ def test_guesses_that_prove_wrong_are_dropped_and_given_up(archives: Mapping[str
     found, alone, asked, taken = result
     assert found == alone
     assert (asked, taken) == (ahead.MOST_DROPPED, 0)
+
+
+def left(ranks: Ranks, how: str) -> str | None:
+    """What a batch ends with that leaves a lookup which raises on its rank, or ends it."""
+    seconds = 1.0
+    if not ranks.is_leader:
+
+        def fail(*_: Any) -> torch.Tensor:
+            if how == "dies":
+                os._exit(9)
+            raise ValueError(how)
+
+        Follower(ranks, {0: fail}, seconds).run()
+        return None
+    leader = Leader(ranks, seconds)
+    lists = (torch.tensor([1]), torch.tensor([0, 1]), None)
+    asked = Asked(
+        rank=1,
+        site=0,
+        ids=lists[0],
+        offsets=lists[1],
+        weights=None,
+        shape=(1, 2),
+        dtype=torch.float32,
+    )
+    calls = ahead.Ahead()
+    try:
+        with calls.batch():
+            early = ahead.Early(lists={1: lists}, asked=[asked], wait=leader.ask([asked]))
+            calls.keep(0, early)
+    except Unusable as error:
+        return str(error)
+    leader.stop()
+    return "well"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("raises", "well"), ("dies", "rank 1 of 2 is gone, or does not answer: ")]
+)
+def test_what_nobody_took_fails_nothing_but_where_its_rank_is_gone(how: str, said: str) -> None:
+    found, _ = on_ranks(2, left, how)
+    assert found.startswith(said)
