@@ -75,7 +75,7 @@ class TritonPythonModel:
             _end(error)
         for at, refusal in refused.items():
             outcomes.insert(at, refusal)
-        return list(map(self._answers.write, outcomes))
+        return list(map(self._answers.write, outcomes, requests))
 
     def finalize(self) -> None:
         """Triton unloads the model."""
