@@ -18,7 +18,14 @@ from torchrec_handler.archive.format import (
     InputSignature,
     Signature,
 )
-from torchrec_handler.archive.repository import ARCHIVE, BODY, CONTENT_TYPE, ENDED, MODEL_FILE
+from torchrec_handler.archive.repository import (
+    ARCHIVE,
+    BODY,
+    CONTENT_TYPE,
+    ENDED,
+    MODEL_FILE,
+    version_parameter,
+)
 from torchrec_handler.errors import ServeError
 from torchrec_handler.options import Options, read_options
 
@@ -198,7 +205,7 @@ def config(model: Model, versions: Sequence[Model], instances: int | None = None
         "version_policy { all { } }",
         _parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "yes"),
         *(
-            _parameter(f"version {number}", str(one))
+            _parameter(version_parameter(number), str(one))
             for number, one in enumerate(versions, start=1)
         ),
         *_tensors("input", inputs, " allow_ragged_batch: true optional: true"),

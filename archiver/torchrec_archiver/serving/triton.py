@@ -148,7 +148,7 @@ class Triton(Session):
         """Why a model was not loaded, in its own words, or why it ended."""
         output = self.output()
         if found := FAULT.search(output):
-            return next(filter(None, found.groups()))
+            return str(next(filter(None, found.groups())))
         told = (line for line in reversed(output.splitlines()) if not FRAME.match(line))
         return next(told, "it was killed, or printed no reason")
 

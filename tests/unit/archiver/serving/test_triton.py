@@ -30,7 +30,7 @@ STACK = """
         ),
         (
             (
-                "E1129 model_lifecycle.cc:642] \"failed to load 'shop' version 1: Internal: LoadError: "
+                "E1129 lifecycle.cc:642] \"failed to load 'shop' version 1: Internal: LoadError: "
                 'no\\n\\nAt:\\n"\nerror: creating server: Internal - failed to load all models\n'
             ),
             "creating server: Internal - failed to load all models",

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from tests.support.triton_served import serving
 from torchrec_archiver.serving import triton
 from torchrec_archiver.serving.running import Running
 from torchrec_handler.errors import ServeError
+from torchrec_handler.front.series import METRICS
 
 ROW: Arrays = {
     "float_features": np.array([[0.1, 0.9, 0.2]], np.float32),
@@ -250,8 +252,46 @@ def test_bad_requests_among_64_clients_fail_alone(client: TritonClient, running:
         list(pool.map(ask, range(64)))
 
 
+def test_metrics_are_those_of_every_server(client: TritonClient, running: Running) -> None:
+    """Beside Triton's own; starting it has asked once."""
+    bad = {**CANDIDATES, "candidates.values": np.array([1, 2, 40, 4, 5, 39], np.int32)}
+    for arrays in (CANDIDATES, CANDIDATES, bad):
+        client.binary("candidates", arrays)
+    expected = {
+        series("requests_total"): 4,
+        series("rows_total"): 5,
+        series("errors_total", Type="InvalidRequest"): 1,
+        series("errors_total", Type="PredictError"): 0,
+        series("out_of_range_ids_total", Feature="genre"): 1,
+        series("stage_seconds_count", Stage="read"): 4,
+        series("batch_rows_bucket", le="1"): 1,
+        series("batch_rows_bucket", le="+Inf"): 3,
+    }
+    end = time.monotonic() + 30
+    while {name: told(running)[name] for name in expected} != expected:
+        assert time.monotonic() < end, {name: told(running)[name] for name in expected}
+        time.sleep(0.2)
+    found = {name.partition("{")[0] for name in told(running) if name.startswith("torchrec_")}
+    assert found == set(METRICS)
+
+
+def series(name: str, **more: str) -> str:
+    """As Triton writes it, which sorts labels by their names."""
+    labels = {"ModelName": "candidates", "ModelVersion": "1.0", **more}
+    told = ",".join(f'{label}="{labels[label]}"' for label in sorted(labels))
+    return f"torchrec_{name}{{{told}}}"
+
+
+def told(running: Running) -> dict[str, float]:
+    """Series -> value."""
+    content = httpx.get(f"http://127.0.0.1:{running.ports['metrics']}/metrics").text
+    lines = [line.rpartition(" ") for line in content.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
 def test_an_instance_that_was_killed_comes_back(client: TritonClient, running: Running) -> None:
     before = client.json("candidates", CANDIDATES).outputs["scores"].tolist()
+    asked = told(running)[series("requests_total")]
     (stub,) = instances(running, "candidates")
     os.kill(stub.pid, signal.SIGKILL)
     end = time.monotonic() + 100
@@ -262,6 +302,7 @@ def test_an_instance_that_was_killed_comes_back(client: TritonClient, running: R
     assert answer.outputs["scores"].tolist() == before
     (again,) = instances(running, "candidates")
     assert again.pid != stub.pid
+    assert told(running)[series("requests_total")] >= asked
     assert not client.json("fuzzed", ROW).error
 
 
