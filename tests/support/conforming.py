@@ -30,7 +30,7 @@ from tests.support.kinds import KINDS
 from torchrec_archiver import build_archive
 
 CPU = torch.device("cpu")
-OPTIONS = {"minWorkers": 1, "maxWorkers": 1, "torchrec": {"tables": {"dtype": "float32"}}}
+FLOAT32: Mapping[str, Any] = {"tables": {"dtype": "float32"}}
 
 COMMON: Mapping[str, Any] = {
     "several": simple.Several,
@@ -61,12 +61,24 @@ OTHERS: Mapping[str, Any] = {
 }
 
 
-def build(factory: Any, folder: Path, name: str) -> Path:
-    """An archive that is served in place, its tables as they are."""
-    given: dict[str, Any] = {}
-    if issubclass(factory, simple.EveryInput):
+def build(
+    factory: Any, folder: Path, name: str, options: Mapping[str, Any] = FLOAT32, **given: Any
+) -> Path:
+    """An archive that is served in place by one worker, its tables as they are."""
+    if isinstance(factory, type) and issubclass(factory, simple.EveryInput):
         given["weights"] = simple.seeded().state_dict()
-    return _build(factory, folder, name, **given)
+    settings = {"minWorkers": 1, "maxWorkers": 1, "torchrec": dict(options)}
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return build_archive(
+        model_name=name,
+        version="1.0",
+        factory=factory,
+        export_path=folder,
+        archive_format="no-archive",
+        config_file=config,
+        **given,
+    )
 
 
 def build_example(name: str, dataset: Dataset, folder: Path) -> Path:
@@ -82,18 +94,4 @@ def build_example(name: str, dataset: Dataset, folder: Path) -> Path:
         model = NextMovie(config, CPU)
         factory = "examples.sequence.factory:NextMoviePredictFactory"
     given = {"configs": {"config.pkl": config}, "weights": model.state_dict()}
-    return _build(factory, folder, name, **given)
-
-
-def _build(factory: Any, folder: Path, name: str, **given: Any) -> Path:
-    config = folder / f"{name}.yaml"
-    config.write_text(yaml.safe_dump(OPTIONS), encoding="utf-8")
-    return build_archive(
-        model_name=name,
-        version="1.0",
-        factory=factory,
-        export_path=folder,
-        archive_format="no-archive",
-        config_file=config,
-        **given,
-    )
+    return build(factory, folder, name, **given)

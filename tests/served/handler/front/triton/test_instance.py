@@ -17,12 +17,14 @@ import pytest
 from tests.support.conforming import build
 from tests.support.factories.fuzzed import EMBEDDED, WIDTH, FuzzedPredictFactory
 from tests.support.factories.outputs import CandidatesFactory
+from tests.support.line import Line, drawn
 from tests.support.triton_client import WAYS, Arrays, TritonClient
 from tests.support.triton_served import serving
 from torchrec_archiver.serving import triton
 from torchrec_archiver.serving.running import Running
+from torchrec_handler.archive.format import INDEX, Index, sha256
 from torchrec_handler.errors import ServeError
-from torchrec_handler.front.series import METRICS
+from torchrec_handler.front.series import GAUGES, METRICS, UPDATES
 
 ROW: Arrays = {
     "float_features": np.array([[0.1, 0.9, 0.2]], np.float32),
@@ -121,10 +123,18 @@ BAD: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], str]] = {
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def deltas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("deltas")
+
+
+@pytest.fixture(scope="module")
+def archives(deltas: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     store = tmp_path_factory.mktemp("store")
-    kinds = {"fuzzed": FuzzedPredictFactory, "candidates": CandidatesFactory}
-    return [build(kind, store, name) for name, kind in kinds.items()]
+    return [
+        build(FuzzedPredictFactory, store, "fuzzed"),
+        build(CandidatesFactory, store, "candidates"),
+        build(CandidatesFactory, store, "changing", {"updates": {"folder": str(deltas)}}),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +281,27 @@ def test_metrics_are_those_of_every_server(client: TritonClient, running: Runnin
     while {name: told(running)[name] for name in expected} != expected:
         assert time.monotonic() < end, {name: told(running)[name] for name in expected}
         time.sleep(0.2)
-    found = {name.partition("{")[0] for name in told(running) if name.startswith("torchrec_")}
-    assert found == set(METRICS)
+    of_it = [name for name in told(running) if 'ModelName="candidates"' in name]
+    assert {name.partition("{")[0] for name in of_it} == set(METRICS)
+
+
+def test_rows_that_change_are_served_and_told(
+    client: TritonClient, running: Running, archives: list[Path], deltas: Path
+) -> None:
+    *_, archive = archives
+    before = client.binary("changing", CANDIDATES).outputs["scores"]
+    index = Index.loads((archive / INDEX).read_text(encoding="utf-8"))
+    (entry,) = (entry for entry in index.tables if entry.name == "t_movie")
+    line = Line(deltas, sha256(archive / INDEX))
+    line.publish([drawn(entry, entry.rows, np.random.default_rng(1))])
+    sequence = series("update_sequence", ModelName="changing")
+    end = time.monotonic() + 30
+    while told(running)[sequence] != 1:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert not np.array_equal(client.binary("changing", CANDIDATES).outputs["scores"], before)
+    names = {name.partition("{")[0] for name in told(running) if 'ModelName="changing"' in name}
+    assert names == {*METRICS, *UPDATES, *GAUGES}
 
 
 def series(name: str, **more: str) -> str:
@@ -320,7 +349,7 @@ def test_a_triton_that_would_misread_numpys_arrays(
 ) -> None:
     """The wheel's with numpy 2 in its environment, which `serve` gives it none of."""
     monkeypatch.setattr(triton, "_python", lambda _: Path(sys.executable).parent)
-    with pytest.raises(ServeError) as raised, serving(archives[1:], seconds=60):
+    with pytest.raises(ServeError) as raised, serving(archives[1:2], seconds=60):
         pass
     assert str(raised.value) == (
         "Triton ended before candidates 1.0 was loaded: LoadError: this Triton's python backend "
