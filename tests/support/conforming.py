@@ -1,6 +1,7 @@
 """Archives of every kind of model, for servers that have to answer alike."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ OTHERS: Mapping[str, Any] = {
     "sharded": ShardedFactory,
 }
 
+SAMPLES: Mapping[Any, Sequence[Mapping[str, Any]]] = {
+    TorchRecsDlrmFactory: [
+        {
+            "float_features": [[0.1 * row, 0.5, -1.0] for row in range(rows)],
+            "id_list_features.lengths": [1, 2] * rows,
+            "id_list_features.values": [row % 10 for row in range(3 * rows)],
+        }
+        for rows in (1, 4)
+    ]
+}
+"""Requests to a model that shows too little for some to be drawn."""
+
 
 def build(
     factory: Any, folder: Path, name: str, options: Mapping[str, Any] = FLOAT32, **given: Any
@@ -67,6 +80,10 @@ def build(
     """An archive that is served in place by one worker, its tables as they are."""
     if isinstance(factory, type) and issubclass(factory, simple.EveryInput):
         given["weights"] = simple.seeded().state_dict()
+    if factory in SAMPLES:
+        given["samples"] = folder / f"{name}.jsonl"
+        lines = map(json.dumps, SAMPLES[factory])
+        given["samples"].write_text("\n".join(lines), encoding="utf-8")
     settings = {"minWorkers": 1, "maxWorkers": 1, "torchrec": dict(options)}
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
