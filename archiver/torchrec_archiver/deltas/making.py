@@ -11,6 +11,7 @@ import torch
 
 from torchrec_archiver.answer import options_of
 from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
+from torchrec_archiver.deltas.answers import Answers
 from torchrec_archiver.deltas.base import Base
 from torchrec_archiver.deltas.chain import State, read_chain, state_of
 from torchrec_archiver.deltas.writing import UNSIGNED, Signer, publish, split
@@ -51,6 +52,7 @@ def make_delta(  # noqa: PLR0913  the command line's options
     max_rows: int | None = MAX_ROWS,
     keys: Sequence[Path] = (),
     signer: Signer = UNSIGNED,
+    with_outputs: bool = True,
     progress: bool = False,
 ) -> Made:
     """Publish what is between a generation and a checkpoint.
@@ -65,13 +67,14 @@ def make_delta(  # noqa: PLR0913  the command line's options
         max_rows: of a delta; what has more becomes several generations. None: one of any size.
         keys: public keys, of which one has to have signed the deltas before it.
         signer: who signs it.
+        with_outputs: whether to ask the archive's samples, and let each delta say what they give.
         progress: whether to show bars.
 
     Raises:
         BuildError: the checkpoint does not fit, holds what cannot be served, or the folder does not
             lead to the generation.
         DeltaError: a delta before it is damaged; a server would refuse it.
-        LoadError: the archive's code cannot be run.
+        LoadError: the archive's code cannot be run, or gives to samples what is not served.
     """
     state = state_of(base, read_chain(folder, base, after, keys))
     with (
@@ -95,7 +98,8 @@ def make_delta(  # noqa: PLR0913  the command line's options
                 yield block
 
         pieces = split(counted(), dense, state, max_rows)
-        paths = publish(folder, state, pieces, signer=signer)
+        answers = Answers(state) if with_outputs else None
+        paths = publish(folder, state, pieces, signer=signer, answers=answers)
     return Made(paths=paths, rows=rows, dense=list(dense))
 
 

@@ -38,6 +38,7 @@ from torchrec_handler.archive.delta_parts import (
 )
 from torchrec_handler.archive.delta_read import (
     DIGEST,
+    MOST_DENSE_BYTES,
     check_signed,
     read_delta,
     read_head,
@@ -47,6 +48,7 @@ from torchrec_handler.archive.trust import sign
 
 __all__ = [
     "KINDS",
+    "MOST_DENSE_BYTES",
     "ROLLBACK",
     "SUFFIX",
     "UPDATE",

@@ -71,13 +71,18 @@ def _why_not(operator: Any) -> str | None:
         return f"looks up with {type(operator).__name__}"
     if operator.host_size <= 0:
         return "has rows that are not in the CPU's memory"
-    if (
+    if finds_rows(operator):
+        return "has pruned tables, whose rows FBGEMM finds by itself"
+    return "has a cache of rows" if operator.lxu_cache_weights.numel() else None
+
+
+def finds_rows(operator: Any) -> bool:
+    """Whether FBGEMM's operator looks for the rows of its ids by itself, as tables are pruned."""
+    return bool(
         operator.index_remapping_hash_table_cpu is not None
         or operator.index_remapping_hash_table.numel()
         or operator.index_remappings_array.numel()
-    ):
-        return "has pruned tables, whose rows FBGEMM finds by itself"
-    return "has a cache of rows" if operator.lxu_cache_weights.numel() else None
+    )
 
 
 def _direct(module: Any) -> Any:
