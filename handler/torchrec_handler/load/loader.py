@@ -1,7 +1,7 @@
 """From an archive's folder to a predictor, or to what a rank that follows needs."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -199,7 +199,10 @@ def _over_ranks(options: Options, device: torch.device, ranks: Ranks) -> Options
 
 
 def load_again(
-    predictor: Predictor, options: Options, dense: Mapping[str, torch.Tensor]
+    predictor: Predictor,
+    options: Options,
+    dense: Mapping[str, torch.Tensor],
+    watch: Callable[[torch.nn.Module], None] | None = None,
 ) -> Predictor:
     """The model of an archive with other dense weights, which looks rows up where the first does.
 
@@ -210,6 +213,7 @@ def load_again(
         predictor: what `load` gave, of an archive with tables.
         options: those it was loaded with.
         dense: the archive's names -> tensors.
+        watch: called with the module before kernels are bound to its lookups.
 
     Raises:
         LoadError: see the steps.
@@ -224,6 +228,8 @@ def load_again(
     without = options.model_copy(update={"kernels": kernels})
     weighted = load_weights(make(package, without, predictor.device), dense)
     laid = lay_out(weighted, _widened(weighted, index), lambda _: predictor.tables)
+    if watch:
+        watch(laid.module)
     made = make_ready(weighted, laid, predictor.signature, choose=as_recorded(index.dense))
     graphs = {}
     for qualname, old in predictor.graphs.items():

@@ -2,14 +2,14 @@
 
 The tables are mapped privately, so that what is written to them stays in this process. Changed rows
 are written there just before they are looked up, those that are looked up alone: of a delta of any
-size that is some pages. The model is called without kernels and graphs, which look up by themselves
-and take longer to make than to save, of so few rows.
+size that is some pages.
 Shapes: B rows, F features, K changed rows, N ids.
 """
 
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +19,21 @@ from torchrec_handler.archive.delta_parts import TableRows
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import WeightsError
-from torchrec_handler.kernels.direct import finds_rows
+from torchrec_handler.kernels.direct import finds_rows, watch_lookups
 from torchrec_handler.load.loader import load_again
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.load.self_test import Outputs, answer
 from torchrec_handler.load.states import Predictor
-from torchrec_handler.options import Kernels, Options
+from torchrec_handler.options import Options
 from torchrec_handler.tables.collection import Lookup
 from torchrec_handler.tables.find import find_collections
 from torchrec_handler.tables.store import TableStore
 
 MAP_NORESERVE = 0x4000
 """Of Linux's mman.h: most of what is mapped is never written to."""
+
+MOST_PAGES = 10_000
+"""That are forgotten one by one."""
 
 
 class Rehearsal:
@@ -41,7 +44,7 @@ class Rehearsal:
 
         Args:
             predictor: what `load` gave of the archive.
-            options: those it was loaded with.
+            options: those it was loaded with, or others of its kernels.
             tables: `tables.bin`, or another file that is laid out as it is.
 
         Raises:
@@ -60,9 +63,10 @@ class Rehearsal:
             )
         buffer = torch.frombuffer(self._mapped, dtype=torch.uint8)
         self._store = TableStore(entries=predictor.tables.entries, buffer=buffer)
-        self._predictor = replace(predictor, tables=self._store, graphs={})
-        self._options = options.model_copy(update={"kernels": Kernels(off="all")})
+        self._predictor, self._options = replace(predictor, tables=self._store), options
         self._changed: dict[TableKey, list[TableRows]] = {}
+        self._written: list[np.ndarray] = []
+        """Numbers of pages."""
 
     def make(self, dense: Mapping[str, torch.Tensor]) -> Predictor:
         """The archive's model with dense weights, which looks up here.
@@ -71,10 +75,7 @@ class Rehearsal:
             LoadError: it does not take them.
         """
         with unchanged_process():
-            made = load_again(self._predictor, self._options, dense)
-        for lookup in find_collections(made.module).lookups:
-            self._watch(lookup)
-        return made
+            return load_again(self._predictor, self._options, dense, self._watch)
 
     def outputs(
         self, model: Predictor, samples: Sequence[Sample], changed: Iterable[TableRows] = ()
@@ -98,22 +99,20 @@ class Rehearsal:
             )
         finally:
             self._changed = {}
-            self._mapped.madvise(mmap.MADV_DONTNEED)  # what was written is forgotten
+            self._forget()
 
-    def _watch(self, lookup: Lookup) -> None:
-        operator = lookup.operator
-        own = operator.forward
+    def _forget(self) -> None:
+        """Let what was written be what the file has again; other pages stay, to be found soon."""
+        pages = np.unique(np.concatenate([np.empty(0, np.int64), *self._written]))
+        self._written = []
+        for page in pages.tolist() if len(pages) < MOST_PAGES else ():
+            self._mapped.madvise(mmap.MADV_DONTNEED, page * mmap.PAGESIZE, mmap.PAGESIZE)
+        if len(pages) >= MOST_PAGES:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
-        def forward(
-            indices: torch.Tensor,
-            offsets: torch.Tensor,
-            per_sample_weights: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            self._write(lookup, indices, offsets)
-            found: torch.Tensor = own(indices, offsets, per_sample_weights)
-            return found
-
-        operator.forward = forward
+    def _watch(self, module: torch.nn.Module) -> None:
+        for lookup in find_collections(module).lookups:
+            watch_lookups(lookup.operator, partial(self._write, lookup))
 
     def _write(self, lookup: Lookup, ids: torch.Tensor, offsets: torch.Tensor) -> None:
         """Write the changed ones of the rows that are about to be looked up.
@@ -135,7 +134,14 @@ class Rehearsal:
             wanted = np.unique(np.append(ids[start:end].numpy(), 0)) + lookup.first_rows[number]
             for table in self._changed.get(key, ()):
                 at = slice(None) if is_all else _places(table.ids, wanted)
-                self._store.rows(self._store.entries[key]).numpy()[table.ids[at]] = table.rows[at]
+                entry, written = self._store.entries[key], table.ids[at]
+                self._store.rows(entry).numpy()[written] = table.rows[at]
+                self._note(entry.offset + written * entry.row_bytes, entry.row_bytes)
+
+    def _note(self, first: np.ndarray, size: int) -> None:
+        """Keep in mind the pages of rows, given where these begin [K]."""
+        for step in range(0, size + mmap.PAGESIZE - 1, mmap.PAGESIZE):
+            self._written.append((first + min(step, size - 1)) // mmap.PAGESIZE)
 
 
 def _ends(offsets: torch.Tensor, rows: int) -> tuple[list[int], list[int]]:

@@ -14,7 +14,7 @@ from torchrec_handler.options import PRECISIONS, DenseDtype, Options
 MOST_SWAPPED = 0.1
 """The share of integers that may differ."""
 
-AT_BUILD = "the archive was built"
+AT_BUILD = "this worker's model does not answer as it did when the archive was built"
 
 Outputs = Mapping[str, tuple[torch.Tensor, ...]]
 """Of one call: output name -> its tensors."""
@@ -95,7 +95,7 @@ def answer(
 
 
 def check_outputs(
-    sample: Sample, received: Outputs, expected: Outputs, tolerance: Tolerance, recorded: str
+    sample: Sample, received: Outputs, expected: Outputs, tolerance: Tolerance, ending: str
 ) -> None:
     """See that a module gives to a sample what was recorded.
 
@@ -104,7 +104,7 @@ def check_outputs(
         received: what the module gives.
         expected: what was recorded.
         tolerance: how far apart they may be.
-        recorded: when that was, for the message.
+        ending: how the message ends.
 
     Raises:
         SelfTestError: it gives something else; says what, and by how much.
@@ -112,7 +112,7 @@ def check_outputs(
     _check_form(sample, received, expected)
     for name, parts in expected.items():
         for given, wanted in zip(received[name], parts, strict=True):
-            compare(f"{_where(sample)}, output {name!r}", given, wanted, tolerance, recorded)
+            compare(f"{_where(sample)}, output {name!r}", given, wanted, tolerance, ending)
 
 
 def check_kind(sample: Sample, received: Outputs) -> None:
@@ -185,7 +185,7 @@ def compare(
     received: torch.Tensor,
     expected: torch.Tensor,
     tolerance: Tolerance,
-    recorded: str = AT_BUILD,
+    ending: str = AT_BUILD,
 ) -> None:
     """See that an output is another.
 
@@ -198,7 +198,7 @@ def compare(
         )
         raise SelfTestError(message)
     if not expected.is_floating_point():
-        _compare_exact(where, received, expected, recorded)
+        _compare_exact(where, received, expected, ending)
         return
     wanted, given = expected.double().flatten(), received.double().flatten()
     size = wanted.abs()
@@ -214,19 +214,17 @@ def compare(
         message = (
             f"{where}[{position}]: received {float(received.flatten()[position]):.6g}, expected "
             f"{float(wanted[position]):.6g}, at most {float(allowed[position]):.2g} apart; "
-            f"this worker's model does not answer as it did when {recorded}"
+            f"{ending}"
         )
         raise SelfTestError(message)
 
 
-def _compare_exact(
-    where: str, received: torch.Tensor, expected: torch.Tensor, recorded: str
-) -> None:
+def _compare_exact(where: str, received: torch.Tensor, expected: torch.Tensor, ending: str) -> None:
     """Ids and masks: equal, but for the few that a near tie of scores may swap."""
     differing = int((received != expected).sum())
     if differing > MOST_SWAPPED * expected.numel():
         message = (
             f"{where}: {differing} of {expected.numel()} values differ, expected at most "
-            f"{MOST_SWAPPED:.0%}; this worker's model does not answer as it did when {recorded}"
+            f"{MOST_SWAPPED:.0%}; {ending}"
         )
         raise SelfTestError(message)
