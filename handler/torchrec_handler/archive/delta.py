@@ -35,6 +35,7 @@ from torchrec_handler.archive.delta_parts import (
     list_deltas,
     name_of,
     refuse,
+    sequence_of,
 )
 from torchrec_handler.archive.delta_read import (
     DIGEST,
@@ -65,6 +66,7 @@ __all__ = [
     "read_delta",
     "read_head",
     "remaps_of",
+    "sequence_of",
     "signature_of",
     "write_delta",
 ]

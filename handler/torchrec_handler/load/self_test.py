@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torchrec_handler.archive.delta_parts import said as short
 from torchrec_handler.archive.format import DenseDtypes
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import SelfTestError
@@ -143,10 +144,8 @@ def _check_form(sample: Sample, received: Outputs, expected: Outputs) -> None:
     if forms[0] == forms[1]:
         return
     given, wanted = (
-        ", ".join(
-            f"{name} ({count})" if count > 1 else name for name, count in sorted(form.items())
-        )
-        for form in forms
+        short(", ".join(f"{name} ({count})" if count > 1 else name for name, count in form))
+        for form in map(sorted, map(dict.items, forms))
     )
     message = f"{_where(sample)}: received the outputs {given}, expected {wanted}"
     raise SelfTestError(message)

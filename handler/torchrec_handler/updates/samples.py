@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from torchrec_handler.archive.delta import ROLLBACK, Delta, list_deltas, read_delta, read_head
+from torchrec_handler.archive.delta import (
+    ROLLBACK,
+    Delta,
+    list_deltas,
+    read_delta,
+    read_head,
+    sequence_of,
+)
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import DeltaError, SelfTestError
 from torchrec_handler.load.rehearsal import Rehearsal
@@ -170,7 +177,7 @@ class SampleTest:
         return stage.models[number]
 
 
-def test_served(served: Entered, deltas: Path, recorded: Recorded) -> None:
+def replay_served(served: Entered, deltas: Path, recorded: Recorded) -> None:
     """Replay samples on what a worker serves as it starts, where its delta says what they give.
 
     Rows may change between two samples: then those of the new generation are replayed, but not
@@ -211,9 +218,11 @@ def _gives(
 def _outputs_of(folder: Path, sequence: int, digest: str) -> Sequence[Outputs] | None:
     """What the samples give at a generation, where its delta is there and says that."""
     for path in list_deltas(folder):
+        if sequence_of(path) != sequence:
+            continue
         try:
             head = read_head(path)
-            if (head.sequence, head.digest) == (sequence, digest):
+            if head.digest == digest:
                 return read_delta(path).outputs
         except DeltaError:  # the thread that follows the folder refuses it
             continue

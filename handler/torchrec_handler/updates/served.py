@@ -23,7 +23,7 @@ from torchrec_handler.tables.store import TableStore
 from torchrec_handler.updates.follow import Counts, Follower, Following, Source
 from torchrec_handler.updates.live import Live
 from torchrec_handler.updates.place import check_room, hold_folder
-from torchrec_handler.updates.samples import Recorded, SampleTest, test_served
+from torchrec_handler.updates.samples import Recorded, SampleTest, replay_served
 from torchrec_handler.updates.weights import Weights
 
 T = TypeVar("T")
@@ -252,7 +252,7 @@ def serve_updates(
     model = Model(predictor, build, partial(SampleTest, recorded))
     served = start(updates, name, source, store, model)
     if served.served:
-        test_served(served, source.deltas, recorded)
+        replay_served(served, source.deltas, recorded)
     return served
 
 
