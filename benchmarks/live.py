@@ -4,8 +4,8 @@
 int8, if it is not there, and asks one worker at a time in its own process: on the archive's own
 map, on a live copy in shared memory (4 KiB pages), and on one in a tmpfs with huge pages. Memory of
 23 GB does not hold two of these, so they take turns, and what the last one had is given back
-before. A second worker then joins, for the memory of both. Mounting takes root; without, huge
-pages and the copies that do not fit are left out.
+before. A second worker then joins, for the memory of both. In the end a copy is made that deltas
+wait for. Mounting takes root; without, huge pages and copies that do not fit are left out.
 """
 
 import argparse
@@ -22,14 +22,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ROOT
 from benchmarks.criteo import CRITEO_ROWS
-from benchmarks.live_worker import BATCHES
+from benchmarks.live_worker import BATCHES, NAME
 from benchmarks.scale import build, forget
-from torchrec_handler.archive.format import TABLES
+from torchrec_handler.archive.delta import TableRows, read_head, write_delta
+from torchrec_handler.archive.format import INDEX, TABLES, sha256
+from torchrec_handler.archive.read import read_index
 from torchrec_handler.updates.live import LIVE
 
 STORED = ROOT / "build" / "live.json"
@@ -37,6 +40,8 @@ SHARED = Path("/dev/shm")  # noqa: S108  every Linux's
 GROUPS = Path("/sys/fs/cgroup")
 WORKER_BYTES = 600 * 10**6
 """A little more than a worker takes beside the copy."""
+CHANGED = 10_000
+"""Rows of a delta."""
 OWN, SMALL, HUGE = "archive's map", "live, 4 KiB pages", "live, huge pages"
 Values = dict[str, Any]
 
@@ -47,6 +52,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the full tables' rows")
     parser.add_argument("--archive", type=Path, help="a folder of benchmarks.scale's model")
     parser.add_argument("--rounds", type=int, default=2, help="of all ways, one after another")
+    parser.add_argument(
+        "--deltas", type=int, default=1000, help=f"that wait, of {CHANGED} rows each"
+    )
     options = parser.parse_args(given)
     archive = options.archive or _archive(options.share)
     size = (archive / TABLES).stat().st_size
@@ -70,7 +78,11 @@ def main(given: Sequence[str] | None = None) -> None:
         if os.geteuid() == 0:
             forget(archive)
             refused = dict(refusals(archive, folder, size))
+        forget(archive)
+        publish(archive, folder / "updates", options.deltas)
+        restart = measure(archive, SMALL, folder / "updates", places[SMALL])["copy_seconds"]
     report(rounds, refused, size)
+    print(f"copy and {options.deltas} deltas: {restart:.1f} s")  # noqa: T201
 
 
 def measure(archive: Path, way: str, updates: Path, place: Path | None) -> Values:
@@ -102,6 +114,25 @@ def measure(archive: Path, way: str, updates: Path, place: Path | None) -> Value
         "machine_shmem_gb": machine["Shmem"] / 1e9,
         "machine_shmem_huge_gb": machine["ShmemHugePages"] / 1e9,
     }
+
+
+def publish(archive: Path, updates: Path, count: int) -> None:
+    """Deltas of rows anywhere in the tables, which get other rows of theirs."""
+    entries = read_index(archive).tables
+    total = sum(entry.rows for entry in entries)
+    held = np.memmap(archive / TABLES, np.uint8, "r")
+    dice = np.random.default_rng(0)
+    base = previous = sha256(archive / INDEX)
+    for sequence in range(1, count + 1):
+        tables = []
+        for entry in entries:
+            ids = np.unique(dice.integers(0, entry.rows, CHANGED * entry.rows // total))
+            block = held[entry.offset :][: entry.nbytes].reshape(-1, entry.row_bytes)
+            tables.append(TableRows(key=entry.key, ids=ids, rows=block[ids[::-1]]))
+        path = write_delta(
+            updates, base=base, run=NAME, sequence=sequence, previous=previous, tables=tables
+        )
+        previous = read_head(path).digest
 
 
 def refusals(archive: Path, folder: Path, size: int) -> Iterator[tuple[str, str]]:
