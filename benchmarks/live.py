@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from rich.table import Table
 
 from benchmarks import ROOT
 from benchmarks.criteo import CRITEO_ROWS
-from benchmarks.live_worker import BATCHES, NAME
+from benchmarks.live_worker import BATCHES
 from benchmarks.scale import build, forget
 from torchrec_handler.archive.delta import TableRows, read_head, write_delta
 from torchrec_handler.archive.format import INDEX, TABLES, sha256
@@ -123,6 +124,7 @@ def publish(archive: Path, updates: Path, count: int) -> None:
     held = np.memmap(archive / TABLES, np.uint8, "r")
     dice = np.random.default_rng(0)
     base = previous = sha256(archive / INDEX)
+    run = str(uuid.uuid4())
     for sequence in range(1, count + 1):
         tables = []
         for entry in entries:
@@ -130,7 +132,7 @@ def publish(archive: Path, updates: Path, count: int) -> None:
             block = held[entry.offset :][: entry.nbytes].reshape(-1, entry.row_bytes)
             tables.append(TableRows(key=entry.key, ids=ids, rows=block[ids[::-1]]))
         path = write_delta(
-            updates, base=base, run=NAME, sequence=sequence, previous=previous, tables=tables
+            updates, base=base, run=run, sequence=sequence, previous=previous, tables=tables
         )
         previous = read_head(path).digest
 
