@@ -169,9 +169,8 @@ class Live:
         with tables.open("rb") as source, made.open("x+b") as target:
             os.fchmod(target.fileno(), 0o600)
             size = os.fstat(source.fileno()).st_size
-            target.truncate(
-                max(size, 1)
-            )  # a tmpfs with huge=within_size has huge pages of what is within
+            # A tmpfs with huge=within_size has huge pages of what lies within a file's size.
+            target.truncate(max(size, 1))
             for start in range(0, size, BLOCK):
                 _copy(source.fileno(), target.fileno(), start, min(start + BLOCK, size))
         with self.gate.closed():
