@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ BLOCK = 2**18
 EVERY = 100
 """Of so many rows one changes."""
 WIDTH = 64
+DTYPES = ("float32", "float16", "bfloat16")
 POLL_SECONDS = 0.02
 
 
@@ -46,22 +48,32 @@ def main(given: Sequence[str] | None = None) -> None:
         help="rows are windows of one line of numbers, so that a disk has next to nothing to read",
     )
     parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the checkpoint's rows"
+    )
+    parser.add_argument(
         "--keep", action="store_true", help="archive and checkpoint, for later runs"
     )
     options = parser.parse_args(given)
-    folder: Path = options.folder / f"{options.share:g}{'-line' if options.line else ''}"
+    kind = f"{options.dtype}-line" if options.line else options.dtype
+    folder: Path = options.folder / f"{options.share:g}-{kind}"
     archive, weights = folder / "criteo", folder / "weights.pt"
     if not weights.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         rows = [max(3, int(rows * options.share)) for rows in CRITEO_ROWS]
-        prepare(folder, rows, stride=1 if options.line else WIDTH)
+        stride = 1 if options.line else WIDTH
+        prepare(folder, rows, stride=stride, dtype=getattr(torch, options.dtype))
+    shutil.rmtree(folder / "updates", ignore_errors=True)
     (folder / "updates").mkdir()
     try:
         found = run(archive, weights, folder / "updates")
     finally:
         shutil.rmtree(folder / "updates")
-    found |= {"share": options.share, "tables_gb": (archive / TABLES).stat().st_size / 1e9}
+    found |= {
+        "share": options.share,
+        "kind": kind,
+        "tables_gb": (archive / TABLES).stat().st_size / 1e9,
+    }
     (folder.parent / "deltas.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     for name, value in found.items():
         print(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")  # noqa: T201
@@ -69,24 +81,27 @@ def main(given: Sequence[str] | None = None) -> None:
         shutil.rmtree(folder)
 
 
-def prepare(folder: Path, rows: Sequence[int], *, stride: int) -> None:
+def prepare(folder: Path, rows: Sequence[int], *, stride: int, dtype: torch.dtype) -> None:
     """Build the archive of one checkpoint, and leave the next one beside it.
 
     Args:
         folder: for both.
         rows: of each table.
         stride: numbers from the start of a row to that of the next one.
+        dtype: of them.
     """
     config = CriteoConfig(rows=tuple(rows), width=WIDTH)
     storage = folder / "storage.bin"
     count = (max(rows) + len(rows)) * stride + WIDTH
-    line = torch.from_file(str(storage), shared=True, size=count, dtype=torch.float32)
+    line = torch.from_file(str(storage), shared=True, size=count, dtype=dtype)
     torch.manual_seed(0)
     for start in range(0, count, BLOCK * WIDTH):
         line[start : start + BLOCK * WIDTH].normal_(std=0.05)
     weights = _weights(config, line, stride)
     before = folder / "before.pt"
     torch.save(weights, before)
+    storage.unlink()
+    del weights, line
     build_archive(
         model_name="criteo",
         version="1.0",
@@ -97,11 +112,20 @@ def prepare(folder: Path, rows: Sequence[int], *, stride: int) -> None:
         archive_format="no-archive",
         progress=True,
     )
-    before.unlink()
-    # A row's first number, of a line those of as many rows.
-    line[:: EVERY * WIDTH] += 0.1
-    torch.save(weights, folder / "weights.pt")
-    storage.unlink()
+    # A row's first number; of a line, those of as many rows.
+    _numbers(before, count, dtype)[:: EVERY * WIDTH] += 0.1
+    before.rename(folder / "weights.pt")
+
+
+def _numbers(checkpoint: Path, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """The one storage of so many numbers in a file of `torch.save`, to be written to."""
+    size = count * dtype.itemsize
+    with zipfile.ZipFile(checkpoint) as file:
+        (name,) = (each.filename for each in file.infolist() if each.file_size == size)
+    record = name.partition("/")[2]
+    start = torch._C.PyTorchFileReader(str(checkpoint)).get_record_offset(record)  # noqa: SLF001
+    whole = torch.from_file(str(checkpoint), shared=True, size=start + size, dtype=torch.uint8)
+    return whole[start:].view(dtype)
 
 
 def _weights(config: CriteoConfig, line: torch.Tensor, stride: int) -> dict[str, torch.Tensor]:
