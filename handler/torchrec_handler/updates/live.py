@@ -29,7 +29,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 BLOCK = 2**26
 SECTOR = 512
 """Bytes that `st_blocks` counts in."""
-MADV_POPULATE_WRITE = 23
+MADV_COLLAPSE = 25
 """Of Linux's mman.h."""
 
 
@@ -283,14 +283,13 @@ def _copy(source: int, target: int, start: int, end: int) -> None:
     Raises:
         OSError: there is no room.
     """
-    with mmap.mmap(target, end - start, offset=start) as window, suppress(OSError):
-        # Only a mapping can ask for huge pages that the kernel has to make room for first; where
-        # there are none, pages of the usual size come of it.
-        window.madvise(mmap.MADV_HUGEPAGE)
-        window.madvise(MADV_POPULATE_WRITE)
     os.posix_fallocate(target, start, end - start)  # no bus error later for want of room
     os.lseek(target, start, os.SEEK_SET)
     at = start
     while at < end:
         at += os.sendfile(target, source, at, end - at)
     os.posix_fadvise(source, start, end - start, os.POSIX_FADV_DONTNEED)
+    with mmap.mmap(target, end - start, offset=start) as window, suppress(OSError):
+        # A tmpfs with huge pages takes those of free memory that lies in one piece alone; asked
+        # so, the kernel makes such pieces. One without says that it has none.
+        window.madvise(MADV_COLLAPSE)
