@@ -2,7 +2,7 @@
 
 `python -m benchmarks.live` builds the Criteo DLRM of `benchmarks.scale` at full size, 12.1 GB of
 int8, if it is not there, and asks one worker at a time in its own process: on the archive's own
-map, on a live copy in shared memory (4 KiB pages), and on one in a tmpfs with huge pages. Memory of
+map, on a live copy in shared memory, and on one in a tmpfs with huge pages. Memory of
 23 GB does not hold two of these, so they take turns, and what the last one had is given back
 before. A second worker then joins, for the memory of both. In the end a copy is made that deltas
 wait for. Mounting takes root; without, huge pages and copies that do not fit are left out.
@@ -43,7 +43,7 @@ WORKER_BYTES = 600 * 10**6
 """A little more than a worker takes beside the copy."""
 CHANGED = 10_000
 """Rows of a delta."""
-OWN, SMALL, HUGE = "archive's map", "live, 4 KiB pages", "live, huge pages"
+OWN, SMALL, HUGE = "archive's map", "live, /dev/shm", "live, huge tmpfs"
 Values = dict[str, Any]
 
 

@@ -5,13 +5,13 @@ written into them. A delta is durable before the control page says that its rows
 so whoever finds them half written writes them again, from the same file.
 """
 
+import ctypes
 import hashlib
 import mmap
 import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +29,14 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 BLOCK = 2**26
 SECTOR = 512
 """Bytes that `st_blocks` counts in."""
-MADV_COLLAPSE = 25
+HUGE_PAGE_BYTES = 2**21
+MAP_FIXED, MADV_COLLAPSE = 0x10, 25
 """Of Linux's mman.h."""
+_libc = ctypes.CDLL(None)
+_mmap, _madvise = _libc.mmap, _libc.madvise
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Rows(Protocol):
@@ -289,7 +295,18 @@ def _copy(source: int, target: int, start: int, end: int) -> None:
     while at < end:
         at += os.sendfile(target, source, at, end - at)
     os.posix_fadvise(source, start, end - start, os.POSIX_FADV_DONTNEED)
-    with mmap.mmap(target, end - start, offset=start) as window, suppress(OSError):
-        # A tmpfs with huge pages takes those of free memory that lies in one piece alone; asked
-        # so, the kernel makes such pieces. One without says that it has none.
-        window.madvise(MADV_COLLAPSE)
+    _collapse(target, start, end - start)
+
+
+def _collapse(file: int, start: int, size: int) -> None:
+    """Ask for huge pages of what is written, which a tmpfs gives so whatever it is mounted with.
+
+    Only where addresses lie in huge pages as the file does; a kernel without them does nothing.
+    """
+    with mmap.mmap(-1, size + HUGE_PAGE_BYTES) as reserved:
+        first = ctypes.addressof(held := ctypes.c_char.from_buffer(reserved))
+        del held  # which would keep it from being closed
+        aligned = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        flags = mmap.MAP_SHARED | MAP_FIXED
+        if _mmap(aligned, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, start) == aligned:
+            _madvise(aligned, size, MADV_COLLAPSE)
