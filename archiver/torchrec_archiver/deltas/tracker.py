@@ -20,7 +20,8 @@ from torchrec_archiver.answer import options_of
 from torchrec_archiver.checkpoint.entries import Checkpoint, Entry
 from torchrec_archiver.deltas.base import Base, open_base
 from torchrec_archiver.deltas.chain import Merged, read_chain, state_of
-from torchrec_archiver.deltas.making import changed_dense, differing, encode
+from torchrec_archiver.deltas.comparing import differing, encode
+from torchrec_archiver.deltas.making import changed_dense
 from torchrec_archiver.deltas.writing import UNSIGNED, Signer, publish, split
 from torchrec_archiver.fit import fit
 from torchrec_handler.archive.delta import TableRows, read_delta, remaps_of

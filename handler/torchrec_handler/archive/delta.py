@@ -8,8 +8,8 @@ whole file under `sha256`.
 import hashlib
 import json
 import os
-import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -143,9 +143,9 @@ def write_delta(  # noqa: PLR0913  what a delta says of itself
     del document["sha256"]  # it lies outside of it, where it is found to be zeroed
     metadata = {"delta": json.dumps(document), "sha256": head.sha256}
     check_new(path)
-    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
-    os.close(descriptor)
-    staged = Path(made)
+    # A name that is free: safetensors renames to it, and ext4 writes to the disk at once what takes
+    # the place of another file, so that it would write the digest's pages twice.
+    staged = folder / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         save_file(tensors, staged, metadata=metadata)
         text = _seal(staged)

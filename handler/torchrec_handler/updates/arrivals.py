@@ -59,6 +59,8 @@ class Arrivals:
         self._look(served, control.run, refuse)
         found: tuple[Path, Head] | None = None
         for path, head in list(self._waiting.items()):
+            if head.from_sequence > served + 1:
+                continue  # nearly all of thousands that a new copy waits for
             if head.follows(served, digest):
                 if found is None or head.sequence > found[1].sequence:
                     found = path, head

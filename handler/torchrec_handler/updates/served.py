@@ -22,7 +22,8 @@ from torchrec_handler.options import Options, Updates
 from torchrec_handler.tables.store import TableStore
 from torchrec_handler.updates.follow import Counts, Follower, Following, Source
 from torchrec_handler.updates.live import Live
-from torchrec_handler.updates.place import check_room, hold_folder
+from torchrec_handler.updates.place import hold_folder
+from torchrec_handler.updates.room import check_room
 from torchrec_handler.updates.samples import Recorded, SampleTest, replay_served
 from torchrec_handler.updates.weights import Weights
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from tests.support.factories.kinds_pooled import ManagedFactory
 from tests.support.factories.ranking import MetaRankingPredictFactory, seeded
 from tests.support.keys import make_keys
 from tests.support.replayed import Weights, assert_same, replayed
+from torchrec_archiver.deltas import comparing
 from torchrec_archiver.deltas.base import Base, open_base
 from torchrec_archiver.deltas.history import rollback, squash
 from torchrec_archiver.deltas.making import Made, make_delta
@@ -141,6 +143,24 @@ def test_rows_that_are_the_same_once_encoded_are_left_out(training: Trained) -> 
     users = next(table for table in delta.tables if table.key.table == "t_user")
     assert 0 not in users.ids
     assert list(delta.dense) == first.dense == ["over.0.weight"]
+
+
+def test_tables_of_many_blocks_are_compared_in_their_order(
+    training: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "BLOCK_BYTES", 256)
+    with open_base(training.base) as base:
+        (path,) = make(base, tmp_path, training.checkpoints[1]).paths
+        ours, whole = read_delta(path), read_delta(training.made[0].paths[0])
+        for one, other in zip(ours.tables, whole.tables, strict=True):
+            assert one.key == other.key
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_array_equal(one.rows, other.rows)
+        invalid = {name: value.clone() for name, value in training.checkpoints[1].items()}
+        invalid[USER][[7, 30]] = torch.nan
+        with pytest.raises(BuildError) as error:
+            make(base, tmp_path, invalid)
+    assert str(error.value) == ("table 't_user', int8: row 7 holds nan, expected finite numbers")
 
 
 def test_a_rollback_is_what_an_earlier_generation_was(copied: Trained) -> None:
