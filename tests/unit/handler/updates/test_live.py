@@ -124,7 +124,8 @@ def test_no_reader_sees_two_generations(live: Live, tmp_path: Path) -> None:
 
 
 def test_without_the_gate_readers_see_two_generations(live: Live, tmp_path: Path) -> None:
-    assert mixes(live, tmp_path, is_gated=False)[1] > 0
+    # On a busy machine the two may take turns for as long as one run lasts.
+    assert any(mixes(live, tmp_path, is_gated=False)[1] for _ in range(20))
 
 
 def test_writers_that_are_killed_harm_nobody(live: Live, tmp_path: Path) -> None:
