@@ -134,9 +134,10 @@ ray: $(VENV)/dev  ## two replicas on Ray Serve beside the engine in process; ins
 	$(PYTEST) tests/served/examples/ray
 
 .PHONY: soak
-soak: $(VENV)/dev  ## what takes minutes: servers killed, hung, overloaded (build/soak.json), then fuzzing
+soak: $(VENV)/dev  ## what takes minutes: servers killed, hung, overloaded (build/soak.json), fuzzing, both servers
 	$(BIN)/python -W ignore -m tests.soak
 	FUZZ_SECONDS=600 FUZZ_REQUESTS=300000 FUZZ_DEBUGGED_REQUESTS=20000 $(PYTEST) tests/fuzz
+	for share in 1 2 3; do CONFORMANCE_SHARE=$$share $(PYTEST) tests/served/test_conformance.py; done
 
 .PHONY: bench
 bench: $(VENV)/dev  ## all servers on one model, then in process; 45 minutes; needs wrk (apt-get install wrk)

@@ -225,7 +225,7 @@ def load(send: Callable[[bytes], None], requests: Sequence[bytes], seconds: floa
 def start(archive: Path, way: str, cache: str) -> Started:
     """Run one worker's steps in a fresh process."""
     if cache == "cold":
-        _forget(archive)
+        forget(archive)
     command = [sys.executable, "-m", "benchmarks.scale_worker", str(archive), way]
     done = subprocess.run(  # noqa: S603  our own module
         command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -238,9 +238,9 @@ def start(archive: Path, way: str, cache: str) -> Started:
     )
 
 
-def _forget(archive: Path) -> None:
-    """Let the kernel drop an archive's files from memory."""
-    for path in (*archive.rglob("*"), *beside(archive).rglob("*")):
+def forget(place: Path) -> None:
+    """Let the kernel drop a file, or an archive's files, from memory."""
+    for path in (place, *place.rglob("*"), *beside(place).rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

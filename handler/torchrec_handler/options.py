@@ -223,6 +223,10 @@ class Updates(_Section):
     would cost pages of writing."""
     poll_seconds: float = Field(default=0.02, ge=0.001, le=60)
     """How often the folder is looked at."""
+    max_output_change: float | None = Field(default=None, ge=0)
+    """The most that a delta may change an output of the archive's samples by, of what is served
+    before it; one that changes more is refused, unless it rolls back. None: not checked, as without
+    `self_test`."""
 
 
 class Options(_Section):

@@ -2,28 +2,52 @@
 
 import json
 import os
-import signal
-import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
-import psutil
 import pytest
+from tritonclient.utils import np_to_triton_dtype
 
-from tests.support.factories.outputs import CandidatesFactory
-from tests.support.kinds import archived
-from tests.support.paths import ROOT
-from tests.support.triton_client import Answer, Arrays, TritonClient
+from examples.movielens.data import Dataset
+from tests.support.conforming import COMMON, OTHERS, build, build_example
+from tests.support.triton_client import WAYS, Answer, Arrays, TritonClient, numpys
+from tests.support.triton_served import serving
 from torchrec_archiver.server import TorchServe
-from torchrec_archiver.serving import settings, triton
+from torchrec_archiver.serving import recorded
+from torchrec_archiver.serving.recorded import Recorded
+from torchrec_archiver.serving.repository import tensors
 from torchrec_archiver.serving.running import Running
+from torchrec_handler.archive.format import INDEX, Index
 from torchrec_handler.client import PROTOBUF
 from torchrec_handler.message.predictor_pb2 import PredictionRequest, PredictionResponse
 
+SHARES = 3
+SHARE = int(os.environ.get("CONFORMANCE_SHARE", "0"))
+"""Of the less common kinds, which third is asked too, from 1 on; `make soak` asks all three, which
+takes minutes and 10 GB of memory."""
+EXAMPLES = ("two_tower", "sequence")
+LESS_COMMON = list(OTHERS)[SHARE - 1 :: SHARES] if SHARE else []
+KINDS: Mapping[str, Any] = {**COMMON, **{name: OTHERS[name] for name in LESS_COMMON}}
+MODELS = ("movielens", *EXAMPLES, *KINDS)
 JSON = "application/json"
+QUALNAME = "X-TorchRec-Qualname"
+pytestmark = [
+    pytest.mark.timeout(900),
+    # Of factories that script what they give.
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
+    pytest.mark.filterwarnings("ignore:.*TorchScript"),
+]
+
+STATUSES = {413: 400, 415: 400, 507: 500}
+"""TorchServe's, for which Triton has no own."""
+MOST_ROWS = 16
+ALTERED_ROWS = 4
+
 MOVIELENS: Mapping[str, Any] = {
     "float_features": [[0.1, 0.9, 0.2, 0.7, 0.5, -0.2]],
     "id_list_features.lengths": [1, 1, 1, 1, 1, 2, 1],
@@ -34,49 +58,52 @@ TWO_ROWS: Mapping[str, Any] = {
     "id_list_features.lengths": [1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 2, 0, 1, 1],
     "id_list_features.values": [42, 43, 30, 1, 0, 7, 8, 50, 51, 3, 5, 20, 21],
 }
-SHARED = {**TWO_ROWS, "float_features": MOVIELENS["float_features"]}
-CANDIDATES: Mapping[str, Any] = {
-    "candidates.lengths": [2, 0, 3, 1],
-    "candidates.values": [1, 2, 3, 4, 5, 39],
+VECTOR = [0.5, -1, 2, 0.25]
+RAW: Mapping[str, Any] = {
+    "age": 0.5,
+    "user": "u-81f3",
+    "movie": [3, 70, 69],
+    "topic": [["news", 0.5], ["sport", 2]],
+    "text": VECTOR,
+    "image": VECTOR,
 }
-GOOD = {
-    "one row": ("movielens", MOVIELENS, "forward"),
-    "rows": ("movielens", TWO_ROWS, "forward"),
-    "a block of a row for all rows": ("movielens", SHARED, "forward"),
-    "a score an id": ("candidates", CANDIDATES, "forward"),
-    "another method": ("candidates", CANDIDATES, "everything"),
+BODIES: Mapping[str, tuple[str, Any, str]] = {
+    "ids that are strings, and a missing number": ("raw_ids", {"instances": [RAW]}, "forward"),
+    "a method that gives anything": ("several", {"times": 2}, "bias"),
+    "its arguments": ("several", {"times": 2, "more": 3}, "bias"),
+    "a list": ("typed", {"instances": [5, 6]}, "first"),
+    "nothing": ("typed", {}, "forward"),
+    "no object": ("typed", [1], "forward"),
+    "a method that is not there": ("typed", {"float_features": [[1, 2]]}, "rank"),
 }
-VALUES = "id_list_features.values"
-BAD: Mapping[str, Mapping[str, Any]] = {
-    "an id out of its table": {**MOVIELENS, VALUES: [42, 30, 1, 7, 50, 3, 5, -1]},
-    "lengths of other rows": {**MOVIELENS, "id_list_features.lengths": [1] * 9},
-    "too few ids": {**MOVIELENS, VALUES: [42]},
-    "a negative length": {**MOVIELENS, "id_list_features.lengths": [1, 1, 1, 1, 1, -2, 1]},
-    "an input that is missing": {"float_features": MOVIELENS["float_features"]},
-    "too many rows": {**MOVIELENS, "float_features": [[0.0] * 6] * 20_000},
-}
-WAYS = ("json", "binary", "grpc")
 
 
 @pytest.fixture(scope="module")
-def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    archive, _ = archived(CandidatesFactory, tmp_path_factory.mktemp("store"), "candidates")
-    return archive
+def archives(
+    movielens_archive: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Path]:
+    store = tmp_path_factory.mktemp("store")
+    examples = {name: build_example(name, dataset, store) for name in EXAMPLES}
+    kinds = {name: build(kind, store, name) for name, kind in KINDS.items()}
+    return {"movielens": movielens_archive, **examples, **kinds}
 
 
 @pytest.fixture(scope="module")
-def other(movielens_archive: Path, candidates: Path) -> Iterator[Running]:
+def first(movielens: TorchServe, archives: Mapping[str, Path]) -> Iterator[TorchServe]:
+    others = [path for name, path in archives.items() if name != "movielens"]
+    with ThreadPoolExecutor(2) as pool:
+        for answer in pool.map(movielens.register, others):
+            assert answer.is_success, answer.text
+    yield movielens
+    for path in others:
+        movielens.unregister(path.name)
+
+
+@pytest.fixture(scope="module")
+def other(archives: Mapping[str, Path]) -> Iterator[Running]:
     """Triton with the archives that the other server has."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    try:
-        ports = settings.free_ports(settings.TRITON_PORTS)
-        with triton.running([movielens_archive, candidates], ports=ports) as running:
-            yield running
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+    with serving(list(archives.values())) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +112,137 @@ def client(other: Running) -> Iterator[TritonClient]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def first(movielens: TorchServe, candidates: Path) -> Iterator[TorchServe]:
-    answer = movielens.register(candidates)
-    assert answer.is_success, answer.text
-    yield movielens
-    movielens.unregister("candidates")
+def samples(archive: Path, folder: Path) -> list[Recorded]:
+    """Recorded calls of all methods, of the types that the signature has."""
+    if archive.is_file():
+        zipfile.ZipFile(archive).extractall(folder)
+        archive = folder
+    signature = Index.loads((archive / INDEX).read_text(encoding="utf-8")).signature
+    types = {name: numpys(kind.removeprefix("TYPE_")) for name, kind, _ in tensors(signature)}
+    return [
+        Recorded(
+            qualname=one.qualname,
+            rows=one.rows,
+            inputs={name: array.astype(types[name]) for name, array in one.inputs.items()},
+            outputs={},
+        )
+        for one in recorded.read(archive)
+    ]
+
+
+def ask(server: TorchServe, model: str, arrays: Arrays, qualname: str) -> httpx.Response:
+    """Ask TorchServe in Triton's protocol, so that answers have names and types alike."""
+    inputs = [
+        {
+            "name": name,
+            "shape": array.shape,
+            "datatype": np_to_triton_dtype(array.dtype),
+            "data": array.reshape(-1).tolist(),
+        }
+        for name, array in arrays.items()
+    ]
+    return server.predict(model, {"inputs": inputs}, headers={QUALNAME: qualname})
+
+
+def same(answer: Answer, expected: httpx.Response) -> None:
+    assert answer.error == ""
+    outputs = expected.json()["outputs"]
+    assert {name: np_to_triton_dtype(array.dtype) for name, array in answer.outputs.items()} == {
+        output["name"]: output["datatype"] for output in outputs
+    }
+    for output in outputs:
+        found = answer.outputs[output["name"]]
+        # The protocol's JSON has null for what is no number.
+        wanted = np.array(output["data"], found.dtype).reshape(output["shape"])
+        if found.dtype.kind == "f":
+            found = np.where(np.isfinite(found), found, found.dtype.type(np.nan))
+        assert found.shape == wanted.shape
+        assert found.tobytes() == wanted.tobytes(), output["name"]
+
+
+def altered(arrays: Arrays) -> Iterator[tuple[str, Arrays]]:
+    """The arrays with one thing wrong, or nearly so."""
+    for name, array in arrays.items():
+        others = {other: each for other, each in arrays.items() if other != name}
+        changed: dict[str, Any] = {
+            "left out": None,
+            "too short": array[:-1],
+            "too long": np.concatenate([array, array[-1:]]),
+        }
+        if array.ndim == 1:  # of others JSON tells no shape
+            changed["empty"] = array[:0]
+        if array.dtype.kind == "i" and array.size:
+            for value in (-1, np.iinfo(np.int32).max):
+                changed[f"ending with {value}"] = np.append(array[:-1], array.dtype.type(value))
+        for what, own in changed.items():
+            yield f"{name} {what}", others if own is None else {**others, name: own}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_answers(
+    model: str,
+    archives: Mapping[str, Path],
+    first: TorchServe,
+    client: TritonClient,
+    tmp_path: Path,
+) -> None:
+    asked = 0
+    for sample in samples(archives[model], tmp_path):
+        if sample.rows > MOST_ROWS:
+            continue
+        expected = ask(first, model, sample.inputs, sample.qualname)
+        assert expected.is_success, expected.text
+        parameters = {} if sample.qualname == "forward" else {"qualname": sample.qualname}
+        for way in WAYS:
+            same(getattr(client, way)(model, sample.inputs, **parameters), expected)
+        columns = recorded.columns(sample.inputs)
+        answer = first.predict(
+            model, columns, headers={QUALNAME: sample.qualname, "Content-Type": JSON}
+        )
+        told = client.body(model, columns, content_type=JSON, **parameters)
+        assert told.outputs["body"].tolist() == [answer.content]
+        assert told.outputs["content_type"].tolist() == [JSON.encode()]
+        asked += 1
+    assert asked
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_refuses(
+    model: str,
+    archives: Mapping[str, Path],
+    first: TorchServe,
+    client: TritonClient,
+    tmp_path: Path,
+) -> None:
+    """What is wrong with a request, in the same words; Triton's own come first where it looks."""
+    for sample in samples(archives[model], tmp_path):
+        if sample.rows != ALTERED_ROWS:
+            continue
+        parameters = {} if sample.qualname == "forward" else {"qualname": sample.qualname}
+        for what, arrays in altered(sample.inputs):
+            expected = ask(first, model, arrays, sample.qualname)
+            answer = client.binary(model, arrays, **parameters)
+            if answer.error.startswith("[request id: "):
+                assert expected.status_code == 400, what
+            elif expected.is_success:
+                same(answer, expected)
+            else:
+                assert (answer.error, what) == (expected.json()["message"], what)
+                status = expected.status_code
+                assert answer.status == STATUSES.get(status, status)
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_bodies(case: str, first: TorchServe, client: TritonClient) -> None:
+    model, document, qualname = BODIES[case]
+    body = json.dumps(document).encode()
+    headers = {QUALNAME: qualname, "Content-Type": JSON}
+    expected = first.predict(model, body, headers=headers)
+    answer = client.body(model, body, content_type=JSON, qualname=qualname)
+    if expected.is_success:
+        assert answer.outputs["body"].tolist() == [expected.content]
+    else:
+        assert answer.error == expected.json()["message"]
 
 
 def arrays(document: Mapping[str, Any]) -> Arrays:
@@ -101,25 +253,11 @@ def arrays(document: Mapping[str, Any]) -> Arrays:
     }
 
 
-def same(answer: Answer, expected: Mapping[str, Any]) -> None:
-    assert answer.error == ""
-    assert {name: array.tolist() for name, array in answer.outputs.items()} == {
-        name: np.array(value, np.float32).tolist() for name, value in expected.items()
-    }
-
-
-@pytest.mark.parametrize("case", GOOD)
-def test_answers(case: str, first: TorchServe, client: TritonClient) -> None:
-    model, document, qualname = GOOD[case]
-    answer = first.predict(model, document, headers={"X-TorchRec-Qualname": qualname})
-    assert answer.is_success, answer.text
-    expected = answer.json()
-    parameters = {} if qualname == "forward" else {"qualname": qualname}
+def test_a_block_of_a_row_is_of_all_rows(first: TorchServe, client: TritonClient) -> None:
+    shared = arrays({**TWO_ROWS, "float_features": MOVIELENS["float_features"]})
+    expected = ask(first, "movielens", shared, "forward")
     for way in WAYS:
-        same(getattr(client, way)(model, arrays(document), **parameters), expected)
-    told = client.body(model, json.dumps(document).encode(), content_type=JSON, **parameters)
-    assert told.outputs["body"].tolist() == [answer.content]
-    assert told.outputs["content_type"].tolist() == [JSON.encode()]
+        same(getattr(client, way)("movielens", shared), expected)
 
 
 def test_a_message_of_torchrec(first: TorchServe, client: TritonClient) -> None:
@@ -138,134 +276,15 @@ def test_a_message_of_torchrec(first: TorchServe, client: TritonClient) -> None:
     assert np.array(found, np.float32).tolist() == np.array(expected, np.float32).tolist()
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_errors(case: str, first: TorchServe, client: TritonClient) -> None:
-    document = BAD[case]
-    refused = first.predict("movielens", document)
+def test_too_many_rows(first: TorchServe, client: TritonClient) -> None:
+    """In every way; their statuses are the server's own."""
+    many = arrays({**MOVIELENS, "float_features": [[0.0] * 6] * 20_000})
+    refused = first.predict("movielens", recorded.columns(many), headers={"Content-Type": JSON})
     message = refused.json()["message"]
-    assert refused.status_code in {400, 413}
+    assert refused.status_code == 413
     for way in ("json", "binary"):
-        answer = getattr(client, way)("movielens", arrays(document))
+        answer = getattr(client, way)("movielens", many)
         assert (answer.status, answer.error) == (400, message)
-    answer = client.grpc("movielens", arrays(document))
+    answer = client.grpc("movielens", many)
     assert (answer.status, answer.error) == ("StatusCode.INVALID_ARGUMENT", message)
-    told = client.body("movielens", json.dumps(document).encode())
-    assert told.error == message
-
-
-def test_a_method_that_is_not_there(first: TorchServe, client: TritonClient) -> None:
-    refused = first.predict("movielens", MOVIELENS, headers={"X-TorchRec-Qualname": "rank"})
-    answer = client.json("movielens", arrays(MOVIELENS), qualname="rank")
-    assert (refused.status_code, refused.json()["message"]) == (answer.status, answer.error)
-
-
-@pytest.mark.parametrize(
-    ("given", "parameters", "message"),
-    [
-        (
-            {"body": [b"{}"], **MOVIELENS},
-            {},
-            (
-                "body: received it beside float_features, id_list_features.lengths, "
-                "id_list_features.values, expected it alone"
-            ),
-        ),
-        (MOVIELENS, {"qualname": 3}, "parameters.qualname: received 3, expected a string"),
-        (
-            {"body": [b"a,b"]},
-            {"content_type": "Text/CSV; charset=utf-8"},
-            (
-                "received content type 'text/csv', expected one of application/json, text/json, "
-                "application/x-protobuf, application/protobuf, application/octet-stream"
-            ),
-        ),
-    ],
-)
-def test_what_only_triton_can_be_sent(
-    given: dict[str, Any], parameters: dict[str, Any], message: str, client: TritonClient
-) -> None:
-    document = dict(given)
-    body = document.pop("body", None)
-    tensors = dict(arrays(document))
-    if body is not None:
-        tensors["body"] = np.array(body, np.object_)
-    answer = client.grpc("movielens", tensors, **parameters)
-    assert answer.error == message
-
-
-def test_what_triton_refuses_by_the_configuration(client: TritonClient) -> None:
-    answer = client.json("movielens", arrays({**MOVIELENS, "float_features": [[0.1, 0.9]]}))
-    assert (answer.status, answer.error.partition(" NOTE: ")[0]) == (
-        400,
-        (
-            "[request id: <id_unknown>] unexpected shape for input 'float_features' for model "
-            "'movielens'. Expected [-1,-1,6], got [1,1,2]."
-        ),
-    )
-
-
-def test_tensors_are_of_one_request(client: TritonClient) -> None:
-    answer = client.json("movielens", arrays(MOVIELENS), first=2)
-    assert answer.error == (
-        "float_features: received shape 2 x 1 x 6, expected 1 x …: a first axis of 1, for the "
-        "request"
-    )
-
-
-def test_metadata_is_the_signatures(client: TritonClient) -> None:
-    told = client.get("/v2/models/movielens")
-    assert [(entry["name"], entry["shape"]) for entry in told["inputs"]] == [
-        ("float_features", [-1, -1, 6]),
-        ("id_list_features.lengths", [-1, -1]),
-        ("id_list_features.values", [-1, -1]),
-        ("body", [-1, 1]),
-    ]
-
-
-def test_bad_requests_among_64_clients_fail_alone(client: TritonClient, other: Running) -> None:
-    """One in ten is bad."""
-    kinds = [MOVIELENS, TWO_ROWS, SHARED]
-    good = [
-        client.json("movielens", arrays(document)).outputs["default"].tolist() for document in kinds
-    ]
-    bad = list(BAD.values())
-
-    def ask(number: int) -> None:
-        with TritonClient(other.url, other.ports["gRPC"]) as own:
-            for at in range(number, number + 20):
-                way = getattr(own, WAYS[at % 2])
-                if at % 10 == 0:
-                    answer = way("movielens", arrays(bad[at % len(bad)]))
-                    assert answer.status == 400
-                else:
-                    answer = way("movielens", arrays(kinds[at % 3]))
-                    found = answer.outputs["default"]
-                    # Other rows of a batch change the order in which a row's numbers are added.
-                    np.testing.assert_allclose(found, good[at % 3], rtol=0, atol=1e-6)
-
-    with ThreadPoolExecutor(64) as pool:
-        list(pool.map(ask, range(64)))
-
-
-def test_an_instance_that_was_killed_comes_back(client: TritonClient, other: Running) -> None:
-    before = client.json("candidates", arrays(CANDIDATES)).outputs["scores"].tolist()
-    (stub,) = instances(other, "candidates")
-    os.kill(stub.pid, signal.SIGKILL)
-    end = time.monotonic() + 100
-    while (answer := client.json("candidates", arrays(CANDIDATES))).error:
-        assert answer.error == "Stub process 'candidates_0_0' is not healthy."
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    assert answer.outputs["scores"].tolist() == before
-    (again,) = instances(other, "candidates")
-    assert again.pid != stub.pid
-    assert not client.json("movielens", arrays(MOVIELENS)).error
-
-
-def instances(other: Running, model: str) -> list[psutil.Process]:
-    return [
-        process
-        for process in other.frontend.processes()
-        if any("python_backend_stub" in part for part in process.cmdline()[:1])
-        and f"/{model}/" in " ".join(process.cmdline())
-    ]
+    assert client.body("movielens", recorded.columns(many)).error == message

@@ -144,6 +144,8 @@ class Fresh:
         self.asked = asked()
         self.answers: list[Answer] = []
         self.killed = Killed()
+        self.published = 0
+        """Bytes of deltas, as far as they are counted."""
         self._removed = 0
         self._server, self._folder = server, folder
         self._place = str(server.inference.base_url).removeprefix("http://").rstrip("/")

@@ -16,7 +16,7 @@ from torchrec_handler.options import Updates
 from torchrec_handler.tables.store import TableStore
 from torchrec_handler.updates.follow import Follower, Source
 from torchrec_handler.updates.live import Live
-from torchrec_handler.updates.served import Served, start
+from torchrec_handler.updates.served import Model, Served, start
 from torchrec_handler.updates.weights import Weights
 
 Dense = Mapping[str, torch.Tensor]
@@ -80,7 +80,7 @@ class Server:
         """A worker that follows the folder, with its live copy beside that."""
         store = TableStore.map(self.archive / "tables.bin", ENTRIES)
         options = Updates(folder=str(self.deltas), place=str(self.live), poll_seconds=0.001)
-        return start(options, "model", self.source, store, (self.source.dense, dict))
+        return start(options, "model", self.source, store, Model(self.source.dense, dict))
 
     def is_right(self) -> bool:
         return (self.live / "live.bin").read_bytes() == self.state

@@ -12,6 +12,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+WAYS = ("json", "binary", "grpc")
+"""The client's methods."""
 LENGTH = "Inference-Header-Content-Length"
 """Of the binary extension: where its JSON ends."""
 
@@ -66,16 +68,19 @@ class TritonClient:
             self._http.post(_path(model), content=content, headers={LENGTH: str(len(header))})
         )
 
-    def grpc(self, model: str, arrays: Arrays, **parameters: Any) -> Answer:
-        """Tensors by NVIDIA's client."""
+    def grpc(
+        self, model: str, arrays: Arrays, wanted: Sequence[str] = (), **parameters: Any
+    ) -> Answer:
+        """Tensors by NVIDIA's client; `wanted` outputs, or all."""
         inputs = []
         for name, array in arrays.items():
             shape = [1, *array.shape]
             one = triton.InferInput(name, shape, np_to_triton_dtype(array.dtype))
             one.set_data_from_numpy(array.reshape(shape))
             inputs.append(one)
+        outputs = [triton.InferRequestedOutput(name) for name in wanted] or None
         try:
-            result = self._grpc.infer(model, inputs, parameters=parameters or None)
+            result = self._grpc.infer(model, inputs, outputs=outputs, parameters=parameters or None)
         except InferenceServerException as error:
             return Answer(outputs={}, error=str(error.message()), status=str(error.status()))
         names = [output.name for output in result.get_response().outputs]
@@ -97,7 +102,7 @@ class TritonClient:
             return Answer(outputs={}, error=document["error"], status=response.status_code)
         outputs, at = {}, length
         for output in document["outputs"]:
-            dtype = _dtype(output["datatype"])
+            dtype = numpys(output["datatype"])
             if "data" in output:
                 array = np.array(output["data"], dtype)
             else:
@@ -116,5 +121,6 @@ def _described(name: str, array: npt.NDArray[Any]) -> dict[str, Any]:
     return {"name": name, "shape": shape, "datatype": np_to_triton_dtype(array.dtype)}
 
 
-def _dtype(datatype: str) -> Any:
+def numpys(datatype: str) -> Any:
+    """numpy's type of the protocol's."""
     return np.object_ if datatype == "BYTES" else datatype.lower().replace("fp", "float")

@@ -39,6 +39,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="of a delta: more become several generations, so that workers stand still no longer "
         "for any of them; 0 for one of any size",
     )
+    parser.add_argument(
+        "--no-outputs",
+        action="store_true",
+        help="leave out what the archive's samples give then, which a worker compares with what it "
+        "finds",
+    )
     add_deltas(parser)
 
 
@@ -68,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
             max_rows=options.max_rows or None,
             keys=keys,
             signer=Signer(*signer_of(options)),
+            with_outputs=not options.no_outputs,
             progress=sys.stderr.isatty(),
         )
         for key, entry in base.entries.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from torchrec_archiver.deltas.answers import samples_of
 from torchrec_archiver.deltas.base import Base
 from torchrec_archiver.deltas.chain import merge, read_chain, state_of
 from torchrec_archiver.deltas.writing import UNSIGNED, Piece, Signer, publish
@@ -83,7 +84,8 @@ def rollback(
 ) -> Path:
     """Publish a new generation that is what an earlier one was.
 
-    Of every row and weight that was touched since, it holds what was there then.
+    Of every row and weight that was touched since, it holds what was there then; of the samples
+    what they gave then, as far as the deltas say it.
 
     Args:
         base: the archive.
@@ -104,7 +106,9 @@ def rollback(
             f"which is {now.sequence}"
         )
         raise BuildError(message)
-    then = state_of(base, read_chain(folder, base, to, keys))
+    before = read_chain(folder, base, to, keys)
+    then = state_of(base, before)
+    archived = tuple(sample.outputs for sample in samples_of(then)) or None
     touched = merge(delta for delta in chain if delta.head.sequence > to)
     entries = base.entries
     tables = [
@@ -112,9 +116,8 @@ def rollback(
         for key, table in touched.tables.items()
     ]
     dense = {name: then.dense[name] for name in touched.dense}
-    (path,) = publish(
-        folder, now, [Piece(tables=tables, dense=dense)], kind=ROLLBACK, signer=signer
-    )
+    piece = Piece(tables=tables, dense=dense, outputs=before[-1].outputs if before else archived)
+    (path,) = publish(folder, now, [piece], kind=ROLLBACK, signer=signer)
     return path
 
 

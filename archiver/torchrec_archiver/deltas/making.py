@@ -1,30 +1,27 @@
 """A delta of a checkpoint: the rows that differ once they are encoded, and the weights that do."""
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from torchrec_archiver.answer import options_of
-from torchrec_archiver.checkpoint.pieces import BLOCK_BYTES, page_out
+from torchrec_archiver.deltas.answers import Answers
 from torchrec_archiver.deltas.base import Base
 from torchrec_archiver.deltas.chain import State, read_chain, state_of
+from torchrec_archiver.deltas.comparing import changed_rows
 from torchrec_archiver.deltas.writing import UNSIGNED, Signer, publish, split
 from torchrec_archiver.fit import TRAINING_ONLY
 from torchrec_archiver.locked import locked_folder
 from torchrec_archiver.model import WeightsOf, fit_weights
-from torchrec_archiver.progress import bar
 from torchrec_handler.archive.delta import TableRows
-from torchrec_handler.archive.format import TableEntry, TableKey
+from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import BuildError
 from torchrec_handler.load.package import open_package
 from torchrec_handler.load.process import unchanged_process
 from torchrec_handler.ranks import init_process_group
-from torchrec_handler.tables.rows import encode_rows, find_invalid
 
 SCRATCH = "torchrec-checkpoint-"
 MAX_ROWS = 100_000
@@ -51,6 +48,7 @@ def make_delta(  # noqa: PLR0913  the command line's options
     max_rows: int | None = MAX_ROWS,
     keys: Sequence[Path] = (),
     signer: Signer = UNSIGNED,
+    with_outputs: bool = True,
     progress: bool = False,
 ) -> Made:
     """Publish what is between a generation and a checkpoint.
@@ -65,13 +63,14 @@ def make_delta(  # noqa: PLR0913  the command line's options
         max_rows: of a delta; what has more becomes several generations. None: one of any size.
         keys: public keys, of which one has to have signed the deltas before it.
         signer: who signs it.
+        with_outputs: whether to ask the archive's samples, and let each delta say what they give.
         progress: whether to show bars.
 
     Raises:
         BuildError: the checkpoint does not fit, holds what cannot be served, or the folder does not
             lead to the generation.
         DeltaError: a delta before it is damaged; a server would refuse it.
-        LoadError: the archive's code cannot be run.
+        LoadError: the archive's code cannot be run, or gives to samples what is not served.
     """
     state = state_of(base, read_chain(folder, base, after, keys))
     with (
@@ -95,7 +94,8 @@ def make_delta(  # noqa: PLR0913  the command line's options
                 yield block
 
         pieces = split(counted(), dense, state, max_rows)
-        paths = publish(folder, state, pieces, signer=signer)
+        answers = Answers(state) if with_outputs else None
+        paths = publish(folder, state, pieces, signer=signer, answers=answers)
     return Made(paths=paths, rows=rows, dense=list(dense))
 
 
@@ -123,81 +123,6 @@ def changed_dense(dense: Mapping[str, torch.Tensor], state: State) -> dict[str, 
         if not _is_same(given, own[name]):
             changed[name] = given.clone()  # training goes on
     return changed
-
-
-def changed_rows(
-    rows: Mapping[TableKey, torch.Tensor], state: State, *, progress: bool
-) -> Iterator[TableRows]:
-    """The rows that differ from a state's once they are encoded, block by block.
-
-    Args:
-        rows: of each table, as `encode_rows` takes them, at least as many as the archive has.
-        state: what they are compared with.
-        progress: whether to show a bar.
-
-    Raises:
-        BuildError: a table has no rows, or some that its data type cannot hold.
-    """
-    entries = state.base.index.tables
-    total = sum(entry.nbytes for entry in entries)
-    with bar("comparing", total, "B", shown=progress) as compared:
-        for entry in entries:
-            source = rows.get(entry.key)
-            if source is None or source.shape[0] < entry.rows:
-                held = "none" if source is None else str(source.shape[0])
-                message = (
-                    f"table {entry.name!r}: received {held} rows, expected {entry.rows}, as the "
-                    "archive has"
-                )
-                raise BuildError(message)
-            step = max(1, BLOCK_BYTES // max(1, source.stride(0) * source.element_size()))
-            for start in range(0, entry.rows, step):
-                end = min(start + step, entry.rows)
-                mapped = source[start:end]
-                encoded = encode(entry, mapped.contiguous(), start)
-                page_out(mapped)
-                at = differing(encoded, state.block(entry, start, end))
-                if len(at):
-                    yield TableRows(key=entry.key, ids=at + start, rows=encoded[at])
-                state.base.forget(entry, start, end)
-                compared.update(encoded.nbytes)
-
-
-def encode(entry: TableEntry, rows: torch.Tensor, first: int | np.ndarray) -> np.ndarray:
-    """Encode rows for a table.
-
-    Args:
-        entry: of the table.
-        rows: [N, D] floating point, or encoded already.
-        first: id of the first one, or the ids [N] of all, for messages.
-
-    Returns:
-        [N, row_bytes] uint8.
-
-    Raises:
-        BuildError: its data type cannot hold one.
-    """
-    if found := find_invalid(rows, entry.dtype):
-        row = first + found.row if isinstance(first, int) else int(first[found.row])
-        message = f"table {entry.name!r}, {entry.dtype}: {dataclasses.replace(found, row=row)}"
-        raise BuildError(message)
-    encoded: np.ndarray = encode_rows(rows, entry.dtype).numpy()
-    return encoded
-
-
-def differing(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Which rows of two blocks [N, row_bytes] differ: [K] int64, ascending."""
-    words = next(
-        words
-        for words in (np.uint64, np.uint32, np.uint16, np.uint8)
-        if not one.shape[1] % np.dtype(words).itemsize
-    )
-    found = np.flatnonzero(one.view(words) != other.view(words))
-    rows = found // (one.shape[1] // np.dtype(words).itemsize)
-    is_first = np.ones(len(rows), bool)
-    np.not_equal(rows[1:], rows[:-1], out=is_first[1:])
-    first: np.ndarray = rows[is_first]
-    return first
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

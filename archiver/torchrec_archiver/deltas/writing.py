@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from torchrec_archiver.deltas.answers import Answers
 from torchrec_archiver.deltas.chain import State
 from torchrec_archiver.locked import locked_folder
 from torchrec_handler.archive.delta import (
     UPDATE,
+    Delta,
     Outputs,
     TableRows,
     check_delta,
@@ -110,6 +112,7 @@ def publish(  # noqa: PLR0913
     covered: tuple[str, ...] = (),
     run: str | None = None,
     signer: Signer = UNSIGNED,
+    answers: Answers | None = None,
 ) -> list[Path]:
     """Write a delta of each piece, one generation behind another, and publish them together.
 
@@ -124,9 +127,11 @@ def publish(  # noqa: PLR0913
         covered: of a squashed one, see `Head`.
         run: that of the state, or a new one, if not given.
         signer: who signs them.
+        answers: gives their outputs, in the place of the pieces'.
 
     Raises:
         DeltaError: a server would refuse one; or there is another of its generation.
+        LoadError: it would, for what samples give then.
         BuildError: they cannot be written.
     """
     if not folder.is_dir():
@@ -135,9 +140,14 @@ def publish(  # noqa: PLR0913
     sequence, previous = state.sequence, state.digest
     run = run or state.run or str(uuid.uuid4())
     when = time.time() if created is None else created
-    staged = []
+    staged: list[Delta] = []
     with locked_folder(folder, PREFIX) as staging:
         for piece in pieces:
+            outputs = piece.outputs
+            if answers is not None:
+                tables = [table for delta in staged for table in delta.tables]
+                dense = {name: one for delta in staged for name, one in delta.dense.items()}
+                outputs = answers([*tables, *piece.tables], {**dense, **piece.dense})
             sequence += max(len(covered), 1)
             path = write_delta(
                 staging,
@@ -147,7 +157,7 @@ def publish(  # noqa: PLR0913
                 previous=previous,
                 tables=piece.tables,
                 dense=piece.dense,
-                outputs=piece.outputs,
+                outputs=outputs,
                 kind=kind,
                 covered=covered,
                 created=when,
@@ -157,8 +167,8 @@ def publish(  # noqa: PLR0913
             delta = read_delta(path)
             check_delta(delta, state.base.index, state.base.dense)
             previous = delta.head.digest
-            staged.append(path)
-        return put(staged, folder)
+            staged.append(delta)
+        return put([delta.path for delta in staged], folder)
 
 
 def put(staged: Sequence[Path], folder: Path) -> list[Path]:

@@ -16,10 +16,16 @@ from torchrec_handler.archive.format import (
     MODEL_CONFIG,
     SPARSE_TYPES,
     InputSignature,
-    OutputSplit,
     Signature,
 )
-from torchrec_handler.archive.repository import ARCHIVE, BODY, CONTENT_TYPE, ENDED, MODEL_FILE
+from torchrec_handler.archive.repository import (
+    ARCHIVE,
+    BODY,
+    CONTENT_TYPE,
+    ENDED,
+    MODEL_FILE,
+    version_parameter,
+)
 from torchrec_handler.errors import ServeError
 from torchrec_handler.options import Options, read_options
 
@@ -52,6 +58,9 @@ TYPES: Mapping[str, str] = {
     "float32": "TYPE_FP32",
     "float64": "TYPE_FP64",
     "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+    "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64",
     "int8": "TYPE_INT8",
     "int16": "TYPE_INT16",
     "int32": "TYPE_INT32",
@@ -59,6 +68,7 @@ TYPES: Mapping[str, str] = {
 }
 """numpy's names -> Triton's."""
 
+Shape = tuple[int, ...]
 Tensor = tuple[str, str, Sequence[int]]
 """Name, Triton's type, and sizes behind the first axis, -1 for any."""
 
@@ -195,7 +205,7 @@ def config(model: Model, versions: Sequence[Model], instances: int | None = None
         "version_policy { all { } }",
         _parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "yes"),
         *(
-            _parameter(f"version {number}", str(one))
+            _parameter(version_parameter(number), str(one))
             for number, one in enumerate(versions, start=1)
         ),
         *_tensors("input", inputs, " allow_ragged_batch: true optional: true"),
@@ -234,33 +244,46 @@ def _inputs(entry: InputSignature) -> Iterator[Tensor]:
 
 
 def _outputs(folder: Path, signature: Signature) -> Iterator[Tensor]:
-    """The outputs of all methods, of the types that were recorded."""
+    """The outputs of all methods, of the types that were recorded.
+
+    Sizes are open where nobody knows them, as of a method that is called one request at a time, and
+    where methods give an output of other ones.
+    """
+    shapes: dict[str, list[Shape]] = {}
     types: dict[str, list[str]] = {}
-    for sample in recorded.read(folder):
-        for name, arrays in sample.outputs.items():
-            found = [TYPES.get(array.dtype.name, "TYPE_FP32") for array in arrays]
-            types.setdefault(name, found)
-    told: set[str] = set()
     for splits in (signature.splits or {}).values():
         for name, parts in splits.items():
-            if name not in told:
-                told.add(name)
-                yield from _tensors_of(signature, name, parts, types.get(name, []))
+            _open(shapes, name, [part.shape for part in parts])
+    for sample in recorded.read(folder):
+        for name, arrays in sample.outputs.items():
+            types.setdefault(name, [TYPES.get(array.dtype.name, "TYPE_FP32") for array in arrays])
+            shapes.setdefault(name, [(-1,) * max(0, array.ndim - 1) for array in arrays])
+    for name, found in shapes.items():
+        yield from _tensors_of(signature.result_metadata, name, found, types.get(name, []))
+
+
+def _open(shapes: dict[str, list[Shape]], name: str, found: Sequence[Shape]) -> None:
+    """Take the shapes of an output's tensors behind the first axis; Triton knows no size of 0."""
+    known = shapes.setdefault(name, [tuple(size or -1 for size in shape) for shape in found])
+    for at, (own, shape) in enumerate(zip(known, found, strict=False)):
+        if len(own) == len(shape):
+            sizes = zip(own, shape, strict=True)
+            known[at] = tuple(one if one == other else -1 for one, other in sizes)
 
 
 def _tensors_of(
-    signature: Signature, name: str, parts: Sequence[OutputSplit], types: Sequence[str]
+    result_metadata: str, name: str, shapes: Sequence[Shape], types: Sequence[str]
 ) -> Iterator[Tensor]:
     """An output's tensors, by the names that answers have them under."""
-    shapes = [[-1, *part.shape] for part in parts]
-    found = [types[at] if at < len(types) else "TYPE_FP32" for at in range(len(parts))]
-    if signature.result_metadata == "dict_of_tensor":
-        yield name, found[0], shapes[0]
-    elif signature.result_metadata == "dict_of_tensors":
-        for at, (kind, shape) in enumerate(zip(found, shapes, strict=True)):
+    given = [[-1, *shape] for shape in shapes]
+    found = [types[at] if at < len(types) else "TYPE_FP32" for at in range(len(shapes))]
+    if result_metadata == "dict_of_tensor":
+        yield name, found[0], given[0]
+    elif result_metadata == "dict_of_tensors":
+        for at, (kind, shape) in enumerate(zip(found, given, strict=True)):
             yield f"{name}.{at}", kind, shape
     else:
-        yield f"{name}.values", found[0], shapes[0]
+        yield f"{name}.values", found[0], given[0]
         yield f"{name}.mask", "TYPE_BOOL", [-1]
 
 

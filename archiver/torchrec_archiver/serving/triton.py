@@ -52,7 +52,8 @@ SETTINGS: Mapping[str, str] = {
 }
 MEMORY = Path("/dev/shm")  # noqa: S108  where Triton keeps what it shares with its instances
 CREATING = r"ERROR: Failed to create instance: (\S.*?)(?:\\n|\"|$)"
-FAULT = re.compile(rf"{CREATING}|^error: (.*)", re.MULTILINE)
+FAULT = re.compile(rf"{CREATING}|^error: (.*)|^ *what\(\): +(.*)", re.MULTILINE)
+FRAME = re.compile(r"\s*(\d+# |$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +148,9 @@ class Triton(Session):
         """Why a model was not loaded, in its own words, or why it ended."""
         output = self.output()
         if found := FAULT.search(output):
-            return found[1] or found[2]
-        return next(reversed(output.splitlines()), "it was killed, or printed no reason")
+            return str(next(filter(None, found.groups())))
+        told = (line for line in reversed(output.splitlines()) if not FRAME.match(line))
+        return next(told, "it was killed, or printed no reason")
 
 
 def _backends(wheel: Path, temp: Path) -> Path:

@@ -8,8 +8,8 @@ whole file under `sha256`.
 import hashlib
 import json
 import os
-import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,9 +35,11 @@ from torchrec_handler.archive.delta_parts import (
     list_deltas,
     name_of,
     refuse,
+    sequence_of,
 )
 from torchrec_handler.archive.delta_read import (
     DIGEST,
+    MOST_DENSE_BYTES,
     check_signed,
     read_delta,
     read_head,
@@ -47,6 +49,7 @@ from torchrec_handler.archive.trust import sign
 
 __all__ = [
     "KINDS",
+    "MOST_DENSE_BYTES",
     "ROLLBACK",
     "SUFFIX",
     "UPDATE",
@@ -63,6 +66,7 @@ __all__ = [
     "read_delta",
     "read_head",
     "remaps_of",
+    "sequence_of",
     "signature_of",
     "write_delta",
 ]
@@ -139,9 +143,9 @@ def write_delta(  # noqa: PLR0913  what a delta says of itself
     del document["sha256"]  # it lies outside of it, where it is found to be zeroed
     metadata = {"delta": json.dumps(document), "sha256": head.sha256}
     check_new(path)
-    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
-    os.close(descriptor)
-    staged = Path(made)
+    # A name that is free: safetensors renames to it, and ext4 writes to the disk at once what takes
+    # the place of another file, so that it would write the digest's pages twice.
+    staged = folder / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         save_file(tensors, staged, metadata=metadata)
         text = _seal(staged)

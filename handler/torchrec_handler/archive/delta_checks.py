@@ -44,6 +44,12 @@ def check_delta(delta: Delta, index: Index, dense: Mapping[str, torch.Tensor]) -
     for name, value in delta.dense.items():
         _check_weight(delta.path, name, value, dense.get(name))
     _check_remaps(delta, entries, dense)
+    if delta.outputs is not None and len(delta.outputs) != index.samples:
+        refuse(
+            delta.path,
+            f"outputs: received those of {len(delta.outputs)} samples, expected {index.samples}",
+            "samples",
+        )
 
 
 def _check_rows(path: Path, table: TableRows, entry: TableEntry) -> None:

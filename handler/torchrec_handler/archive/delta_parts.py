@@ -125,6 +125,11 @@ def name_of(head: Head) -> str:
     return last if head.from_sequence == head.sequence else f"{head.from_sequence:08d}-{last}"
 
 
+def sequence_of(path: Path) -> int:
+    """The generation that a delta of `list_deltas` leads to, by its name."""
+    return int(path.name.removesuffix(SUFFIX).rpartition("-")[2])
+
+
 def list_deltas(folder: Path) -> list[Path]:
     """The deltas of a folder by sequence, a squashed one behind the one that it ends with.
 

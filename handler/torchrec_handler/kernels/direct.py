@@ -30,6 +30,9 @@ from torchrec_handler.tables.spread import Site, ask_ahead, look_up_on_all, spre
 Lookup = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Ids [N], offsets [F * B + 1] and weights [N] -> [B, D]."""
 
+WATCH = "_watch_lookups"
+"""Attribute of an operator: what is told of its lookups."""
+
 COLLECTIONS = (ShardedBags, ShardedQuantEmbeddingBagCollection)
 SEQUENCES = (ShardedSequences, ShardedQuantEmbeddingCollection)
 
@@ -72,13 +75,18 @@ def _why_not(operator: Any) -> str | None:
         return f"looks up with {type(operator).__name__}"
     if operator.host_size <= 0:
         return "has rows that are not in the CPU's memory"
-    if (
+    if finds_rows(operator):
+        return "has pruned tables, whose rows FBGEMM finds by itself"
+    return "has a cache of rows" if operator.lxu_cache_weights.numel() else None
+
+
+def finds_rows(operator: Any) -> bool:
+    """Whether FBGEMM's operator looks for the rows of its ids by itself, as tables are pruned."""
+    return bool(
         operator.index_remapping_hash_table_cpu is not None
         or operator.index_remapping_hash_table.numel()
         or operator.index_remappings_array.numel()
-    ):
-        return "has pruned tables, whose rows FBGEMM finds by itself"
-    return "has a cache of rows" if operator.lxu_cache_weights.numel() else None
+    )
 
 
 def _direct(module: Any) -> Any:
@@ -301,4 +309,36 @@ def lookup(operator: Any, *, room: int = 0, dtype: torch.dtype | None = None) ->
         found: torch.Tensor = call(*tables, ids, offsets, pooling, weights, *rest)
         return found
 
-    return run
+    watch = vars(operator).get(WATCH)
+    if watch is None:
+        return run
+
+    def watched(
+        ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        watch(ids, offsets)
+        return run(ids, offsets, weights)
+
+    return watched
+
+
+def watch_lookups(operator: Any, watch: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+    """Let something be told of ids and offsets before each lookup, by kernels and without.
+
+    Args:
+        operator: FBGEMM's, that no kernel was bound to yet.
+        watch: called with ids [N] and offsets [F * B + 1].
+    """
+    own = operator.forward
+
+    def forward(
+        indices: torch.Tensor,
+        offsets: torch.Tensor,
+        per_sample_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        watch(indices, offsets)
+        found: torch.Tensor = own(indices, offsets, per_sample_weights)
+        return found
+
+    operator.forward = forward
+    setattr(operator, WATCH, watch)

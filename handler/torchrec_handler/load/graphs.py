@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +106,16 @@ class Trials:
                 return
 
 
+class InPlace(NamedTuple):
+    """What is computed as graphs."""
+
+    methods: Mapping[str, GraphMethod]
+    """By their names."""
+    parts: Mapping[str, PartForward]
+    """Modules of methods that are no graph, by their paths."""
+    report: Report
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graphs:
     """What was captured of a module."""
@@ -118,9 +129,7 @@ class Graphs:
     qualnames: Collection[str]
     """Of all methods, those that get no batched input too."""
 
-    def put_in_place(
-        self, report: Report, target: Target
-    ) -> tuple[Mapping[str, GraphMethod], Report]:
+    def put_in_place(self, report: Report, target: Target) -> "InPlace":
         """Let the module call those that are kept; tell which, and why others are not."""
         module = self.module
         kept, replaced, declined = choose(
@@ -131,14 +140,16 @@ class Graphs:
         others: Sequence[Replaced] = report.replaced
         if all(name in kept and kept[name].ranges == EVERY for name in self.qualnames):
             others = self._without_layers(others)
-        of_parts, others, late = self._put_parts(others, target)
-        return kept, Report(
+        parts: dict[str, PartForward] = {}
+        of_parts, others, late = self._put_parts(others, target, parts)
+        told = Report(
             replaced=(*replaced, *of_parts, *others),
             declined=(*self.declined, *declined, *late, *report.declined),
         )
+        return InPlace(kept, parts, told)
 
     def _put_parts(
-        self, others: Sequence[Replaced], target: Target
+        self, others: Sequence[Replaced], target: Target, placed: dict[str, PartForward]
     ) -> tuple[list[Replaced], Sequence[Replaced], list[Declined]]:
         """Let modules compute as graphs; gives these, the other kernels, and why some are none."""
         kept: list[Replaced] = []
@@ -162,7 +173,8 @@ class Graphs:
                 if method.ranges == EVERY and len(self.qualnames) == 1:
                     others = self._without_layers(others, path)
                     part.call.own = module.forward
-                setattr(module, "forward", PartForward(part.call, method))  # noqa: B010  its own
+                placed[path] = PartForward(part.call, method)
+                setattr(module, "forward", placed[path])  # noqa: B010  its own
         return kept, others, declined
 
     def _without_layers(self, replaced: Sequence[Replaced], path: str = "") -> Sequence[Replaced]:

@@ -1,11 +1,12 @@
 """From an archive's folder to a predictor, or to what a rank that follows needs."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +29,9 @@ from torchrec_handler.errors import (
     Unusable,
     WeightsError,
 )
+from torchrec_handler.kernels.graph.method import GraphMethod
 from torchrec_handler.kernels.graph.methods import with_weights
+from torchrec_handler.kernels.graph.part import PartForward, part_with_weights
 from torchrec_handler.kernels.registry import check_names
 from torchrec_handler.load.call import no_gradients
 from torchrec_handler.load.dense import lower
@@ -58,6 +61,8 @@ from torchrec_handler.ranks import Ranks, init_process_group
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.exchange import Follower
 from torchrec_handler.tables.store import TableStore, layout
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -199,17 +204,21 @@ def _over_ranks(options: Options, device: torch.device, ranks: Ranks) -> Options
 
 
 def load_again(
-    predictor: Predictor, options: Options, dense: Mapping[str, torch.Tensor]
+    predictor: Predictor,
+    options: Options,
+    dense: Mapping[str, torch.Tensor],
+    watch: Callable[[torch.nn.Module], None] | None = None,
 ) -> Predictor:
     """The model of an archive with other dense weights, which looks rows up where the first does.
 
-    Methods that are graphs stay that, but for the odd one. None is followed again, as that is done
-    with changes of the whole process, beside which another thread cannot serve.
+    Methods and parts that are graphs stay that, but for the odd one. None is followed again, as
+    that is done with changes of the whole process, beside which another thread cannot serve.
 
     Args:
         predictor: what `load` gave, of an archive with tables.
         options: those it was loaded with.
         dense: the archive's names -> tensors.
+        watch: called with the module before kernels are bound to its lookups.
 
     Raises:
         LoadError: see the steps.
@@ -224,23 +233,44 @@ def load_again(
     without = options.model_copy(update={"kernels": kernels})
     weighted = load_weights(make(package, without, predictor.device), dense)
     laid = lay_out(weighted, _widened(weighted, index), lambda _: predictor.tables)
+    if watch:
+        watch(laid.module)
     made = make_ready(weighted, laid, predictor.signature, choose=as_recorded(index.dense))
-    graphs = {}
-    for qualname, old in predictor.graphs.items():
-        mode = partial(no_gradients, made.module)
-        try:
-            method = with_weights(old, predictor.module, made.module, mode)
-        except Exception:
-            logger.warning("kernels: graph raised on %s", qualname, exc_info=True)
-            continue
-        if method is not None:
-            setattr(made.module, qualname, method)
-            graphs[qualname] = method
+    graphs, parts = _with_weights(predictor, made.module)
+    kept = {*graphs, *parts}
     replaced = [
-        one for one in predictor.report.replaced if one.kernel == GRAPH and one.path in graphs
+        one for one in predictor.report.replaced if one.kernel == GRAPH and one.path in kept
     ]
     report = replace(made.report, replaced=(*replaced, *made.report.replaced))
-    return replace(made, graphs=graphs, report=report, index=index)
+    return replace(made, graphs=graphs, parts=parts, report=report, index=index)
+
+
+def _with_weights(
+    predictor: Predictor, module: torch.nn.Module
+) -> tuple[dict[str, GraphMethod], dict[str, PartForward]]:
+    """Put a predictor's graphs in place in a module that was made as its own was."""
+    modules, mode = (predictor.module, module), partial(no_gradients, module)
+    methods: dict[str, GraphMethod] = {}
+    parts: dict[str, PartForward] = {}
+    for name, old in predictor.graphs.items():
+        method = _made(name, partial(with_weights, old, getattr(module, name), modules, mode))
+        if method is not None:
+            setattr(module, name, method)
+            methods[name] = method
+    for path, one in predictor.parts.items():
+        part = _made(path, partial(part_with_weights, one, modules, mode))
+        if part is not None:
+            setattr(module.get_submodule(path), "forward", part)  # noqa: B010  its own
+            parts[path] = part
+    return methods, parts
+
+
+def _made(path: str, make: Callable[[], T | None]) -> T | None:
+    try:
+        return make()
+    except Exception:
+        logger.warning("kernels: graph raised on %s", path, exc_info=True)
+        return None
 
 
 def read_dense(path: Path) -> dict[str, torch.Tensor]:

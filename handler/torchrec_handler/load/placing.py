@@ -13,6 +13,7 @@ from torchrec_handler.archive.format import Declined, DenseDtypes, Report
 from torchrec_handler.errors import OptionError
 from torchrec_handler.kernels.choice import Choice
 from torchrec_handler.kernels.graph.method import GraphMethod
+from torchrec_handler.kernels.graph.part import PartForward
 from torchrec_handler.kernels.kernel import Target
 from torchrec_handler.kernels.linear import LinearKernel
 from torchrec_handler.kernels.products import INSTRUCTIONS, is_fast
@@ -28,6 +29,8 @@ class Placed:
 
     graphs: Mapping[str, GraphMethod]
     """Methods that are computed as graphs, by their names."""
+    parts: Mapping[str, PartForward]
+    """Modules of other methods that are, by their paths."""
     report: Report
     dense: DenseDtypes | None = None
     """What was decided by layer."""
@@ -60,8 +63,8 @@ class Placing:
         if choice:
             target = replace(target, dtype=choice.least, choice=choice)
         report = replace_forwards(self.module, target, self.options.kernels)
-        methods, self._in_place = self._graphs.put_in_place(report, target)
-        return Placed(graphs=methods, report=self._in_place)
+        methods, parts, self._in_place = self._graphs.put_in_place(report, target)
+        return Placed(graphs=methods, parts=parts, report=self._in_place)
 
     def put_decided(self, dense: DenseDtypes) -> Placed:
         """Do as an archive says: a layer that this processor cannot compute so is in float32."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torchrec_handler.archive.delta_parts import said as short
 from torchrec_handler.archive.format import DenseDtypes
 from torchrec_handler.archive.samples import Sample
 from torchrec_handler.errors import SelfTestError
@@ -13,6 +14,11 @@ from torchrec_handler.options import PRECISIONS, DenseDtype, Options
 
 MOST_SWAPPED = 0.1
 """The share of integers that may differ."""
+
+AT_BUILD = "this worker's model does not answer as it did when the archive was built"
+
+Outputs = Mapping[str, tuple[torch.Tensor, ...]]
+"""Of one call: output name -> its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +76,86 @@ def self_test(
         SelfTestError: the module raised, or an output is off; says which and by how much.
     """
     for sample in samples:
-        where = f"self-test: {sample.qualname}, sample of {sample.rows} rows"
-        try:
-            outputs = call_recorded(module, sample.qualname, sample.inputs, result_metadata, device)
-        except Exception as error:
-            message = f"{where}: {said(error)}"
-            raise SelfTestError(message) from error
-        if outputs.keys() != sample.outputs.keys():
-            message = (
-                f"{where}: received the outputs {', '.join(sorted(outputs))}, "
-                f"expected {', '.join(sorted(sample.outputs))}"
-            )
-            raise SelfTestError(message)
-        for name, parts in sample.outputs.items():
-            for received, expected in zip(outputs[name], parts, strict=True):
-                compare(f"{where}, output {name!r}", received, expected, tolerance)
+        outputs = answer(module, sample, result_metadata, device)
+        check_outputs(sample, outputs, sample.outputs, tolerance, AT_BUILD)
 
 
-def largest_change(
-    before: Mapping[str, tuple[torch.Tensor, ...]], after: Mapping[str, tuple[torch.Tensor, ...]]
-) -> float:
+def answer(
+    module: torch.nn.Module, sample: Sample, result_metadata: str, device: torch.device
+) -> Outputs:
+    """What a module gives to a sample's inputs.
+
+    Raises:
+        SelfTestError: it raised.
+    """
+    try:
+        return call_recorded(module, sample.qualname, sample.inputs, result_metadata, device)
+    except Exception as error:
+        message = f"{_where(sample)}: {said(error)}"
+        raise SelfTestError(message) from error
+
+
+def check_outputs(
+    sample: Sample, received: Outputs, expected: Outputs, tolerance: Tolerance, ending: str
+) -> None:
+    """See that a module gives to a sample what was recorded.
+
+    Args:
+        sample: of the archive.
+        received: what the module gives.
+        expected: what was recorded.
+        tolerance: how far apart they may be.
+        ending: how the message ends.
+
+    Raises:
+        SelfTestError: it gives something else; says what, and by how much.
+    """
+    _check_form(sample, received, expected)
+    for name, parts in expected.items():
+        for given, wanted in zip(received[name], parts, strict=True):
+            compare(f"{_where(sample)}, output {name!r}", given, wanted, tolerance, ending)
+
+
+def check_kind(sample: Sample, received: Outputs) -> None:
+    """See that other weights give to a sample outputs of the shapes and types that it has.
+
+    And finite ones, where the sample's are.
+
+    Raises:
+        SelfTestError: they do not.
+    """
+    _check_form(sample, received, sample.outputs)
+    for name, parts in sample.outputs.items():
+        where = f"{_where(sample)}, output {name!r}"
+        for given, own in zip(received[name], parts, strict=True):
+            if given.shape != own.shape or given.dtype != own.dtype:
+                message = (
+                    f"{where}: received {given.dtype} {tuple(given.shape)}, expected {own.dtype} "
+                    f"{tuple(own.shape)}, as the archive's"
+                )
+                raise SelfTestError(message)
+            if own.isfinite().all() and not given.isfinite().all():
+                message = f"{where}: holds numbers that are not finite, as the archive's are"
+                raise SelfTestError(message)
+
+
+def _check_form(sample: Sample, received: Outputs, expected: Outputs) -> None:
+    forms = [{name: len(parts) for name, parts in one.items()} for one in (received, expected)]
+    if forms[0] == forms[1]:
+        return
+    given, wanted = (
+        short(", ".join(f"{name} ({count})" if count > 1 else name for name, count in form))
+        for form in map(sorted, map(dict.items, forms))
+    )
+    message = f"{_where(sample)}: received the outputs {given}, expected {wanted}"
+    raise SelfTestError(message)
+
+
+def _where(sample: Sample) -> str:
+    return f"self-test: {sample.qualname}, sample of {sample.rows} rows"
+
+
+def largest_change(before: Outputs, after: Outputs) -> float:
     """The largest absolute difference between two calls' floating point outputs.
 
     Ids and masks are left out: their differences are no measure. It is infinite where one value
@@ -114,7 +180,11 @@ def _largest_difference(old: torch.Tensor, new: torch.Tensor) -> float:
 
 
 def compare(
-    where: str, received: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance
+    where: str,
+    received: torch.Tensor,
+    expected: torch.Tensor,
+    tolerance: Tolerance,
+    ending: str = AT_BUILD,
 ) -> None:
     """See that an output is another.
 
@@ -127,7 +197,7 @@ def compare(
         )
         raise SelfTestError(message)
     if not expected.is_floating_point():
-        _compare_exact(where, received, expected)
+        _compare_exact(where, received, expected, ending)
         return
     wanted, given = expected.double().flatten(), received.double().flatten()
     size = wanted.abs()
@@ -143,18 +213,17 @@ def compare(
         message = (
             f"{where}[{position}]: received {float(received.flatten()[position]):.6g}, expected "
             f"{float(wanted[position]):.6g}, at most {float(allowed[position]):.2g} apart; "
-            "this worker's model does not answer as it did when the archive was built"
+            f"{ending}"
         )
         raise SelfTestError(message)
 
 
-def _compare_exact(where: str, received: torch.Tensor, expected: torch.Tensor) -> None:
+def _compare_exact(where: str, received: torch.Tensor, expected: torch.Tensor, ending: str) -> None:
     """Ids and masks: equal, but for the few that a near tie of scores may swap."""
     differing = int((received != expected).sum())
     if differing > MOST_SWAPPED * expected.numel():
         message = (
             f"{where}: {differing} of {expected.numel()} values differ, expected at most "
-            f"{MOST_SWAPPED:.0%}; this worker's model does not answer as it did when the archive "
-            "was built"
+            f"{MOST_SWAPPED:.0%}; {ending}"
         )
         raise SelfTestError(message)

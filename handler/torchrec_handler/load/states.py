@@ -11,6 +11,7 @@ from torchrec_handler.archive.format import DenseDtypes, Index, Report, Signatur
 from torchrec_handler.kernels.graph.method import (
     GraphMethod,
 )
+from torchrec_handler.kernels.graph.part import PartForward
 from torchrec_handler.load.factory import FactoryOutput
 from torchrec_handler.load.package import Package
 from torchrec_handler.options import Options
@@ -91,6 +92,8 @@ class Predictor:
     """What kernels replaced."""
     graphs: Mapping[str, GraphMethod] = field(default_factory=dict)
     """Methods that are computed as graphs, by their names; the module calls them by itself."""
+    parts: Mapping[str, PartForward] = field(default_factory=dict)
+    """Modules of other methods that are, by their paths in the module."""
     dense: DenseDtypes | None = None
     """What was decided by layer."""
     package: Package | None = None

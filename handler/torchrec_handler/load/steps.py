@@ -191,6 +191,7 @@ def make_ready(
         plan=laid.plan,
         report=placed.report,
         graphs=placed.graphs,
+        parts=placed.parts,
         dense=placed.dense,
         package=made.package,
     )

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from torchrec_handler.archive.delta import SUFFIX, Head, list_deltas, read_head
+from torchrec_handler.archive.delta import Head, list_deltas, read_head, sequence_of
 from torchrec_handler.errors import DeltaError
 from torchrec_handler.updates.control import Control
 
@@ -59,6 +59,8 @@ class Arrivals:
         self._look(served, control.run, refuse)
         found: tuple[Path, Head] | None = None
         for path, head in list(self._waiting.items()):
+            if head.from_sequence > served + 1:
+                continue  # nearly all of thousands that a new copy waits for
             if head.follows(served, digest):
                 if found is None or head.sequence > found[1].sequence:
                     found = path, head
@@ -112,7 +114,7 @@ class Arrivals:
         for path in paths:
             if path in self._waiting:
                 continue
-            sequence = int(path.name.removesuffix(SUFFIX).rpartition("-")[2])
+            sequence = sequence_of(path)
             if self._is_first and sequence <= served:
                 self.ignore(path)  # what was served before this worker was
                 continue

@@ -21,6 +21,7 @@ from torchrec_handler.histogram import Histogram
 from torchrec_handler.updates.arrivals import Arrivals
 from torchrec_handler.updates.gate import open_lock
 from torchrec_handler.updates.live import Live
+from torchrec_handler.updates.samples import SampleTest
 from torchrec_handler.updates.weights import Weights
 from torchrec_handler.updates.workers import Seat, missing
 
@@ -30,7 +31,7 @@ ELECTED = "follower"
 REFUSED = ".refused"
 REASONS = (
     *("base", "run", "previous", "fork", "damaged", "signature"),
-    *("table", "ids", "values", "dense"),
+    *("table", "ids", "values", "dense", "samples"),
 )
 """Why deltas are refused: `DeltaError.reason`."""
 PAUSES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -75,9 +76,23 @@ class Source:
 class Follower:
     """Follows a folder of deltas."""
 
-    def __init__(self, live: Live, source: Source, weights: Weights[Any]) -> None:
-        """Prepare it, with the copy as it was opened for this thread, and its dense weights."""
+    def __init__(
+        self,
+        live: Live,
+        source: Source,
+        weights: Weights[Any],
+        samples: SampleTest | None = None,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            live: the copy, as it was opened for this thread.
+            source: what that is made of.
+            weights: its dense weights.
+            samples: what each delta is tried with before it is served; None: with nothing.
+        """
         self.live, self._control, self._source = live, live.control, source
+        self._samples = samples
         self._weights, self._seat = weights, Seat(live.folder)
         self._arrivals = Arrivals(source.deltas, source.base)
         self._lock = open_lock(live.folder / ELECTED)
@@ -99,6 +114,8 @@ class Follower:
             control.caught_up = control.preparing = 0
         self._mend()
         self._prepare(control.served_dense)
+        if self._samples:
+            self._samples.prepare()
         while (found := self._arrivals.next(self._control, self._refuse)) is not None:
             self._take(*found)
         self._control.caught_up = 1
@@ -143,9 +160,11 @@ class Follower:
             if delta.head != head:  # another file meanwhile
                 self._arrivals.look_again(path)
                 return
-            self._check(delta)
+            check_delta(delta, self._source.index, self._source.dense)
             dense = self._lay(delta) if delta.dense else self._control.served_dense
+            self._try(delta, dense)
         except DeltaError as error:
+            self._control.preparing = 0
             self._refuse(path, error)
             return
         self.live.touch(delta)
@@ -158,9 +177,6 @@ class Follower:
         self.counts.pause.add(self._control.pause / 1e6)
         self.counts.waited += self._control.waited / 1e6
 
-    def _check(self, delta: Delta) -> None:
-        check_delta(delta, self._source.index, self._source.dense)
-
     def _prepare(self, number: int) -> None:
         """Have dense weights ready, before a forward call needs them."""
         try:
@@ -170,27 +186,36 @@ class Follower:
         self._seat.tell(number)
 
     def _lay(self, delta: Delta) -> int:
-        """Lay dense weights beside the copy, and wait until all workers have them ready.
+        """Lay dense weights beside the copy, for all workers to get ready."""
+        control = self._control
+        control.numbers += 1
+        self._weights.write(control.numbers, control.served_dense, delta.dense)
+        control.preparing = control.numbers
+        return control.numbers
+
+    def _try(self, delta: Delta, number: int) -> None:
+        """Try a delta with samples, and get its dense weights ready."""
+        try:
+            if self._samples:
+                self._samples.check(delta, number)
+            if delta.dense:
+                self._prepare(number)
+        except LoadError as error:
+            message = f"{delta.path.name}: {error}"
+            raise DeltaError(message, reason="dense") from error
+        if delta.dense:
+            self._wait(delta, number)
+
+    def _wait(self, delta: Delta, number: int) -> None:
+        """Wait until all workers have dense weights ready.
 
         One that takes too long makes them before its next forward call.
         """
-        control = self._control
-        control.numbers += 1
-        number = control.numbers
-        self._weights.write(number, control.served_dense, delta.dense)
-        control.preparing = number
-        try:
-            self._prepare(number)
-        except LoadError as error:
-            control.preparing = 0
-            message = f"{delta.path.name}: {error}"
-            raise DeltaError(message, reason="dense") from error
         end = time.monotonic() + LONGEST_SECONDS
         while (left := missing(self.live.folder, number)) and time.monotonic() < end:
             time.sleep(0.005)
         if left:
             logger.warning("%s: %d workers do not have its weights ready", delta.path.name, left)
-        return number
 
     def _refuse(self, path: Path, error: DeltaError) -> None:
         logger.error("Delta refused (%s): %s", error.reason, error)

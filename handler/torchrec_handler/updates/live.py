@@ -5,6 +5,7 @@ written into them. A delta is durable before the control page says that its rows
 so whoever finds them half written writes them again, from the same file.
 """
 
+import ctypes
 import hashlib
 import mmap
 import os
@@ -26,6 +27,16 @@ LIVE = "live.bin"
 NEW = ".new"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 BLOCK = 2**26
+SECTOR = 512
+"""Bytes that `st_blocks` counts in."""
+HUGE_PAGE_BYTES = 2**21
+MAP_FIXED, MADV_COLLAPSE = 0x10, 25
+"""Of Linux's mman.h."""
+_libc = ctypes.CDLL(None)
+_mmap, _madvise = _libc.mmap, _libc.madvise
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Rows(Protocol):
@@ -153,21 +164,21 @@ class Live:
     def make(self, tables: Path) -> None:
         """Copy the archive's tables, of which the copy is generation 0.
 
-        By the one who is elected alone.
+        By the one who is elected alone. What nobody maps of the archive leaves memory behind the
+        copying, as both need not be there at once.
 
         Raises:
             OSError: there is no room.
         """
         made = self.path.with_suffix(NEW)
         made.unlink(missing_ok=True)
-        with tables.open("rb") as source, made.open("xb") as target:
+        with tables.open("rb") as source, made.open("x+b") as target:
             os.fchmod(target.fileno(), 0o600)
-            left = os.fstat(source.fileno()).st_size
-            os.posix_fallocate(
-                target.fileno(), 0, max(left, 1)
-            )  # no bus error later for want of room
-            while left:
-                left -= os.sendfile(target.fileno(), source.fileno(), None, min(left, BLOCK))
+            size = os.fstat(source.fileno()).st_size
+            # A tmpfs with huge=within_size has huge pages of what lies within a file's size.
+            target.truncate(max(size, 1))
+            for start in range(0, size, BLOCK):
+                _copy(source.fileno(), target.fileno(), start, min(start + BLOCK, size))
         with self.gate.closed():
             control = self.control
             control.copies += 1
@@ -181,7 +192,7 @@ class Live:
     def made_bytes(self) -> int:
         """How much of a copy that is being made is there."""
         try:
-            return self.path.with_suffix(NEW).stat().st_size
+            return self.path.with_suffix(NEW).stat().st_blocks * SECTOR
         except FileNotFoundError:
             return 0
 
@@ -270,3 +281,32 @@ class Live:
         control.run = control.applying_run
         control.deltas += 1
         control.turns += 1
+
+
+def _copy(source: int, target: int, start: int, end: int) -> None:
+    """Copy bytes into a new file, and leave those of the old one to nobody's memory.
+
+    Raises:
+        OSError: there is no room.
+    """
+    os.posix_fallocate(target, start, end - start)  # no bus error later for want of room
+    os.lseek(target, start, os.SEEK_SET)
+    at = start
+    while at < end:
+        at += os.sendfile(target, source, at, end - at)
+    os.posix_fadvise(source, start, end - start, os.POSIX_FADV_DONTNEED)
+    _collapse(target, start, end - start)
+
+
+def _collapse(file: int, start: int, size: int) -> None:
+    """Ask for huge pages of what is written, which a tmpfs gives so whatever it is mounted with.
+
+    Only where addresses lie in huge pages as the file does; a kernel without them does nothing.
+    """
+    with mmap.mmap(-1, size + HUGE_PAGE_BYTES) as reserved:
+        first = ctypes.addressof(held := ctypes.c_char.from_buffer(reserved))
+        del held  # which would keep it from being closed
+        aligned = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        flags = mmap.MAP_SHARED | MAP_FIXED
+        if _mmap(aligned, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, start) == aligned:
+            _madvise(aligned, size, MADV_COLLAPSE)

@@ -10,10 +10,8 @@ from torchrec_handler.errors import OptionError
 from torchrec_handler.updates.live import live_folder, prefix_of
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-MEMORY = Path("/proc/meminfo")
 LEFT_SECONDS = 600.0
 """A copy that nobody has held for so long is not waited for by workers that start again."""
-SHARED = ("tmpfs", "ramfs", "hugetlbfs")
 
 
 def hold_folder(place: Path, model: str, base: str, deltas: Path) -> tuple[Path, int]:
@@ -68,37 +66,3 @@ def _remove_if_left(folder: Path) -> None:
         pass
     finally:
         os.close(lock)
-
-
-def check_room(place: Path, needed: int) -> None:
-    """See that a copy of so many bytes fits.
-
-    Raises:
-        OptionError: there is less room, or less memory.
-    """
-    found = os.statvfs(place)
-    room = {f"{place}": found.f_bavail * found.f_frsize}
-    if _is_memory(place):
-        room["memory"] = _available()
-    for where, free in room.items():
-        if free < needed:
-            message = (
-                f"torchrec.updates.place: the live copy of the tables takes {needed / 1e9:.2f} GB, "
-                f"and {where} has {free / 1e9:.2f} GB left; name another folder, or leave out "
-                "torchrec.updates.folder"
-            )
-            raise OptionError(message)
-
-
-def _is_memory(place: Path) -> bool:
-    """Whether a folder's files are kept in memory alone."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
-    real = place.resolve()
-    owners = [(mount[1], mount[2]) for mount in mounts if real.is_relative_to(mount[1])]
-    return max(owners, key=lambda owner: len(owner[0]), default=("", ""))[1] in SHARED
-
-
-def _available() -> int:
-    lines = MEMORY.read_text("ascii").splitlines()
-    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return int(kilobytes) * 1024

@@ -4,27 +4,43 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from torchrec_handler.archive.delta import list_deltas, read_delta
-from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index, sha256
+from torchrec_handler.archive.format import DENSE, INDEX, SAMPLES, TABLES, Index, sha256
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import LoadError, OptionError, Unusable
 from torchrec_handler.load.loader import load_again, read_dense
 from torchrec_handler.load.process import unchanged_process
+from torchrec_handler.load.self_test import tolerance_of
 from torchrec_handler.load.states import Predictor
 from torchrec_handler.options import Options, Updates
 from torchrec_handler.tables.store import TableStore
 from torchrec_handler.updates.follow import Counts, Follower, Following, Source
 from torchrec_handler.updates.live import Live
-from torchrec_handler.updates.place import check_room, hold_folder
+from torchrec_handler.updates.place import hold_folder
+from torchrec_handler.updates.room import check_room
+from torchrec_handler.updates.samples import Recorded, SampleTest, replay_served
 from torchrec_handler.updates.weights import Weights
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+
+class Model(NamedTuple, Generic[T]):
+    """What is served, and how to make it with other weights."""
+
+    first: T
+    """With the archive's."""
+    build: Callable[[Mapping[str, torch.Tensor]], T]
+    """With those of a delta."""
+    test: Callable[[Live, Weights[T]], SampleTest] | None = None
+    """Makes what each delta is tried with before it is served; None: with nothing."""
 
 
 class Served(Generic[T]):
@@ -97,6 +113,11 @@ class Served(Generic[T]):
     def served(self) -> int:
         """The generation that forward calls are of which begin now."""
         return self._control.served if self._copy else 0
+
+    @property
+    def digest(self) -> str:
+        """Of that generation, as the delta behind it names it."""
+        return self._control.served_sha256
 
     @property
     def lag(self) -> int:
@@ -220,15 +241,24 @@ def serve_updates(
         with unchanged_process():
             return load_again(predictor, options, dense)
 
-    return start(updates, name, source, store, (predictor, build))
+    samples = read_samples(archive / SAMPLES) if options.self_test and index.samples else []
+    if not samples:
+        return start(updates, name, source, store, Model(predictor, build))
+    recorded = Recorded(
+        predictor=predictor,
+        options=options,
+        samples=samples,
+        tolerance=tolerance_of(options, predictor.dense),
+    )
+    model = Model(predictor, build, partial(SampleTest, recorded))
+    served = start(updates, name, source, store, model)
+    if served.served:
+        replay_served(served, source.deltas, recorded)
+    return served
 
 
 def start(
-    options: Updates,
-    name: str,
-    source: Source,
-    store: TableStore,
-    model: tuple[T, Callable[[Mapping[str, torch.Tensor]], T]],
+    options: Updates, name: str, source: Source, store: TableStore, model: Model[T]
 ) -> Served[T]:
     """Follow a folder of deltas, see `serve_updates`.
 
@@ -237,16 +267,18 @@ def start(
         name: of the model.
         source: what the live copy is made of.
         store: what lookups read.
-        model: with the archive's dense weights, and how to make one with others.
+        model: what is served.
     """
     place, deltas = Path(options.place), source.deltas
     folder, held = hold_folder(place, name, source.base, deltas)
-    weights = Weights(folder, source.dense, *model)
+    weights = Weights(folder, source.dense, model.first, model.build)
     live, own = (Live(folder, store.entries, deltas, read_delta) for _ in range(2))
     if not live.control.copy:
         check_room(place, (source.archive / TABLES).stat().st_size - live.made_bytes())
     is_waited_for = bool(live.control.copy or list_deltas(deltas))
-    following = Following(Follower(own, source, weights), options.poll_seconds)
+    test = model.test(own, weights) if model.test else None
+    follower = Follower(own, source, weights, test)
+    following = Following(follower, options.poll_seconds)
     served = Served(live, store, weights, held, following)
     if is_waited_for:
         served.ready()

@@ -59,7 +59,7 @@ class Weights(Generic[T]):
             before: the number of those that are changed.
             changed: name -> tensor.
         """
-        whole = {**(load_file(self._path(before)) if before else self._own), **changed}
+        whole = {**self.read(before), **changed}
         made = self._path(number).with_suffix(".new")
         # Names of one tensor are told apart, as a delta may change one of them.
         save_file({name: value.clone().contiguous() for name, value in whole.items()}, made)
@@ -75,9 +75,17 @@ class Weights(Generic[T]):
         with self._lock:
             if self.ready.number != number:
                 began = time.perf_counter()
-                model = self._build(load_file(self._path(number)) if number else self._own)
+                model = self._build(self.read(number))
                 self.ready = Ready(number, model)
                 logger.info("Weights %d: ready in %.2f s", number, time.perf_counter() - began)
+
+    def read(self, number: int) -> Mapping[str, torch.Tensor]:
+        """Weights by name.
+
+        Raises:
+            OSError: they are not there any more.
+        """
+        return load_file(self._path(number)) if number else self._own
 
     def are_there(self, number: int) -> bool:
         """Whether they lie beside the copy, or are the archive's."""

@@ -223,3 +223,10 @@ class ManagedFactory(PooledFactory):
 
     def predict_module(self, model: torch.nn.Module) -> Any:
         return ManagedPredictModule(model, "cpu")
+
+
+class WideFactory(ManagedFactory):
+    """Takes its ids in 64 bits."""
+
+    def predict_module(self, model: torch.nn.Module) -> Any:
+        return PooledPredictModule(model, "cpu")

@@ -161,6 +161,7 @@ def test_the_options_of_deltas_are_these() -> None:
         "--ignore-weights": ("PATTERN", False, [], None),
         "--after": ("N", False, None, None),
         "--max-rows": ("ROWS", False, 100_000, None),
+        "--no-outputs": (None, False, False, None),
         **DELTAS,
         **SIGNED,
     }

@@ -44,7 +44,12 @@ def test_every_option_has_a_default(text: str) -> None:
             "rows_per_forward": 4_096,
         },
         "record": {"rate": 0.0, "folder": None, "max_bytes": 100_000_000},
-        "updates": {"folder": None, "place": Updates().place, "poll_seconds": 0.02},
+        "updates": {
+            "folder": None,
+            "place": Updates().place,
+            "poll_seconds": 0.02,
+            "max_output_change": None,
+        },
         "self_test": True,
         "verify": "code",
         "out_of_range_ids": "reject",
@@ -77,7 +82,8 @@ def test_every_option_can_be_given() -> None:
             seconds_of_reading: 5
             rows_per_forward: 6
           record: {rate: 0.5, folder: /var/requests, max_bytes: 7}
-          updates: {folder: /var/deltas, place: /mnt/memory, poll_seconds: 0.5}
+          updates:
+            {folder: /var/deltas, place: /mnt/memory, poll_seconds: 0.5, max_output_change: 0.3}
           self_test: false
           verify: full
           out_of_range_ids: modulo
@@ -111,7 +117,12 @@ def test_every_option_can_be_given() -> None:
             "rows_per_forward": 6,
         },
         "record": {"rate": 0.5, "folder": "/var/requests", "max_bytes": 7},
-        "updates": {"folder": "/var/deltas", "place": "/mnt/memory", "poll_seconds": 0.5},
+        "updates": {
+            "folder": "/var/deltas",
+            "place": "/mnt/memory",
+            "poll_seconds": 0.5,
+            "max_output_change": 0.3,
+        },
         "self_test": False,
         "verify": "full",
         "out_of_range_ids": "modulo",

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchrec_handler.errors import RequestError
+from torchrec_handler.front.periodic import Periodic
+from torchrec_handler.front.series import Counted
 from torchrec_handler.front.torchserve.metrics import Metrics
-from torchrec_handler.front.torchserve.periodic import Periodic
 from torchrec_handler.front.torchserve.refusals import Refusals
 from torchrec_handler.serve.engine import Engine
 from torchrec_handler.serve.observe import Totals
@@ -42,8 +43,8 @@ class Books:
             tasks.append(recorder.write)
         if cache is not None:
             named = (engine.model_name, version)
-            counted = engine.out_of_range_ids
-            tasks.append(Metrics(cache, named, totals, counted, engine.updates).emit)
+            counted = Counted(totals, engine.out_of_range_ids, engine.updates)
+            tasks.append(Metrics(cache, named, counted).emit)
         self._periodic = Periodic(tasks)
 
     def enter(

@@ -1,6 +1,6 @@
 """The engine's answers as Triton's: output tensors, or its error."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import triton_python_backend_utils as backend
 
 from torchrec_handler.archive.repository import BODY, CONTENT_TYPE
 from torchrec_handler.errors import (
+    InvalidRequest,
     OutOfMemory,
     Overloaded,
     PredictError,
@@ -36,8 +37,8 @@ class Answers:
         """Take the outputs that the model's configuration names; Triton hands on no others."""
         self._outputs = frozenset(outputs)
 
-    def write(self, outcome: Response | RequestError) -> Any:
-        """Write an answer.
+    def write(self, outcome: Response | RequestError, request: Any) -> Any:
+        """Write the answer to a request.
 
         Returns:
             A `pb_utils.InferenceResponse`. An answer to tensors is tensors, and JSON in `BODY`
@@ -54,7 +55,19 @@ class Answers:
                 backend.Tensor(BODY, _text(document.body)),
                 backend.Tensor(CONTENT_TYPE, _text(document.content_type.encode())),
             ]
+        wanted = request.requested_output_names()
+        # They are all of them where a client names none.
+        if len(wanted) < len(self._outputs):
+            given = [tensor.name() for tensor in tensors]
+            if other := set(wanted).difference(given):
+                return backend.InferenceResponse(error=_error(_not_given(min(other), given)))
         return backend.InferenceResponse(tensors)
+
+
+def _not_given(name: str, given: Iterable[str]) -> RequestError:
+    """Triton lets an output pass that this answer has not, and leaves it out without a word."""
+    expected = f"one of {', '.join(given)}"
+    return InvalidRequest(where="outputs", received=name, expected=expected)
 
 
 def _error(error: RequestError) -> Any:

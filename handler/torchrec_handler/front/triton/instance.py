@@ -14,15 +14,19 @@ import yaml
 
 from torchrec_handler import options as torchrec_options
 from torchrec_handler.archive.format import MODEL_CONFIG
-from torchrec_handler.archive.repository import ARCHIVE, ENDED
+from torchrec_handler.archive.repository import ARCHIVE, ENDED, version_parameter
 from torchrec_handler.archive.trust import trusted_keys
 from torchrec_handler.errors import LoadError, RequestError, Unusable
+from torchrec_handler.front.periodic import Periodic
+from torchrec_handler.front.series import Counted
 from torchrec_handler.front.triton.answers import Answers
 from torchrec_handler.front.triton.ending import Ending
+from torchrec_handler.front.triton.metrics import Metrics
 from torchrec_handler.front.triton.requests import read
 from torchrec_handler.load import loader
 from torchrec_handler.load.process import become_worker, keep_what_is_loaded, worker_device
 from torchrec_handler.serve.engine import Engine
+from torchrec_handler.serve.observe import Totals
 from torchrec_handler.updates.served import serve_updates
 
 logger = logging.getLogger(__name__)
@@ -54,9 +58,14 @@ class TritonPythonModel:
         updates = serve_updates(options, args["model_name"], folder, predictor, keys)
         if options.record.rate:
             logger.warning("torchrec.record: requests are recorded by TorchServe's workers only")
-        self._engine = Engine(args["model_name"], predictor, options, updates=updates)
-        configured = json.loads(args["model_config"])["output"]
-        self._answers = Answers([output["name"] for output in configured])
+        totals = Totals()
+        self._engine = Engine(args["model_name"], predictor, options, totals, updates)
+        config = json.loads(args["model_config"])
+        self._answers = Answers([output["name"] for output in config["output"]])
+        counted = Counted(totals, self._engine.out_of_range_ids, updates)
+        metrics = Metrics((args["model_name"], _version(config, args["model_version"])), counted)
+        metrics.emit()  # to declare them all takes a quarter of a second
+        self._periodic = Periodic([metrics.emit])
         keep_what_is_loaded()
         self._ending = Ending(version / ENDED)
 
@@ -75,16 +84,24 @@ class TritonPythonModel:
             _end(error)
         for at, refusal in refused.items():
             outcomes.insert(at, refusal)
-        return list(map(self._answers.write, outcomes))
+        return list(map(self._answers.write, outcomes, requests))
 
     def finalize(self) -> None:
         """Triton unloads the model."""
         self._ending.called_for()
+        self._periodic.stop()
 
 
 def _options(path: Path) -> torchrec_options.Options:
     document = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     return torchrec_options.read_options(document or {})
+
+
+def _version(config: Mapping[str, Any], number: str) -> str:
+    """The archive's own, of which Triton's are numbers."""
+    told = config["parameters"].get(version_parameter(number), {"string_value": number})
+    _, _, version = told["string_value"].rpartition(" ")
+    return str(version)
 
 
 def _end(error: Unusable) -> NoReturn:

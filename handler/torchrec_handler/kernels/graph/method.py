@@ -45,6 +45,9 @@ USERS_TRIED = 2
 LEAST_IDS = 2
 """In each input: who follows a method takes it for known that a length is neither 0 nor 1."""
 
+MOST_KEPT = 4
+"""Batches that a part is tried on when its weights change."""
+
 FEW = 3
 """Rows of a block when blocks are tried."""
 
@@ -159,10 +162,12 @@ class GraphMethod:
             self._run.block = block
 
     def stay_alone(self) -> None:
-        """Keep nothing of what `shared` makes programs of, which nobody may ask for then."""
+        """Keep nothing of what `shared` makes programs of, which nobody may ask for then.
+
+        Of what it was tried on the smallest batches, for other weights.
+        """
         del self._captured
-        self.whole = None
-        self.trials = ()
+        self.trials = self.trials[:MOST_KEPT]
 
     def shared(self, shared: Shared) -> Callable[..., Any] | None:
         """How to compute requests of which some inputs are there once for all their rows.

@@ -34,6 +34,7 @@ from torchrec_handler.kernels.graph.method import (
 )
 from torchrec_handler.kernels.graph.parallel import join_parallel
 from torchrec_handler.kernels.graph.places import read_places
+from torchrec_handler.kernels.graph.program import Program
 from torchrec_handler.kernels.graph.sites import CannotCapture
 from torchrec_handler.kernels.graph.trials import Trial, differs
 from torchrec_handler.kernels.kernel import Target, not_for, typename
@@ -172,15 +173,20 @@ def choose(
 
 
 def with_weights(
-    old: GraphMethod, before: torch.nn.Module, after: torch.nn.Module, mode: Callable[[], Any]
+    old: GraphMethod,
+    method: Callable[[Batch], Any],
+    modules: tuple[torch.nn.Module, torch.nn.Module],
+    mode: Callable[[], Any],
+    finish: Callable[[Program], None] = lambda _: None,
 ) -> GraphMethod | None:
     """A graph with the weights of another module, which nobody follows again.
 
     Args:
-        old: captured of `before`.
-        before: a module.
-        after: one made as that was, ready to serve but for its graphs.
+        old: captured of the first module, or of a part of it.
+        method: what it is in the second.
+        modules: a module, and one made as that was, ready to serve but for its graphs.
         mode: what its methods are called in.
+        finish: what is done to the program once it is smaller.
 
     Returns:
         None where a constant of the graph is nowhere in the module, or it does not give what the
@@ -188,6 +194,7 @@ def with_weights(
     """
     if old.whole is None:
         return None
+    before, after = modules
     known, others = _tensors(before), _tensors(after)
     with building:
         program = old.whole.program.copy()
@@ -209,15 +216,17 @@ def with_weights(
         ]
         captured = replace(old.whole, program=program, sites=sites)
         reduce(captured)
-        graph = Graph(qualname=old.qualname, captured=captured, method=getattr(after, old.qualname))
-        method = GraphMethod(graph, old.target)
-        method.is_like(old)
+        finish(program)
+        made = GraphMethod(
+            Graph(qualname=old.qualname, captured=captured, method=method), old.target
+        )
+        made.is_like(old)
     with mode():
-        why = _differs(method, TOLERANCES[old.target.dtype])
+        why = _differs(made, TOLERANCES[old.target.dtype])
     if why is not None:
         logger.warning("%s: is no graph with its new weights: %s", old.qualname, why)
         return None
-    return method
+    return made
 
 
 def _tensors(module: torch.nn.Module) -> dict[Any, Any]:

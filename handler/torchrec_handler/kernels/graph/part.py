@@ -4,8 +4,9 @@ A part takes and gives tensors that have a row for each of its rows.
 Shapes: B rows of a part, which need not be those of the batch.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torchrec_handler.kernels.graph.capture import Batch, Captured, as_batch, fl
 from torchrec_handler.kernels.graph.lengths import LEAST, ROWS, Axis
 from torchrec_handler.kernels.graph.memory import is_new
 from torchrec_handler.kernels.graph.method import Graph, GraphMethod
-from torchrec_handler.kernels.graph.methods import reduce
+from torchrec_handler.kernels.graph.methods import reduce, with_weights
 from torchrec_handler.kernels.graph.program import Program, aten
 from torchrec_handler.kernels.graph.sites import CannotCapture
 from torchrec_handler.kernels.graph.trials import Trial
@@ -107,6 +108,12 @@ class Call:
             batch = pytree.tree_map(torch.Tensor.contiguous, batch)
         return batch
 
+    def of(self, module: torch.nn.Module) -> "Call":
+        """How a module is called that was made as this one was."""
+        call = copy.copy(self)
+        call.own = module.forward
+        return call
+
     def rows(self, batch: Batch) -> int:
         """B of what a call was given."""
         return int(flatten(batch)[1][self._first].shape[0])
@@ -132,12 +139,13 @@ class PartForward:
     """A graph in place of a module's forward."""
 
     def __init__(self, call: Call, method: GraphMethod) -> None:
-        self._call, self.method = call, method
+        """Take the place of `call.own`."""
+        self.call, self.method = call, method
         self._few = bool(call.few)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives."""
-        call = self._call
+        call = self.call
         batch = None
         if not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
             batch = call.batch(args, kwargs)
@@ -198,10 +206,29 @@ def capture_part(path: str, module: torch.nn.Module, calls: Sequence[Given]) -> 
     captured = Captured(
         program=traced.program, sites=[], rows=traced.rows, names=names, spec=traced.spec
     )
+    whole = replace(captured, program=captured.program.copy())
     reduce(captured)
     _own_results(captured.program)
-    graph = Graph(qualname=path, captured=captured, method=call.compute)
+    graph = Graph(qualname=path, captured=captured, method=call.compute, whole=whole)
     return Part(module=module, call=call, graph=graph, trials=trials)
+
+
+def part_with_weights(
+    old: PartForward, modules: tuple[torch.nn.Module, torch.nn.Module], mode: Callable[[], Any]
+) -> PartForward | None:
+    """A part with the weights of another predict module, see `with_weights`.
+
+    Args:
+        old: in place in the first module.
+        modules: as there.
+        mode: as there.
+    """
+    call = old.call.of(modules[1].get_submodule(old.method.qualname))
+    method = with_weights(old.method, call.compute, modules, mode, _own_results)
+    if method is None:
+        return None
+    method.stay_alone()
+    return PartForward(call, method)
 
 
 def _own_results(program: Program) -> None:

@@ -1,10 +1,13 @@
 """What Triton is told of an archive, and where its members lie in a repository."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.support.exact import EMBEDDING, INPUTS
 from torchrec_archiver.serving.archive import Model
@@ -13,6 +16,8 @@ from torchrec_handler.archive.format import (
     FORMAT_VERSION,
     INDEX,
     MANIFEST,
+    SAMPLES,
+    SAMPLES_KEY,
     Count,
     Index,
     InputSignature,
@@ -128,6 +133,42 @@ def test_outputs_of_several_tensors(result_metadata: str, names: list[str], tmp_
     found = model(tmp_path / "shop", replace(SIGNATURE, result_metadata=result_metadata))
     _, _, outputs = config(found, [found]).partition("output [")
     assert outputs.split('"')[1::2] == [*names, "body", "content_type"]
+
+
+def test_outputs_whose_sizes_differ_or_are_none_are_open(tmp_path: Path) -> None:
+    splits = {
+        "forward": {"vector": (OutputSplit(counts=OF_ROWS, shape=(8, 0)),)},
+        "short": {"vector": (OutputSplit(counts=OF_ROWS, shape=(4, 0)),)},
+    }
+    found = model(tmp_path / "shop", replace(SIGNATURE, splits=splits))
+    assert '{ name: "vector" data_type: TYPE_FP32 dims: [ -1, -1, -1 ] }' in config(found, [found])
+
+
+@pytest.mark.parametrize(
+    ("result_metadata", "told"),
+    [
+        ("dict_of_tensor", ["pair TYPE_UINT16 [ -1, -1 ]"]),
+        ("dict_of_tensors", ["pair.0 TYPE_UINT16 [ -1, -1 ]", "pair.1 TYPE_BOOL [ -1 ]"]),
+        (
+            "dict_with_mask_tensor",
+            ["pair.values TYPE_UINT16 [ -1, -1 ]", "pair.mask TYPE_BOOL [ -1 ]"],
+        ),
+    ],
+)
+def test_outputs_that_nobody_can_cut_are_as_they_were_recorded(
+    result_metadata: str, told: list[str], tmp_path: Path
+) -> None:
+    uncut = replace(SIGNATURE, splits={}, result_metadata=result_metadata)
+    found = model(tmp_path / "shop", uncut)
+    arrays = {
+        "0/outputs/pair/0": np.zeros((4, 2), np.uint16),
+        "0/outputs/pair/1": np.zeros(4, np.bool_),
+    }
+    calls = json.dumps([{"qualname": "forward", "rows": 4}])
+    save_file(arrays, found.folder / SAMPLES, {SAMPLES_KEY: calls})
+    _, _, outputs = config(found, [found]).partition("output [")
+    lines = re.findall(r'name: "(.*?)" data_type: (\w+) dims: (\[.*?\])', outputs)
+    assert [" ".join(line) for line in lines[:-2]] == told
 
 
 def test_names_that_are_taken(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ INDEX = Index(
     tables=ENTRIES,
     extra_files=(),
     sha256={},
-    samples=0,
+    samples=2,
 )
 DENSE = {
     "over.weight": torch.zeros(2, 3),
@@ -444,7 +444,7 @@ def _checked(path: Path) -> Delta | None:
 
 def test_a_thousand_damaged_files_are_refused(tmp_path: Path) -> None:
     chance = random.Random(7)  # noqa: S311
-    path = write(tmp_path, outputs=({"score": (torch.ones(3),)},))
+    path = write(tmp_path, outputs=({"score": (torch.ones(3),)},) * 2)
     good = path.read_bytes()
     assert _checked(path)
     for _ in range(1000):

@@ -12,6 +12,7 @@ from torchrec_handler.archive.samples import Sample, read_samples, save_samples
 from torchrec_handler.errors import ArchiveError, SelfTestError
 from torchrec_handler.load.self_test import (
     TOLERANCES,
+    check_kind,
     largest_change,
     self_test,
     tolerance_of,
@@ -209,3 +210,38 @@ def test_what_is_not_finite_in_both_is_no_change() -> None:
         after = {"a": (torch.tensor([1.0, torch.nan, other]),)}
         assert largest_change(before, after) == torch.inf
         assert largest_change(after, before) == torch.inf
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (
+            {"default": (torch.tensor([9.0, torch.nan, 1.0]),)},
+            ", output 'default': holds numbers that are not finite, as the archive's are",
+        ),
+        (
+            {"default": (torch.ones(2),)},
+            (
+                ", output 'default': received torch.float32 (2,), expected torch.float32 (3,), as "
+                "the archive's"
+            ),
+        ),
+        (
+            {"default": (torch.ones(3, dtype=torch.int64),)},
+            (
+                ", output 'default': received torch.int64 (3,), expected torch.float32 (3,), as "
+                "the archive's"
+            ),
+        ),
+        ({"other": (torch.ones(3),)}, ": received the outputs other, expected default"),
+    ],
+)
+def test_other_weights_give_other_numbers_and_nothing_else(
+    outputs: dict[str, tuple[torch.Tensor, ...]], said: str
+) -> None:
+    check_kind(make(), {"default": (torch.tensor([-1e9, 0.0, 1.0]),)})
+    infinite = changed([torch.inf, 5.0, 6.75])
+    check_kind(infinite, {"default": (torch.tensor([1.0, torch.nan, 6.75]),)})
+    with pytest.raises(SelfTestError) as error:
+        check_kind(make(), outputs)
+    assert str(error.value) == f"self-test: forward, sample of 3 rows{said}"

@@ -21,7 +21,7 @@ from torchrec_handler.archive.delta import read_delta
 from torchrec_handler.archive.format import TableKey
 from torchrec_handler.errors import OptionError
 from torchrec_handler.updates.follow import Following
-from torchrec_handler.updates.place import check_room, hold_folder
+from torchrec_handler.updates.place import hold_folder
 
 
 @pytest.fixture
@@ -299,19 +299,6 @@ def test_copies_that_nobody_holds_are_removed(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([second, third, stranger, recent])
     for one in (of_stranger, other, last):
         os.close(one)
-
-
-def test_a_copy_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    check_room(tmp_path, 1)
-    with pytest.raises(OptionError) as error:
-        check_room(Path("/dev/shm"), 10**15)  # noqa: S108  every Linux's
-    room, _, left = str(error.value).partition(" has ")
-    assert room == (
-        "torchrec.updates.place: the live copy of the tables takes 1000000.00 GB, and /dev/shm"
-    )
-    assert left.partition(" GB ")[2] == (
-        "left; name another folder, or leave out torchrec.updates.folder"
-    )
 
 
 def test_a_place_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rows that are read and written by several processes, some of which are killed."""
 
+import os
 import random
 import subprocess
 import sys
@@ -43,6 +44,24 @@ def test_rows_are_those_of_a_generation(live: Live, tmp_path: Path) -> None:
     assert (control.deltas, control.rows) == (2, 2 * updating.ROWS * updating.TABLES)
     assert control.served_created == 1.5e15
     assert control.pause >= control.waited
+
+
+def test_a_copy_is_made_piece_by_piece(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchrec_handler.updates.live.BLOCK", 2**13)
+    tables, made = tmp_path / "tables.bin", live.path.with_suffix(".new")
+    tables.write_bytes(np.random.default_rng(0).bytes(updating.SIZE))
+    with made.open("wb") as file:
+        file.truncate(updating.SIZE)
+        assert live.made_bytes() == 0
+        file.write(bytes(2**13))
+        file.flush()
+        os.fsync(file.fileno())
+        assert live.made_bytes() == 2**13
+    live.make(tables)
+    assert live.path.read_bytes() == tables.read_bytes()
+    assert (live.control.copy, live.made_bytes()) == (2, 0)
 
 
 def test_what_is_half_written_is_written_again_by_the_next_reader(
@@ -105,7 +124,8 @@ def test_no_reader_sees_two_generations(live: Live, tmp_path: Path) -> None:
 
 
 def test_without_the_gate_readers_see_two_generations(live: Live, tmp_path: Path) -> None:
-    assert mixes(live, tmp_path, is_gated=False)[1] > 0
+    # On a busy machine the two may take turns for as long as one run lasts.
+    assert any(mixes(live, tmp_path, is_gated=False)[1] for _ in range(20))
 
 
 def test_writers_that_are_killed_harm_nobody(live: Live, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,11 +19,14 @@ from tests.support.factories.kinds_pooled import ManagedFactory
 from tests.support.factories.ranking import MetaRankingPredictFactory, seeded
 from tests.support.keys import make_keys
 from tests.support.replayed import Weights, assert_same, replayed
+from torchrec_archiver.deltas import comparing
 from torchrec_archiver.deltas.base import Base, open_base
 from torchrec_archiver.deltas.history import rollback, squash
 from torchrec_archiver.deltas.making import Made, make_delta
 from torchrec_archiver.model import WeightsOf
-from torchrec_handler.archive.delta import list_deltas, read_delta, signature_of
+from torchrec_handler.archive.delta import Outputs, list_deltas, read_delta, signature_of
+from torchrec_handler.archive.format import SAMPLES
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.errors import BuildError, DeltaError
 
 GENERATIONS = 5
@@ -91,6 +96,41 @@ def test_deltas_lead_to_what_a_build_is(training: Trained, tmp_path: Path) -> No
     assert replayed(training.base, [])[0] != replayed(fresh, [])[0]
 
 
+def scores(outputs: Outputs | None) -> list[torch.Tensor]:
+    """What the samples give, as a delta says it."""
+    assert outputs is not None
+    return [one["logit"][0] for one in outputs]
+
+
+def test_deltas_say_what_a_build_gives(training: Trained, tmp_path: Path) -> None:
+    """To the archive's samples, at each generation; of one that is taken back what it gave then."""
+    first, last = (
+        [
+            sample.outputs["logit"][0]
+            for sample in read_samples(build(tmp_path / name, checkpoint) / SAMPLES)
+        ]
+        for name, checkpoint in zip(
+            ("first", "last"), training.checkpoints[::GENERATIONS], strict=True
+        )
+    )
+    with open_base(training.base) as base:
+        paths = make(base, tmp_path, training.checkpoints[-1], max_rows=30).paths
+        back, forward = rollback(base, tmp_path, 0), rollback(base, tmp_path, len(paths))
+        squashed = squash(base, tmp_path)
+        (silent,) = make(
+            base, tmp_path / "first", training.checkpoints[1], with_outputs=False
+        ).paths
+    pieces = [scores(read_delta(path).outputs) for path in paths]
+    newest = scores(read_delta(list_deltas(training.folder)[-1]).outputs)
+    torch.testing.assert_close(newest, last, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pieces[-1], newest)
+    assert len(pieces) > 2
+    assert all(not torch.equal(one[-1], other[-1]) for one, other in pairwise(pieces))
+    for path, expected in ((back, first), (forward, pieces[-1]), (squashed, pieces[-1])):
+        assert all(map(torch.equal, scores(read_delta(path).outputs), expected))
+    assert read_delta(silent).outputs is None
+
+
 def test_rows_that_are_the_same_once_encoded_are_left_out(training: Trained) -> None:
     first = training.made[0]
     (path,) = first.paths
@@ -103,6 +143,24 @@ def test_rows_that_are_the_same_once_encoded_are_left_out(training: Trained) -> 
     users = next(table for table in delta.tables if table.key.table == "t_user")
     assert 0 not in users.ids
     assert list(delta.dense) == first.dense == ["over.0.weight"]
+
+
+def test_tables_of_many_blocks_are_compared_in_their_order(
+    training: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "BLOCK_BYTES", 256)
+    with open_base(training.base) as base:
+        (path,) = make(base, tmp_path, training.checkpoints[1]).paths
+        ours, whole = read_delta(path), read_delta(training.made[0].paths[0])
+        for one, other in zip(ours.tables, whole.tables, strict=True):
+            assert one.key == other.key
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_array_equal(one.rows, other.rows)
+        invalid = {name: value.clone() for name, value in training.checkpoints[1].items()}
+        invalid[USER][[7, 30]] = torch.nan
+        with pytest.raises(BuildError) as error:
+            make(base, tmp_path, invalid)
+    assert str(error.value) == ("table 't_user', int8: row 7 holds nan, expected finite numbers")
 
 
 def test_a_rollback_is_what_an_earlier_generation_was(copied: Trained) -> None:
@@ -313,7 +371,7 @@ def test_the_commands_make_deltas_and_show_them(
         f"00000001-00000002.delta: update, generation 1 to 2, {squashed.stat().st_size:,} bytes"
     )
     assert lines[4].startswith("table t_user of _module.sparse: ")
-    assert lines[-1] == "weight over.0.weight: [16, 43]"
+    assert lines[-2:] == ["weight over.0.weight: [16, 43]", "outputs of 4 samples"]
     applied = ("--base", training.base, "--folder", other)
     assert run("apply", squashed, *applied) == 0
     assert run("apply", squashed, *applied) == 0

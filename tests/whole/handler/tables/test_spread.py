@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.factories.kinds_base import KindFactory
-from tests.support.factories.kinds_pooled import SumFactory
+from tests.support.factories.kinds_tupled import MaskedFactory, SeveralFactory
 from tests.support.kinds import CPU, KINDS, batch, prepare, random_request, signature
 from tests.support.on_ranks import on_ranks
 from torchrec_handler.load.call import call_method, read_result, to_host
@@ -36,32 +36,11 @@ LOOKED_UP_ONCE = ("widths", "dlrm")
 REQUESTS = (50, 40)
 """Rows of requests whose first feature is shared."""
 
-
-class Tupled(torch.nn.Module):
-    """Gives a score and whether it is above zero."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, inputs: Any) -> Any:
-        return {name: (value, value > 0) for name, value in self.inner(inputs).items()}
-
-
-class Masked(SumFactory):
-    def create_predict_module(self) -> torch.nn.Module:
-        return Tupled(super().create_predict_module())
-
-    def result_metadata(self) -> str:
-        return "dict_with_mask_tensor"
-
-
-class Several(Masked):
-    def result_metadata(self) -> str:
-        return "dict_of_tensors"
-
-
-FACTORIES: Mapping[str, type[KindFactory]] = {**KINDS, "masked": Masked, "several": Several}
+FACTORIES: Mapping[str, type[KindFactory]] = {
+    **KINDS,
+    "masked": MaskedFactory,
+    "several": SeveralFactory,
+}
 
 
 def differences(

@@ -17,11 +17,14 @@ from torchrec_archiver.deltas.history import rollback
 from torchrec_archiver.deltas.making import make_delta
 from torchrec_archiver.model import WeightsOf
 from torchrec_handler.archive.delta import read_delta
-from torchrec_handler.archive.format import DENSE, INDEX, TABLES, Index, sha256
+from torchrec_handler.archive.format import DENSE, INDEX, SAMPLES, TABLES, Index, sha256
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.load.loader import load_again, read_dense
+from torchrec_handler.load.self_test import TOLERANCES
 from torchrec_handler.options import Options
 from torchrec_handler.updates.follow import Follower, Source
 from torchrec_handler.updates.live import Live
+from torchrec_handler.updates.samples import Recorded, SampleTest
 from torchrec_handler.updates.weights import Weights
 
 GENERATIONS = int(os.environ.get("GENERATIONS", "15"))
@@ -65,7 +68,7 @@ def assert_is(follower: Follower, archive: Path) -> None:
 
 @pytest.fixture
 def follower(tmp_path: Path) -> Follower:
-    """Of an archive and a folder that are empty of deltas."""
+    """Of an archive and a folder that are empty of deltas; it replays samples."""
     archive, deltas, live = (
         build(tmp_path / "base", dict(seeded().state_dict())),
         *(tmp_path / name for name in ("deltas", "live")),
@@ -82,7 +85,14 @@ def follower(tmp_path: Path) -> Follower:
         keys=(),
     )
     made = Live(live, {entry.key: entry for entry in index.tables}, deltas, read_delta)
-    return Follower(made, source, Weights(live, source.dense, {}, dict))
+    weights = Weights(live, source.dense, good.load_folder(archive), lambda _: weights.ready.model)
+    recorded = Recorded(
+        predictor=weights.ready.model,
+        options=Options(),
+        samples=read_samples(archive / SAMPLES),
+        tolerance=TOLERANCES["float32"],
+    )
+    return Follower(made, source, weights, SampleTest(recorded, made, weights))
 
 
 def test_rows_are_those_of_a_build(follower: Follower, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from tests.support.followed import Server
 from tests.support.paths import ROOT
 from torchrec_handler.errors import InvalidRequest
-from torchrec_handler.front.torchserve.metrics import GAUGES, METRICS, UPDATES, Metrics
+from torchrec_handler.front.series import ERRORS, GAUGES, METRICS, UPDATES, Counted
+from torchrec_handler.front.torchserve.answers import STATUSES
+from torchrec_handler.front.torchserve.metrics import Metrics
 from torchrec_handler.serve.observe import Event, Totals
 from torchrec_handler.updates.served import Served
 
@@ -44,7 +46,7 @@ class Worker:
         self.totals = Totals()
         self.features = {"user": 0, "a,b:c|d": 0}
         model = ("shop:ranking", "1.0")
-        self.metrics = Metrics(cache, model, self.totals, lambda: self.features, updates)
+        self.metrics = Metrics(cache, model, Counted(self.totals, lambda: self.features, updates))
         self._caplog = caplog
 
     def emitted(self) -> dict[Series, float]:
@@ -78,6 +80,7 @@ def worker(caplog: pytest.LogCaptureFixture) -> Worker:
 def test_every_series_begins_at_zero(worker: Worker) -> None:
     first = worker.emitted()
     assert {name for name, _ in first} == set(METRICS)
+    assert set(ERRORS) == set(STATUSES)
     assert set(first.values()) == {0.0}
     assert ("torchrec_errors_total", "Overloaded") in first
     assert ("torchrec_out_of_range_ids_total", "a_b_c_d") in first
@@ -173,7 +176,7 @@ def test_what_metrics_config_declares_is_taken(
     cache = MetricsCacheYamlImpl(str(path))
     cache.initialize_cache()
     caplog.set_level(logging.INFO)
-    Metrics(cache, ("ranking", "1.0"), Totals(), dict).emit()
+    Metrics(cache, ("ranking", "1.0"), Counted(Totals(), dict)).emit()
     assert [
         one for one in caplog.messages if one.startswith("[METRICS]torchrec_rows_total.lines:0|")
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
+from tests.support.archives import good
+from tests.support.factories.branching import BranchingFactory
 from tests.support.graphs import (
     DENSE,
     FLOAT32,
@@ -26,6 +29,7 @@ from tests.support.graphs import (
 )
 from tests.support.sharing import Pair, batches
 from torchrec_handler.archive.format import Declined
+from torchrec_handler.archive.samples import read_samples
 from torchrec_handler.kernels.graph import methods
 from torchrec_handler.kernels.graph.method import EVERY, GraphMethod
 from torchrec_handler.kernels.graph.methods import capture_methods
@@ -33,6 +37,9 @@ from torchrec_handler.kernels.graph.part import Part, PartForward
 from torchrec_handler.kernels.graph.parts import capture_parts
 from torchrec_handler.kernels.graph.program import aten
 from torchrec_handler.kernels.graph.trials import Trial
+from torchrec_handler.load.loader import load_again, read_dense
+from torchrec_handler.load.self_test import answer
+from torchrec_handler.options import read_options
 
 ROWS = (1, 2, 7, 300)
 
@@ -334,3 +341,40 @@ def test_a_served_model_tells_its_parts(
     for requests in (batches(frozenset("uvabc"), 0), batches(frozenset(), 1)):
         for batch in requests:
             pair.assert_same(batch)
+
+
+def test_parts_stay_graphs_with_other_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(methods, "_time", lambda method: method.ranges.append(EVERY[0]))
+    archive = good.build(tmp_path, factory=BranchingFactory, archive_format="no-archive")
+    first = good.load_folder(archive)
+    paths = [f"_module.{name}" for name in ("tower", "over")]
+    assert list(first.parts) == paths
+    dense = {
+        name: one * 1.5 + 0.1 for name, one in read_dense(archive / "dense.safetensors").items()
+    }
+    again = load_again(first, read_options({}), dense)
+    off = read_options({"torchrec": {"kernels": {"off": "all"}}})
+    expected = load_again(good.load_folder(archive, kernels={"off": "all"}), off, dense)
+    assert list(again.parts) == paths
+    assert [one.path for one in again.report.replaced if one.kernel == "graph"] == paths
+    used = dict.fromkeys(paths, 0)
+    for path, forward in again.parts.items():
+        assert vars(again.module.get_submodule(path))["forward"] is forward
+        run = forward.method.compute
+
+        def counted(batch: Any, path: str = path, run: Any = run) -> Any:
+            used[path] += 1
+            return run(batch)
+
+        forward.method.compute = counted
+    samples = read_samples(archive / "samples.safetensors")
+    for sample in samples:
+        received, wanted, before = (
+            answer(one.module, sample, one.result_metadata, one.device)["default"][0]
+            for one in (again, expected, first)
+        )
+        torch.testing.assert_close(received, wanted, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(received, before)
+    assert used == dict.fromkeys(paths, len(samples))

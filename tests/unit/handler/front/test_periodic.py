@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from torchrec_handler.front.torchserve.periodic import Periodic
+from torchrec_handler.front.periodic import Periodic
 
 
 def test_tasks_are_called_until_it_stops() -> None:
