@@ -273,8 +273,9 @@ class Options(_Section):
 
     @property
     def precision(self) -> DenseDtype:
-        """The least precise type that anything may compute in: how exact outputs can be."""
-        return max(self.kernels.dtype, self._dense_dtype, key=PRECISIONS.index)
+        """The least precise type that anything computes or travels in: how exact outputs can be."""
+        types = self.kernels.dtype, self._dense_dtype, self.sharding.exchange_dtype
+        return max(types, key=PRECISIONS.index)
 
     @property
     def _dense_dtype(self) -> DenseDtype:

@@ -52,7 +52,8 @@ def tolerance_of(options: Options, dense: DenseDtypes | None) -> Tolerance:
     """
     if dense is None:
         return TOLERANCES[options.precision]
-    least = next(one for one in reversed(PRECISIONS) if one in {*dense.dtypes.values(), "float32"})
+    types = {*dense.dtypes.values(), options.sharding.exchange_dtype}
+    least = next(one for one in reversed(PRECISIONS) if one in types)
     return replace(TOLERANCES[least], absolute=dense.allowed)
 
 

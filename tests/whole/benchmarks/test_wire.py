@@ -53,9 +53,7 @@ def travelled(
     logging.disable(logging.WARNING)
     found = []
     for archive, sharding, ids in cases:
-        options = Options.model_validate(
-            {"sharding": {**sharding, "timeout_seconds": 30.0}, "self_test": False}
-        )
+        options = Options.model_validate({"sharding": {**sharding, "timeout_seconds": 30.0}})
         if not ranks.is_leader:
             load_follower(archive, options, CPU, ranks).run()
             continue

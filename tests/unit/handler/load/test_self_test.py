@@ -89,6 +89,10 @@ def test_what_was_decided_by_layer_may_be_off_by_what_was_allowed() -> None:
     tolerance = tolerance_of(options, dense)
     assert tolerance == dataclasses.replace(TOLERANCES["bfloat16"], absolute=0.5)
     assert tolerance_of(Options(), None) == TOLERANCES["float32"]
+    travels = Options.model_validate({"sharding": {"exchange_dtype": "float16"}})
+    assert tolerance_of(travels, None) == TOLERANCES["float16"]
+    exact = dataclasses.replace(dense, dtypes={"top.weight": "float32"})
+    assert tolerance_of(travels, exact).floor == TOLERANCES["float16"].floor
     self_test(Model(), [changed([9.49, 4.51, 6.75])], "dict_of_tensor", tolerance, CPU)
     with pytest.raises(SelfTestError) as caught:
         self_test(Model(), [changed([9.51, 5.0, 6.75])], "dict_of_tensor", tolerance, CPU)
