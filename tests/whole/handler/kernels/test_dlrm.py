@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,28 @@ from examples.movielens.data import load as load_movielens
 from tests.support.kinds import CPU
 from torchrec_handler.kernels import products
 from torchrec_handler.kernels.dlrm import Dlrm
+from torchrec_handler.kernels.graph import methods
+from torchrec_handler.kernels.graph.method import EVERY
+from torchrec_handler.load.factory import FORWARD
 from torchrec_handler.load.loader import load
 from torchrec_handler.options import PRECISIONS, DenseDtype, Options
 
 
+@pytest.mark.parametrize("is_graph", [False, True])
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_the_trained_models_auc_stays(
+def test_the_trained_models_auc_stays(  # noqa: PLR0913
     dtype: DenseDtype,
     trained: Path,
     movielens_archive: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_graph: bool,
 ) -> None:
     """On the test rows of MovieLens, to 0.0005 of float32, int8 tables included."""
+    # By time it would be one or the other.
+    timed = (lambda method: method.ranges.append(EVERY[0])) if is_graph else partial(str, "slower")
+    monkeypatch.setattr(methods, "_time", timed)
     # All but the first layer, which takes the dense features, and the last one.
     monkeypatch.setattr(products, "PACKED_WEIGHTS", 0)
     monkeypatch.setattr(products, "INT8_WEIGHTS", 1_000)
@@ -33,8 +43,11 @@ def test_the_trained_models_auc_stays(
     with zipfile.ZipFile(movielens_archive) as archive:
         archive.extractall(tmp_path)
     options = Options.model_validate({"dense": {"dtype": dtype}, "self_test": False})
-    module = load(tmp_path, options, CPU).module
-    assert isinstance(module.get_submodule("_module").forward, Dlrm) == (dtype != "float16")
+    predictor = load(tmp_path, options, CPU)
+    module = predictor.module
+    assert (FORWARD in predictor.graphs) == is_graph
+    if not is_graph:
+        assert isinstance(module.get_submodule("_module").forward, Dlrm) == (dtype != "float16")
     dataset = load_movielens()
     rows = dataset.test()
     scores = module(
