@@ -17,6 +17,9 @@ MOST_SWAPPED = 0.1
 
 AT_BUILD = "this worker's model does not answer as it did when the archive was built"
 
+LEAST = 1e-9
+"""Less is let pass: rounding changes the first digit of a sigmoid that is as good as 0."""
+
 Outputs = Mapping[str, tuple[torch.Tensor, ...]]
 """Of one call: output name -> its tensors."""
 
@@ -30,7 +33,7 @@ class Tolerance:
 
     relative: float
     floor: float
-    absolute: float = 0.0
+    absolute: float = LEAST
     """What an output may be off by in any case."""
 
 
@@ -54,7 +57,7 @@ def tolerance_of(options: Options, dense: DenseDtypes | None) -> Tolerance:
         return TOLERANCES[options.precision]
     types = {*dense.dtypes.values(), options.sharding.exchange_dtype}
     least = next(one for one in reversed(PRECISIONS) if one in types)
-    return replace(TOLERANCES[least], absolute=dense.allowed)
+    return replace(TOLERANCES[least], absolute=max(dense.allowed, LEAST))
 
 
 def self_test(

@@ -13,6 +13,7 @@ from torchrec_handler.errors import ArchiveError, SelfTestError
 from torchrec_handler.load.self_test import (
     TOLERANCES,
     check_kind,
+    compare,
     largest_change,
     self_test,
     tolerance_of,
@@ -74,6 +75,15 @@ def test_rounding_is_not_off() -> None:
         Model(), [changed([9.0005, 4.9998, 6.75])], "dict_of_tensor", TOLERANCES["float32"], CPU
     )
     self_test(Model(), [changed([9.05, 5.02, 6.75])], "dict_of_tensor", TOLERANCES["bfloat16"], CPU)
+
+
+def test_what_is_as_good_as_0_is_not_off() -> None:
+    """As a sigmoid of -80 is, whose logit is off by 1e-4 of itself."""
+    where, expected = "output", torch.tensor([1.14e-35])
+    compare(where, torch.tensor([1.13e-35]), expected, TOLERANCES["float32"])
+    compare(where, torch.tensor([0.0]), expected, TOLERANCES["float32"])
+    with pytest.raises(SelfTestError):
+        compare(where, torch.tensor([2e-9]), expected, TOLERANCES["float32"])
 
 
 def test_what_was_decided_by_layer_may_be_off_by_what_was_allowed() -> None:
