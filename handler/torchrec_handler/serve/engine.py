@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain, pairwise
 from typing import Any
@@ -168,9 +169,11 @@ class Engine:
             self._stages.done("split", alone, [request.rows for request in requests])
             return alone
         pieces: list[list[tuple[ValidRequest, HostResult | RequestError]]] = [[] for _ in requests]
-        with self._ahead.batch():
+        has_ranks = self._predictor.leader is not None
+        with self._ahead.batch() if has_ranks else nullcontext():
             for forward_call, following in _with_next(cut(requests, self._limits.rows_per_forward)):
-                self._begin(following)
+                if has_ranks:
+                    self._begin(following)
                 for position, piece, outcome in self._forward(qualname, forward_call):
                     pieces[position].append((piece, outcome))
         answers: list[Answer | RequestError] = []
@@ -183,13 +186,13 @@ class Engine:
         return answers
 
     def _begin(self, following: ForwardCall | None) -> None:
-        """Let other ranks, where there are any, know of the forward call after this one."""
-        predictor = self._predictor
-        if predictor.leader and following:
-            given = ([piece for _, piece in following], predictor.batching, predictor.device)
-            self._ahead.begin(lambda: combine(*given).inputs)
-        else:
+        """Let other ranks know of the forward call after this one."""
+        if following is None:
             self._ahead.begin(None)
+            return
+        predictor = self._predictor
+        given = ([piece for _, piece in following], predictor.batching, predictor.device)
+        self._ahead.begin(lambda: combine(*given).inputs)
 
     def _alone(self, qualname: str, request: ValidRequest) -> Answer:
         return answer(self._call(qualname, [request]), self._predictor.result_metadata)
@@ -224,7 +227,8 @@ class Engine:
         batch = combine(requests, predictor.batching, predictor.device)
         rows = sum(batch.rows)
         self._stages.called("batch", _count(requests), rows)
-        self._ahead.given = batch.inputs
+        if predictor.leader:
+            self._ahead.given = batch.inputs
         with look_up_once(batch.shared if self._looks_up_once else ()):
             result = predict(predictor.module, qualname, batch.inputs, predictor.result_metadata)
         self._stages.called("predict", _count(requests), rows)
