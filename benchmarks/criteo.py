@@ -4,6 +4,7 @@ The package interns this file, so it imports nothing but torch and torchrec.
 Shapes: B rows, F features, D width, N ids.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +126,17 @@ def kjt(features: int, values: torch.Tensor) -> KeyedJaggedTensor:
     config = CriteoConfig(rows=(1,) * features)
     lengths = torch.ones(values.numel(), dtype=torch.int32)
     return KeyedJaggedTensor(keys=config.features, values=values, lengths=lengths)
+
+
+def random_batch(tables: Sequence[int], rows: int, seed: int) -> dict[str, torch.Tensor]:
+    """What the predict module takes, one id a feature, anywhere in tables of so many rows."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(0, most, (rows,), generator=generator) for most in tables]
+    return {
+        "float_features": torch.rand(rows, DENSE_FEATURES, generator=generator),
+        "id_list_features.lengths": torch.ones(len(tables) * rows, dtype=torch.int32),
+        "id_list_features.values": torch.cat(ids).int(),
+    }
 
 
 def make_weights(config: CriteoConfig) -> dict[str, torch.Tensor]:

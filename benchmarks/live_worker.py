@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.criteo import DENSE_FEATURES
+from benchmarks.criteo import random_batch
 from torchrec_handler.archive.read import read_index
 from torchrec_handler.load.loader import load
 from torchrec_handler.load.process import become_worker
@@ -43,7 +43,9 @@ def main() -> None:
     rows = [entry.rows for entry in read_index(Path(archive)).tables]
     with torch.inference_mode():
         spent = {
-            count: _median([_batch(rows, count, seed) for seed in range(most)], predictor, served)
+            count: _median(
+                [random_batch(rows, count, seed) for seed in range(most)], predictor, served
+            )
             for count, most in BATCHES.items()
         }
     _say(copy_seconds=copied if updates else None, forward_us=spent)
@@ -73,16 +75,6 @@ def _forward(
         served.model.module(batch)
     finally:
         served.leave()
-
-
-def _batch(tables: Sequence[int], rows: int, seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = [torch.randint(0, most, (rows,), generator=generator) for most in tables]
-    return {
-        "float_features": torch.rand(rows, DENSE_FEATURES, generator=generator),
-        "id_list_features.lengths": torch.ones(len(tables) * rows, dtype=torch.int32),
-        "id_list_features.values": torch.cat(ids).int(),
-    }
 
 
 def _say(**said: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.criteo import DENSE_FEATURES, kjt
+from benchmarks.criteo import kjt, random_batch
 from benchmarks.wire import tcp_bytes
 from torchrec_handler.archive.format import TABLES, TableEntry
 from torchrec_handler.archive.read import read_index
@@ -71,7 +71,7 @@ def _lead(predictor: Predictor, folder: Path, rows: Sequence[int]) -> None:
         predictor.leader.look_up = _asking(predictor.leader.look_up, spent)  # type: ignore[method-assign]
     with torch.inference_mode():
         for count in rows:
-            batches = [_batch(tables, count, seed) for seed in range(WARM + BATCHES)]
+            batches = [random_batch(tables, count, seed) for seed in range(WARM + BATCHES)]
             for number, batch in enumerate(batches):
                 if number == WARM:
                     for each in spent.values():
@@ -101,7 +101,7 @@ def _ahead(predictor: Predictor, options: Options, folder: Path) -> dict[str, fl
     }
     spent: dict[str, list[float]] = defaultdict(list)
     for number in range(WARM + BATCHES):
-        batch = _batch(tables, CALLS * PIECE, number)
+        batch = random_batch(tables, CALLS * PIECE, number)
         request = TypedRequest(arrays={name: value.numpy() for name, value in batch.items()})
         for way in sorted(ways, reverse=number % 2 == 1):
             (answer,) = _timed(ways[way].predict, spent[way])([request])
@@ -146,16 +146,6 @@ def _asking(look_up: Callable[..., Any], spent: dict[str, list[float]]) -> Calla
         return look_up(asked, _timed(own, spent["own"]), *early)
 
     return _timed(timed, spent["asking"])
-
-
-def _batch(tables: list[int], rows: int, seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = [torch.randint(0, most, (rows,), generator=generator) for most in tables]
-    return {
-        "float_features": torch.rand(rows, DENSE_FEATURES, generator=generator),
-        "id_list_features.lengths": torch.ones(len(tables) * rows, dtype=torch.int32),
-        "id_list_features.values": torch.cat(ids).int(),
-    }
 
 
 def _of_every_page(entries: Sequence[TableEntry]) -> Iterator[torch.Tensor]:
