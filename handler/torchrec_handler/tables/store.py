@@ -6,7 +6,6 @@ inference lookup (`IntNBitTableBatchedEmbeddingBagsCodegen` with a row alignment
 reads any table at any offset of a buffer, so one buffer serves every plan.
 """
 
-import ctypes
 import mmap
 import os
 import warnings
@@ -24,20 +23,13 @@ from torchrec_handler.archive.format import TableEntry, TableKey, align
 from torchrec_handler.errors import WeightsError
 from torchrec_handler.tables.collection import Collections
 from torchrec_handler.tables.mapped import MappedFile
+from torchrec_handler.tables.pages import MADV_POPULATE_READ, advise, map_at
 from torchrec_handler.tables.rows import NAMES, check_kind, encode_rows, find_invalid
 
 KEPT_SHARE = 0.75
 """How much of a machine's memory tables may take and still stay there as a whole."""
 
 BLOCK = 2**25
-MAP_FIXED = 0x10
-MADV_POPULATE_READ = 22
-"""Of Linux's mman.h."""
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap, _madvise = _libc.mmap, _libc.madvise
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,30 +117,16 @@ class TableStore:
             if size != self.buffer.numel():
                 message = f"{path}: received {size} bytes, expected {self.buffer.numel()}"
                 raise OSError(message)
-            found = _mmap(
-                self.buffer.data_ptr(),
-                size,
-                mmap.PROT_READ,
-                mmap.MAP_SHARED | MAP_FIXED,
-                file.fileno(),
-                0,
-            )
-        if found != self.buffer.data_ptr():
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
+            map_at(self.buffer.data_ptr(), size, mmap.PROT_READ, file.fileno())
         if is_kept(size):
-            self._advise(mmap.MADV_HUGEPAGE, 0, size)
+            advise(self.buffer.data_ptr(), size, mmap.MADV_HUGEPAGE)
 
     def bring(self) -> None:
         """Let this process know where in memory all pages of the file are, before lookups ask."""
         size = self.buffer.numel()
         for start in range(0, size if is_kept(size) else 0, BLOCK):
             # Piece by piece, as nobody else gets memory of the system meanwhile.
-            self._advise(MADV_POPULATE_READ, start, min(BLOCK, size - start))
-
-    def _advise(self, advice: int, start: int, size: int) -> None:
-        """A kernel that does not know an advice does without it."""
-        _madvise(self.buffer.data_ptr() + start, size, advice)
+            advise(self.buffer.data_ptr() + start, min(BLOCK, size - start), MADV_POPULATE_READ)
 
     def rows(self, entry: TableEntry) -> torch.Tensor:
         """One table's rows, [rows, row_bytes] uint8, a view."""

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from torchrec_handler.archive.format import TableEntry, TableKey
 from torchrec_handler.errors import Unusable
+from torchrec_handler.tables.pages import MADV_COLLAPSE, advise, map_at
 from torchrec_handler.updates.control import Control
 from torchrec_handler.updates.gate import Gate
 
@@ -30,13 +32,6 @@ BLOCK = 2**26
 SECTOR = 512
 """Bytes that `st_blocks` counts in."""
 HUGE_PAGE_BYTES = 2**21
-MAP_FIXED, MADV_COLLAPSE = 0x10, 25
-"""Of Linux's mman.h."""
-_libc = ctypes.CDLL(None)
-_mmap, _madvise = _libc.mmap, _libc.madvise
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Rows(Protocol):
@@ -307,6 +302,6 @@ def _collapse(file: int, start: int, size: int) -> None:
         first = ctypes.addressof(held := ctypes.c_char.from_buffer(reserved))
         del held  # which would keep it from being closed
         aligned = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-        flags = mmap.MAP_SHARED | MAP_FIXED
-        if _mmap(aligned, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, start) == aligned:
-            _madvise(aligned, size, MADV_COLLAPSE)
+        with suppress(OSError):
+            map_at(aligned, size, mmap.PROT_READ | mmap.PROT_WRITE, file, start)
+            advise(aligned, size, MADV_COLLAPSE)
